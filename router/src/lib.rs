@@ -1,0 +1,4 @@
+//! HTTP in, steps out.
+
+pub mod error;
+pub mod infer;
