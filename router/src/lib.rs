@@ -1,4 +1,5 @@
 //! HTTP in, steps out.
 
+pub mod chat;
 pub mod error;
 pub mod infer;

@@ -1,0 +1,339 @@
+//! The chat template of the base model: compiled once, run with bounds.
+//!
+//! A template is code from whoever published the model; it is read at start and never from a request. Messages are
+//! data to it. What a run may cost is bounded all the same, since its input comes from a request.
+
+use std::{fs, io, path::Path};
+
+use minijinja::{
+    Environment, Error, ErrorKind,
+    syntax::SyntaxConfig,
+    value::{Serde, Value},
+};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde_json::Value as Json;
+
+use super::python;
+
+/// Instructions one rendering may take. The longest published template takes a few hundred per message.
+const FUEL: u64 = 5_000_000;
+/// Bytes one rendering may write: more than any context holds.
+const MAX_OUTPUT: usize = 16 << 20;
+/// Bytes of template source that are compiled.
+const MAX_SOURCE: usize = 1 << 20;
+
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
+
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    #[error("cannot read {file}")]
+    Read { file: &'static str, source: io::Error },
+    #[error("{file} is not JSON")]
+    Json { file: &'static str, source: serde_json::Error },
+    #[error("the chat template does not compile: {0}")]
+    Compile(String),
+    /// The text is for the user: the message that the template raised, or what went wrong in it.
+    #[error("{0}")]
+    Render(String),
+}
+
+/// The template, or templates, that come with a tokenizer.
+pub struct ChatTemplate {
+    env: Environment<'static>,
+    /// `bos_token`, `eos_token` and the other named special tokens.
+    special_tokens: Vec<(String, String)>,
+    /// Whether the source mentions the `developer` role; if not, its messages are given the role `system`.
+    knows_developer: bool,
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChatTemplate").field("special_tokens", &self.special_tokens).finish_non_exhaustive()
+    }
+}
+
+impl ChatTemplate {
+    /// Reads `chat_template.jinja`, or else `chat_template` of `tokenizer_config.json` (a string, or a list of named
+    /// ones), from a tokenizer's directory. `None`: the model has no template.
+    ///
+    /// # Errors
+    /// When a file is there but cannot be read, is not JSON, or holds a template that does not compile.
+    pub fn load(directory: &Path) -> Result<Option<Self>, TemplateError> {
+        let config: Json = match read(directory, "tokenizer_config.json")? {
+            Some(text) => serde_json::from_str(&text)
+                .map_err(|source| TemplateError::Json { file: "tokenizer_config.json", source })?,
+            None => Json::Null,
+        };
+        let mut sources = match config.get("chat_template") {
+            Some(Json::String(source)) => vec![(DEFAULT.to_owned(), source.clone())],
+            Some(Json::Array(named)) => named
+                .iter()
+                .filter_map(|entry| {
+                    Some((entry["name"].as_str()?.to_owned(), entry["template"].as_str()?.to_owned()))
+                })
+                .collect(),
+            _ => Vec::new(),
+        };
+        if let Some(source) = read(directory, "chat_template.jinja")? {
+            sources.retain(|(name, _)| name != DEFAULT);
+            sources.push((DEFAULT.to_owned(), source));
+        }
+        if sources.is_empty() {
+            return Ok(None);
+        }
+        Self::compile(sources, special_tokens(&config)).map(Some)
+    }
+
+    /// Compiles one template, for a tokenizer with these special tokens.
+    ///
+    /// # Errors
+    /// When it does not compile.
+    pub fn new(source: &str, special_tokens: Vec<(String, String)>) -> Result<Self, TemplateError> {
+        Self::compile(vec![(DEFAULT.to_owned(), source.to_owned())], special_tokens)
+    }
+
+    fn compile(
+        sources: Vec<(String, String)>,
+        special_tokens: Vec<(String, String)>,
+    ) -> Result<Self, TemplateError> {
+        let mut env = Environment::new();
+        env.set_syntax(
+            SyntaxConfig::builder()
+                .trim_blocks(true)
+                .lstrip_blocks(true)
+                .build()
+                .map_err(|error| TemplateError::Compile(explain(&error)))?,
+        );
+        env.set_fuel(Some(FUEL));
+        env.set_unknown_method_callback(unknown_method_callback);
+        env.add_function("raise_exception", python::raise_exception);
+        env.add_function("strftime_now", |format: &str| python::strftime_now(format));
+        env.add_filter("tojson", python::tojson);
+        let knows_developer = sources.iter().any(|(_, source)| source.contains("developer"));
+        for (name, source) in sources {
+            if source.len() > MAX_SOURCE {
+                return Err(TemplateError::Compile(format!("it is longer than {MAX_SOURCE} bytes")));
+            }
+            env.add_template_owned(name, without_generation_tags(&source))
+                .map_err(|error| TemplateError::Compile(explain(&error)))?;
+        }
+        Ok(Self { env, special_tokens, knows_developer })
+    }
+
+    /// The prompt for these messages, a list of objects with `role` and `content`.
+    ///
+    /// # Errors
+    /// When the template refuses the messages, fails on them, or goes over a bound.
+    pub fn render(
+        &self,
+        messages: &Json,
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let messages =
+            if self.knows_developer { Value::from(Serde(messages)) } else { without_developer(messages) };
+        let mut context: Vec<(&str, Value)> = self
+            .special_tokens
+            .iter()
+            .map(|(name, token)| (name.as_str(), Value::from(token.as_str())))
+            .collect();
+        context.push(("messages", messages));
+        context.push(("add_generation_prompt", Value::from(add_generation_prompt)));
+        // `none`, not undefined: templates test both `tools is not none` and `if tools`.
+        context.push(("tools", tools.map_or(Value::from(()), |tools| Value::from(Serde(tools)))));
+        let name =
+            if tools.is_some() && self.env.get_template(TOOL_USE).is_ok() { TOOL_USE } else { DEFAULT };
+        let template = self
+            .env
+            .get_template(name)
+            .map_err(|_| TemplateError::Render(format!("the tokenizer has no chat template named {name}")))?;
+        let mut output = Bounded { bytes: Vec::with_capacity(1024) };
+        template
+            .render_captured_to(Value::from_pairs(context), &mut output)
+            .map_err(|error| TemplateError::Render(explain(&error)))?;
+        String::from_utf8(output.bytes).map_err(|error| TemplateError::Render(error.to_string()))
+    }
+}
+
+/// A writer that refuses to grow without bound.
+struct Bounded {
+    bytes: Vec<u8>,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + piece.len() > MAX_OUTPUT {
+            return Err(io::Error::other("the rendered prompt is too large"));
+        }
+        self.bytes.extend_from_slice(piece);
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn read(directory: &Path, file: &'static str) -> Result<Option<String>, TemplateError> {
+    match fs::read_to_string(directory.join(file)) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(TemplateError::Read { file, source }),
+    }
+}
+
+/// `bos_token` and so on: a string, or an object with `content`.
+fn special_tokens(config: &Json) -> Vec<(String, String)> {
+    let entries = config.as_object().into_iter().flatten();
+    entries
+        .filter(|(key, _)| key.ends_with("_token"))
+        .filter_map(|(key, value)| {
+            let token = value.as_str().or_else(|| value.get("content")?.as_str())?;
+            Some((key.clone(), token.to_owned()))
+        })
+        .collect()
+}
+
+/// `{% generation %}` marks what a trainer learns from and means nothing here; it becomes `{% if true %}`.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else { break };
+        let tag = &rest[start..start + length];
+        out.push_str(&rest[..start]);
+        match tag[2..].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
+            "generation" => out.push_str(&tag.replace("generation", "if true")),
+            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
+            _ => out.push_str(tag),
+        }
+        rest = &rest[start + length..];
+    }
+    out.push_str(rest);
+    out
+}
+
+fn without_developer(messages: &Json) -> Value {
+    let mut messages = messages.clone();
+    for message in messages.as_array_mut().into_iter().flatten() {
+        if message.get("role").and_then(Json::as_str) == Some("developer") {
+            message["role"] = Json::from("system");
+        }
+    }
+    Value::from(Serde(messages))
+}
+
+/// What went wrong, without the template's source.
+fn explain(error: &Error) -> String {
+    match (error.kind(), error.detail()) {
+        (ErrorKind::OutOfFuel, _) => "the template takes too long on these messages".to_owned(),
+        (ErrorKind::WriteFailure, _) => "the rendered prompt is too large".to_owned(),
+        (ErrorKind::InvalidOperation, Some(detail)) => detail.to_owned(),
+        (kind, Some(detail)) => format!("{kind}: {detail}"),
+        (kind, None) => kind.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn render(source: &str, messages: &Json) -> Result<String, TemplateError> {
+        ChatTemplate::new(
+            source,
+            vec![("bos_token".into(), "<s>".into()), ("eos_token".into(), "</s>".into())],
+        )?
+        .render(messages, None, true)
+    }
+
+    const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
+        {{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}\
+        {{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+    #[test]
+    fn renders_chatml_like_transformers() {
+        let text = render(CHATML, &json!([{"role": "user", "content": "Hi"}])).unwrap();
+        assert_eq!(
+            text,
+            "<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        );
+    }
+
+    #[test]
+    fn blocks_are_trimmed_and_python_methods_work() {
+        let source = "  {% for m in messages %}\n{{ m.content.strip().split(' ')[-1] }}|\n  {% endfor %}\n{{ bos_token }}";
+        assert_eq!(render(source, &json!([{"role": "user", "content": " a b "}])).unwrap(), "b|\n<s>");
+    }
+
+    #[test]
+    fn messages_are_data() {
+        let text =
+            render("{{ messages[0].content }}", &json!([{"role": "user", "content": "{{ 7*7 }}{% x %}"}]));
+        assert_eq!(text.unwrap(), "{{ 7*7 }}{% x %}");
+    }
+
+    #[test]
+    fn json_is_written_like_python() {
+        let source = "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}";
+        let text =
+            render(source, &json!([{"role": "user", "content": "<é'>", "n": [1, 2.5, null]}])).unwrap();
+        assert_eq!(
+            text,
+            "[{\"role\": \"user\", \"content\": \"<é'>\", \"n\": [1, 2.5, null]}]\
+             {\n  \"role\": \"user\",\n  \"content\": \"<é'>\",\n  \"n\": [\n    1,\n    2.5,\n    null\n  ]\n}"
+        );
+    }
+
+    #[test]
+    fn a_raised_exception_is_the_message() {
+        let error = render("{{ raise_exception('Roles must alternate') }}", &json!([])).unwrap_err();
+        assert_eq!(error.to_string(), "Roles must alternate");
+    }
+
+    #[test]
+    fn generation_tags_are_transparent() {
+        let source = "a {%- generation -%} b {%- endgeneration %} c";
+        assert_eq!(render(source, &json!([])).unwrap(), "ab c");
+    }
+
+    #[test]
+    fn developer_is_system_for_templates_that_do_not_know_it() {
+        let messages = json!([{"role": "developer", "content": ""}]);
+        assert_eq!(render("{{ messages[0].role }}", &messages).unwrap(), "system");
+        assert_eq!(render("{{ messages[0].role }}{# developer #}", &messages).unwrap(), "developer");
+    }
+
+    #[test]
+    fn a_run_is_bounded() {
+        let loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
+        let recursion = "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}";
+        let text = "{% for a in range(9999) %}{{ messages[0].content }}{% endfor %}";
+        let product = "{{ 'x' * 100000000000 }}";
+        let nested = "{% if true %}".repeat(50_000);
+        let messages = json!([{"role": "user", "content": "x".repeat(10_000)}]);
+        for source in [loops, recursion, text, product, &nested] {
+            let start = std::time::Instant::now();
+            render(source, &messages).unwrap_err();
+            assert!(start.elapsed().as_millis() < 2000, "{source:.40}");
+        }
+    }
+
+    #[test]
+    fn named_templates_and_token_objects_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(ChatTemplate::load(directory.path()).unwrap().is_none());
+        let config = json!({"bos_token": {"content": "<b>"}, "eos_token": null, "chat_template": [
+            {"name": "default", "template": "{{ bos_token }}plain"}, {"name": "tool_use", "template": "tools"}]});
+        fs::write(directory.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        let template = ChatTemplate::load(directory.path()).unwrap().unwrap();
+        assert_eq!(template.render(&json!([]), None, true).unwrap(), "<b>plain");
+        assert_eq!(template.render(&json!([]), Some(&json!([])), true).unwrap(), "tools");
+        fs::write(directory.path().join("chat_template.jinja"), "file").unwrap();
+        let template = ChatTemplate::load(directory.path()).unwrap().unwrap();
+        assert_eq!(template.render(&json!([]), None, true).unwrap(), "file");
+    }
+}
