@@ -24,6 +24,12 @@ impl Engine {
         todo!("{adapter:?}")
     }
 
+    /// Forgets an adapter that nothing uses any more, and its place in a device slot. False, and nothing happens, while
+    /// requests or a move in flight use it.
+    pub fn forget_adapter(&mut self, adapter: AdapterId) -> bool {
+        todo!("{adapter:?}")
+    }
+
     /// Queues a request. O(1).
     pub fn submit(&mut self, request: Request, now: Time) -> Result<(), SubmitError> {
         todo!("{request:?} {now:?}")
@@ -43,7 +49,12 @@ impl Engine {
 
     /// Takes the result of the oldest unanswered step. Results with another id are a protocol error: the caller must
     /// then treat the shard as lost.
-    pub fn apply(&mut self, result: &StepResult, now: Time, events: &mut Vec<Event>) -> Result<(), UnexpectedResult> {
+    pub fn apply(
+        &mut self,
+        result: &StepResult,
+        now: Time,
+        events: &mut Vec<Event>,
+    ) -> Result<(), UnexpectedResult> {
         todo!("{result:?} {now:?} {events:?}")
     }
 

@@ -29,11 +29,18 @@ pub enum FinishReason {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FailureReason {
-    DeadlineExceeded { queued: bool },
+    DeadlineExceeded {
+        queued: bool,
+    },
     /// The shard reported an error for this row only, e.g. code `numeric_error`.
-    Row { code: String, message: String },
+    Row {
+        code: String,
+        message: String,
+    },
     /// The adapter could not be moved into a device slot.
-    Adapter { message: String },
+    Adapter {
+        message: String,
+    },
     /// The shard group went away with the request in flight.
     ShardLost,
 }
@@ -43,17 +50,36 @@ pub enum FailureReason {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The first prefill chunk was planned. Sent once, also when the request is later preempted.
-    Started { id: RequestId, queued: Duration, cached_tokens: u32 },
-    Prompt { id: RequestId, tokens: Vec<PromptToken> },
-    Token { id: RequestId, token: u32, logprob: f32, alternatives: Vec<Alternative>, finish: Option<FinishReason> },
-    Failed { id: RequestId, reason: FailureReason },
+    Started {
+        id: RequestId,
+        queued: Duration,
+        cached_tokens: u32,
+    },
+    Prompt {
+        id: RequestId,
+        tokens: Vec<PromptToken>,
+    },
+    Token {
+        id: RequestId,
+        token: u32,
+        logprob: f32,
+        alternatives: Vec<Alternative>,
+        finish: Option<FinishReason>,
+    },
+    Failed {
+        id: RequestId,
+        reason: FailureReason,
+    },
 }
 
 impl Event {
     #[must_use]
     pub fn id(&self) -> RequestId {
         match self {
-            Self::Started { id, .. } | Self::Prompt { id, .. } | Self::Token { id, .. } | Self::Failed { id, .. } => *id,
+            Self::Started { id, .. }
+            | Self::Prompt { id, .. }
+            | Self::Token { id, .. }
+            | Self::Failed { id, .. } => *id,
         }
     }
 }

@@ -7,6 +7,7 @@ mod config;
 mod engine;
 mod event;
 mod request;
+pub mod residency;
 
 pub use config::EngineConfig;
 pub use engine::{Engine, Stats, UnexpectedResult};
