@@ -1,0 +1,97 @@
+"""Where each adapter slot of one fused module keeps its A and B, at addresses that never change.
+
+The table is the kernels' side of adapter residency: whoever moves an adapter into a slot calls `set_slot`, and the
+kernels see it on their next call. It knows nothing of adapter files, names or LRU.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+dtype_codes = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+def rank_major(b: Tensor) -> Tensor:
+    """The same [out, rank] matrix, stored rank by rank: the order that CPU kernels stream.
+
+    Call it when an adapter is staged, off the token path; then `set_slot` copies nothing.
+    """
+    return b.t().contiguous().t()
+
+
+class LoraTable:
+    """Slots of one module of one layer. `slices` are the fused projections in column order (q, k, v or gate, up)."""
+
+    def __init__(self, in_features: int, out_features: Sequence[int], num_slots: int) -> None:
+        self.in_features = in_features
+        self.out_features = tuple(out_features)
+        self.num_slots = num_slots
+        shape = (len(self.out_features), num_slots)
+        self.a_pointers = torch.zeros(shape, dtype=torch.int64)  # 0 = this slot does not target the slice
+        self.b_pointers = torch.zeros(shape, dtype=torch.int64)
+        self.g_pointers = torch.zeros(shape, dtype=torch.int64)  # 0 = no DoRA scale
+        self.ranks = torch.zeros(shape, dtype=torch.int32)
+        self.dtypes = torch.zeros(shape, dtype=torch.int32)
+        self.scales = torch.zeros(shape, dtype=torch.float32)
+        self.columns = torch.tensor(self.out_features, dtype=torch.int32)
+        self._held: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
+
+    def set_slot(
+        self, slot: int, slice_index: int, a: Tensor, b: Tensor, scale: float, channel_scale: Tensor | None = None
+    ) -> None:
+        """Put `a` [rank, in] and `b` [out, rank] into a slot; the table keeps them alive until the slot is cleared.
+
+        Both have the same dtype (f32, f16 or bf16); `b` is best given through `rank_major`. `scale` is alpha / rank
+        or its like. `channel_scale` f32 [out] is DoRA's m / ||W + scale * B A||. Raises `ValueError`/`TypeError`.
+        """
+        self._check(slot, slice_index, a, b, channel_scale)
+        a, b = a.contiguous(), rank_major(b)
+        where = (slice_index, slot)
+        self.clear_slice(slot, slice_index)
+        self._held[where] = (a, b, channel_scale)
+        self.ranks[where] = a.shape[0]
+        self.dtypes[where] = dtype_codes[a.dtype]
+        self.scales[where] = scale
+        self.g_pointers[where] = 0 if channel_scale is None else channel_scale.data_ptr()
+        self.b_pointers[where] = b.data_ptr()
+        self.a_pointers[where] = a.data_ptr()
+
+    def clear_slot(self, slot: int) -> None:
+        """Empty the slot in every slice; clearing an empty slot is allowed."""
+        for slice_index in range(len(self.out_features)):
+            self.clear_slice(slot, slice_index)
+
+    def clear_slice(self, slot: int, slice_index: int) -> None:
+        """Empty one slice of the slot."""
+        self._check_place(slot, slice_index)
+        where = (slice_index, slot)
+        if self._held.pop(where, None) is not None:
+            self.a_pointers[where] = 0
+            self.ranks[where] = 0
+
+    def get(self, slot: int, slice_index: int) -> tuple[Tensor, Tensor, float, Tensor | None] | None:
+        """`(a, b, scale, channel_scale)` as set, or None if the slot does not target the slice."""
+        held = self._held.get((slice_index, slot))
+        if held is None:
+            return None
+        return held[0], held[1], float(self.scales[slice_index, slot]), held[2]
+
+    def _check_place(self, slot: int, slice_index: int) -> None:
+        if not 0 <= slot < self.num_slots:
+            raise ValueError(f"adapter slot {slot} is outside 0..{self.num_slots - 1}")
+        if not 0 <= slice_index < len(self.out_features):
+            raise ValueError(f"slice {slice_index} is outside 0..{len(self.out_features) - 1}")
+
+    def _check(self, slot: int, slice_index: int, a: Tensor, b: Tensor, channel_scale: Tensor | None) -> None:
+        self._check_place(slot, slice_index)
+        out = self.out_features[slice_index]
+        if a.dim() != 2 or a.shape[1] != self.in_features or a.shape[0] == 0:
+            raise ValueError(f"A must be [rank, {self.in_features}], not {list(a.shape)}")
+        if list(b.shape) != [out, a.shape[0]]:
+            raise ValueError(f"B must be [{out}, {a.shape[0]}], not {list(b.shape)}")
+        if a.dtype != b.dtype or a.dtype not in dtype_codes:
+            raise TypeError(f"A and B must share one of float32, float16, bfloat16, not {a.dtype} and {b.dtype}")
+        g = channel_scale
+        if g is not None and (g.dtype != torch.float32 or list(g.shape) != [out] or not g.is_contiguous()):
+            raise ValueError(f"the channel scale must be contiguous float32 [{out}]")

@@ -1,0 +1,121 @@
+"""The interface between layers and kernels: every op with its shapes, and nothing about how it is computed.
+
+Letters: T rows (tokens) of the step, S sequences, H query heads, K key/value heads, D head width, V vocabulary, I width
+of the feed-forward layer. Tensors are row-major and contiguous. On CPU activations are always float32. An op
+raises `ValueError` or `TypeError` for a wrong shape or dtype before it touches memory.
+"""
+
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor, dtype
+
+from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
+from lorikeet_server.kernels.lora_batch import LoraBatch
+from lorikeet_server.kernels.lora_table import LoraTable
+
+LinearMode = Literal["float32", "float16", "bfloat16"]
+
+
+class PackedLinear(Protocol):
+    """A weight in the backend's own layout; only the backend that packed it can read it."""
+
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def mode(self) -> LinearMode: ...
+
+
+class Greedy(NamedTuple):
+    """What one pass over the logits yields, per row."""
+
+    tokens: Tensor  # i64 [T], the lowest index of the largest logit
+    logprobs: Tensor  # f32 [T], the log-probability of that token
+    logsumexp: Tensor  # f32 [T]; log-probability of any token v is logits[:, v] - logsumexp. Not finite = bad row
+
+
+class Kernels(Protocol):
+    """One backend. Stateless but for caches, so one instance serves the whole process."""
+
+    @property
+    def name(self) -> str:
+        """Short name and variant, for logs (`reference`, `cpu-avx512`)."""
+
+    def pack_linear(self, weight: Tensor, mode: LinearMode) -> PackedLinear:
+        """Repack `weight` [out, in] (f32, f16 or bf16). `float32` is exact; the others round the weight once.
+
+        Sums are accumulated in float32 in every mode. The argument may be freed afterwards.
+        """
+
+    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
+        """`x` f32 [T, in] -> f32 [T, out]."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`x` f32 [T, n], `weight` f32 [n] -> f32 [T, n]. Rows may also be heads: [T * heads, D]."""
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """`(rms_norm(x + residual), x + residual)`; `residual` may be updated in place and returned."""
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """`gate_up` f32 [T, 2I], gate first -> `silu(gate) * up`, f32 [T, I]."""
+
+    def kv_layout(
+        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_dtype: dtype
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of the key and the value cache of one layer. Dimension 0 is the block, so whole blocks can be copied.
+
+        Within a block the order is the backend's own. `kv_dtype` is f32, f16 or bf16. Allocate with `torch.zeros`.
+        """
+
+    def rope_and_cache(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slot_mapping: Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+    ) -> None:
+        """Rotate q and k inside `qkv` f32 [T, (H + 2K) * D] in place, and write k and v to the cache.
+
+        `positions` i64 [T]; `cos_sin` f32 [max_position, D], cosines in the first half of a row, sines in the second
+        (the "rotate half" layout of Hugging Face). `slot_mapping` i64 [T] is block * block_size + offset; a negative
+        slot writes nothing.
+        """
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        query_start: Tensor,
+        context_len: Tensor,
+        scale: float,
+        num_heads: int,
+        num_kv_heads: int,
+    ) -> Tensor:
+        """Causal attention of each sequence over its own cache -> f32 [T, H * D].
+
+        `q` f32 [T, H * D], rows may be strided (the leading columns of `qkv`). `block_tables` i32 [S, max_blocks],
+        `query_start` i32 [S + 1], `context_len` i32 [S]. The queries of sequence s are rows query_start[s] to
+        query_start[s + 1] and its last positions: the last query sees all context_len[s] keys. So decodes and prefill
+        chunks mix in one call. Sequences without queries are allowed.
+        """
+
+    def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
+        """Add the adapters' products to `y` f32 [T, sum(out)] in place; `x` f32 [T, in].
+
+        For each slice with columns c of y, and each row of a segment with slot s:
+        `y[c] = g * (y[c] + scale * (x A^T) B^T)`, where g is 1 without DoRA. `y` must not contain the layer's bias
+        yet. Rows outside every segment and slots without that slice are left untouched.
+        """
+
+    def greedy(self, logits: Tensor) -> Greedy:
+        """`logits` f32 [T, V]. A row with NaN or +inf, or with -inf only, gives a logsumexp that is not finite."""
+
+    def decoder(self, spec: DecoderSpec) -> Decoder | None:
+        """All layers as one call on one rank, or None where the backend has no faster way than op by op."""

@@ -1,0 +1,132 @@
+"""Every op in plain torch: the definition that other backends are tested against, and the fallback.
+
+Cache layout: [block, offset, head, width]. Weights are rounded to their mode and kept as float32.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, dtype
+
+from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
+from lorikeet_server.kernels.lora_batch import LoraBatch
+from lorikeet_server.kernels.lora_table import LoraTable
+from lorikeet_server.kernels.ops import Greedy, LinearMode, PackedLinear
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceLinear:
+    """A rounded weight as float32."""
+
+    weight: Tensor  # [out, in]
+    mode: LinearMode
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+
+class ReferenceKernels:
+    """The reference backend; see `ops.Kernels` for the meaning and shapes of each op."""
+
+    name = "reference"
+
+    def __init__(self, isa: str = "auto") -> None:
+        del isa  # torch chooses its own instruction set
+
+    def pack_linear(self, weight: Tensor, mode: LinearMode) -> PackedLinear:
+        return ReferenceLinear(weight.to(getattr(torch, mode)).float().contiguous(), mode)
+
+    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
+        assert isinstance(packed, ReferenceLinear)
+        return F.linear(x, packed.weight)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        residual = x + residual
+        return self.rms_norm(residual, weight, eps), residual
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def kv_layout(
+        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_dtype: dtype
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        shape = (num_blocks, block_size, kv_heads, head_dim)
+        return shape, shape
+
+    def rope_and_cache(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slot_mapping: Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+    ) -> None:
+        heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, -1)  # [T, H + 2K, D]
+        cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)  # [T, 1, D / 2]
+        first, second = heads[:, : num_heads + num_kv_heads].chunk(2, dim=-1)
+        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        heads[:, : num_heads + num_kv_heads] = rotated
+        kept = slot_mapping >= 0
+        slots = slot_mapping[kept]
+        k, v = heads[kept, num_heads:].chunk(2, dim=1)
+        k_cache.view(-1, *k_cache.shape[2:])[slots] = k.to(k_cache.dtype)
+        v_cache.view(-1, *v_cache.shape[2:])[slots] = v.to(v_cache.dtype)
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        query_start: Tensor,
+        context_len: Tensor,
+        scale: float,
+        num_heads: int,
+        num_kv_heads: int,
+    ) -> Tensor:
+        out = torch.empty(q.shape)
+        starts = query_start.tolist()
+        for s, context in enumerate(context_len.tolist()):
+            rows = slice(starts[s], starts[s + 1])
+            queries = q[rows].reshape(starts[s + 1] - starts[s], num_heads, -1).transpose(0, 1)  # [H, n, D]
+            blocks = block_tables[s, : -(-context // k_cache.shape[1])].long()
+            k, v = (c[blocks].flatten(0, 1)[:context].float().transpose(0, 1) for c in (k_cache, v_cache))
+            k, v = (c.repeat_interleave(num_heads // num_kv_heads, 0) for c in (k, v))  # [H, context, D]
+            mask = torch.ones(queries.shape[1], context, dtype=torch.bool).tril(context - queries.shape[1])
+            attended = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=scale)
+            out[rows] = attended.transpose(0, 1).flatten(1)
+        return out
+
+    def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
+        starts = batch.segment_starts.tolist()
+        columns = torch.split(y, list(table.out_features), dim=1)
+        for i, slot in enumerate(batch.segment_slots.tolist()):
+            rows = batch.permutation[starts[i] : starts[i + 1]].long()
+            for slice_index, target in enumerate(columns):
+                if (entry := table.get(slot, slice_index)) is None:
+                    continue
+                a, b, scale, channel_scale = entry
+                added = target[rows] + scale * (x[rows] @ a.float().t()) @ b.float().t()
+                target[rows] = added if channel_scale is None else added * channel_scale
+
+    def greedy(self, logits: Tensor) -> Greedy:
+        largest = logits.amax(dim=-1, keepdim=True)
+        index = torch.arange(logits.shape[1]).where(logits == largest, logits.shape[1])
+        logsumexp = logits.logsumexp(dim=-1)
+        return Greedy(index.amin(dim=-1).clamp(max=logits.shape[1] - 1), largest.squeeze(-1) - logsumexp, logsumexp)
+
+    def decoder(self, spec: DecoderSpec) -> Decoder | None:
+        return None
