@@ -14,10 +14,17 @@ pub struct GenerateRequest {
 
 #[derive(Clone, Debug)]
 pub enum Prompt {
-    Text { text: String, add_special_tokens: bool },
+    Text {
+        text: String,
+        add_special_tokens: bool,
+    },
     Tokens(Vec<u32>),
     /// Messages as the chat template sees them; rendered and tokenised on the worker pool.
-    Chat { messages: serde_json::Value, tools: Option<serde_json::Value>, add_generation_prompt: bool },
+    Chat {
+        messages: serde_json::Value,
+        tools: Option<serde_json::Value>,
+        add_generation_prompt: bool,
+    },
 }
 
 /// Which weights the request asks for.
@@ -25,7 +32,10 @@ pub enum Prompt {
 pub enum AdapterRef {
     #[default]
     Base,
-    Named { id: String, source: AdapterSource },
+    Named {
+        id: String,
+        source: AdapterSource,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,7 +87,13 @@ pub enum Output {
     Prompt(Vec<PromptToken>),
     Token(TokenOutput),
     /// The last item of a stream that did not fail.
-    Finished { reason: FinishReason, generated_tokens: u32, cached_tokens: u32, queued: Duration, inference: Duration },
+    Finished {
+        reason: FinishReason,
+        generated_tokens: u32,
+        cached_tokens: u32,
+        queued: Duration,
+        inference: Duration,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
