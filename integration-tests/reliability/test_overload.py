@@ -1,0 +1,121 @@
+"""Rows O1, O2 and O3: more than the server can take."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from support.server import Server, generate_body, token_ids, until
+
+QUEUE = 16
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Path, tiny_adapters: Path) -> Iterator[Server]:
+    arguments = ["--dtype", "float32", "--max-waiting-requests", str(QUEUE), "--max-batch-size", "8"]
+    with Server(str(tiny), [tiny_adapters], arguments) as server:
+        yield server
+
+
+def flood(server: Server, count: int, **parameters: object) -> list[tuple[int, float, httpx.Response]]:
+    """`count` requests at once: (status, seconds, response) of each."""
+
+    async def one(client: httpx.AsyncClient, index: int) -> tuple[int, float, httpx.Response]:
+        started = time.monotonic()
+        response = await client.post("/generate", json=generate_body(f"flood {index}", f"a{index % 16}", **parameters))
+        return response.status_code, time.monotonic() - started, response
+
+    async def all_of_them() -> list[tuple[int, float, httpx.Response]]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits, trust_env=False) as client:
+            return await asyncio.gather(*(one(client, index) for index in range(count)))
+
+    return asyncio.run(all_of_them())
+
+
+def resident_bytes(server: Server) -> int:
+    return psutil.Process(server.router().pid).memory_info().rss
+
+
+def test_o1_excess_is_refused_at_once_and_the_rest_is_answered(server: Server) -> None:
+    results = flood(server, 160, max_new_tokens=100, ignore_eos_token=True)
+    counts = Counter(status for status, _, _ in results)
+    assert set(counts) == {200, 429}, counts
+    assert counts[200] >= QUEUE
+    for status, _, response in results:
+        if status == 429:
+            assert int(response.headers["retry-after"]) >= 1
+            assert response.json()["error_type"] == "overloaded"
+        else:
+            assert response.json()["details"]["generated_tokens"] == 100
+
+
+def test_o1_memory_stays_flat_under_lasting_overload(server: Server) -> None:
+    flood(server, 100, max_new_tokens=20)
+    before = resident_bytes(server)
+    for _ in range(5):
+        flood(server, 100, max_new_tokens=20)
+    assert resident_bytes(server) - before < 32 << 20
+
+
+def test_o2_the_queue_empties_and_service_is_as_before(server: Server) -> None:
+    expected = token_ids(server.generate("calm", "a1"))
+    flood(server, 120, max_new_tokens=50)
+    until(lambda: server.metrics()["lorikeet_queued_requests"] == 0, 10, "the queue empty")
+    assert token_ids(server.generate("calm", "a1")) == expected
+    assert server.health() == 200
+
+
+@pytest.mark.parametrize(
+    ("parameters", "status"),
+    [
+        ({"stop": ["x"] * 1_000_000}, 422),
+        ({"best_of": 1_000_000_000}, 422),
+        ({"max_new_tokens": 1_000_000_000}, 422),
+        ({"max_new_tokens": -1}, 422),
+        ({"max_new_tokens": 2**63}, 422),
+        ({"temperature": 1e400}, 400),
+        ({"top_k": 0}, 422),
+        ({"top_p": "1"}, 422),
+        ({"seed": -1}, 422),
+        ({"stop": None}, 200),
+        ({"repetition_penalty": 0}, 422),
+        ({"truncate": 0}, 422),
+    ],
+)
+def test_o3_numbers_out_of_contract(server: Server, parameters: dict[str, object], status: int) -> None:
+    body = generate_body("bounds", **parameters)
+    import json
+
+    text = json.dumps(body).replace("Infinity", "1e400")
+    response = server.client.post("/generate", content=text, headers={"content-type": "application/json"})
+    assert response.status_code == status, response.text
+    if status != 200:
+        assert set(response.json()) >= {"error", "error_type"}
+
+
+def test_o3_oversize_is_refused_before_it_is_read(server: Server) -> None:
+    expected = token_ids(server.generate("beside the flood", "a4"))
+    before = resident_bytes(server)
+    huge = server.client.post(
+        "/generate", content=b'{"inputs": "' + b"a" * (100 << 20) + b'"}', headers={"content-type": "application/json"}
+    )
+    assert huge.status_code == 413
+    assert huge.json()["error"]
+    header = server.client.get("/health", headers={"x-big": "h" * (1 << 20)})
+    assert header.status_code == 431
+    long = server.client.post("/generate", json=generate_body("word " * 50_000))
+    assert long.status_code == 422
+    assert "tokens" in long.json()["error"]
+    bias = server.client.post(
+        "/v1/completions", json={"model": "", "prompt": "x", "logit_bias": {str(i): 1 for i in range(1_000_000)}}
+    )
+    assert bias.status_code in (400, 413)
+    assert resident_bytes(server) - before < 64 << 20
+    assert token_ids(server.generate("beside the flood", "a4")) == expected

@@ -1,0 +1,1 @@
+"""What the tests share: the server under test, its clients, and models and adapters made for them."""

@@ -1,0 +1,169 @@
+"""Adapter directories that must be refused: each maker writes one below a root; its entry says what the refusal names."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from support.models import adapter_config, adapter_tensors, write_adapter
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An adapter that is refused with one of `statuses`, by an error that contains `phrase` (in any case)."""
+
+    name: str
+    make: Callable[[Path], object]
+    phrase: str
+    statuses: tuple[int, ...] = (422,)
+
+
+def _weights(directory: Path, data: bytes) -> None:
+    write_adapter(directory)
+    (directory / "adapter_model.safetensors").write_bytes(data)
+
+
+def _config(directory: Path, text: str | bytes) -> None:
+    write_adapter(directory)
+    (directory / "adapter_config.json").write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def _tensors(directory: Path, **changed: torch.Tensor) -> None:
+    """The good tensors with some replaced; a dot in a name is written as two underscores."""
+    tensors = adapter_tensors(4, 0)
+    prefix = "base_model.model.model.layers.0.self_attn."
+    tensors |= {prefix + name.replace("__", "."): value for name, value in changed.items()}
+    write_adapter(directory, tensors=tensors)
+
+
+def _without(directory: Path, file: str) -> None:
+    write_adapter(directory)
+    (directory / file).unlink()
+
+
+def _good() -> bytes:
+    return save(adapter_tensors(4, 0))
+
+
+def _header(header: object, body: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def _sparse(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+def _sparse_config(directory: Path) -> None:
+    write_adapter(directory)
+    _sparse(directory / "adapter_config.json", 1 << 30)
+
+
+def _fifo(directory: Path) -> None:
+    write_adapter(directory)
+    (directory / "adapter_model.safetensors").unlink()
+    os.mkfifo(directory / "adapter_model.safetensors")
+
+
+def _link(directory: Path, kind: str) -> None:
+    outside = directory.parent.parent / "outside"
+    if not outside.exists():
+        write_adapter(outside)
+    if kind == "directory":
+        directory.symlink_to(outside)
+        return
+    write_adapter(directory)
+    weights = directory / "adapter_model.safetensors"
+    weights.unlink()
+    weights.symlink_to(outside / "adapter_model.safetensors")
+
+
+class _Canary:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (open, (self.path, "w"))
+
+
+def _pickle_only(directory: Path) -> None:
+    write_adapter(directory)
+    (directory / "adapter_model.safetensors").unlink()
+    (directory / "adapter_model.bin").write_bytes(pickle.dumps(_Canary(str(directory / "canary"))))
+
+
+NAN = torch.full((4, 64), float("nan"))
+INF = torch.zeros(4, 64).index_fill(1, torch.tensor([3]), float("inf"))
+
+CORPUS: list[Bad] = [
+    Bad("missing", lambda d: None, "adapter", (404,)),
+    Bad("empty", lambda d: d.mkdir(), "adapter_config.json", (404, 422)),
+    Bad("no-config", lambda d: _without(d, "adapter_config.json"), "adapter_config.json", (404, 422)),
+    Bad("no-weights", lambda d: _without(d, "adapter_model.safetensors"), "adapter_model.safetensors", (404, 422)),
+    Bad("config-not-json", lambda d: _config(d, "{r: 4"), "json"),
+    Bad("config-a-list", lambda d: _config(d, "[]"), "object"),
+    Bad("config-1gb", _sparse_config, "adapter_config.json", (413, 422)),
+    Bad("config-utf16", lambda d: _config(d, json.dumps(adapter_config(4)).encode("utf-16")), "utf-8"),
+    Bad("config-dup-keys", lambda d: _config(d, '{"r": 4, "r": 8}'), "duplicate"),
+    Bad("config-nan-alpha", lambda d: write_adapter(d, lora_alpha=float("nan")), "nan"),
+    Bad("truncated", lambda d: _weights(d, _good()[:-7]), "adapter_model.safetensors"),
+    Bad("empty-weights", lambda d: _weights(d, b""), "adapter_model.safetensors"),
+    Bad("trailing", lambda d: _weights(d, _good() + b"\0" * 8), "adapter_model.safetensors"),
+    Bad("header-huge", lambda d: _weights(d, struct.pack("<Q", 1 << 40) + b"{}"), "header"),
+    Bad("header-not-json", lambda d: _weights(d, _header(b"not json")), "header"),
+    Bad("header-dup", lambda d: _weights(d, _header(b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},'
+                                                    b'"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}')), "duplicate"),
+    Bad("header-many", lambda d: _weights(d, _header({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+                                                      for i in range(30_000)})), "tensors"),
+    Bad("header-name", lambda d: _weights(d, _header({"../x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}})), "name"),
+    Bad("header-hole", lambda d: _weights(d, _header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"\0" * 8)), "a"),
+    Bad("wrong-base", lambda d: write_adapter(d, base_model_name_or_path="meta-llama/Llama-3.1-8B-Instruct"), "llama-3.1-8b"),
+    Bad("wrong-shape-a", lambda d: _tensors(d, q_proj__lora_A__weight=torch.zeros(4, 63)), "q_proj"),
+    Bad("wrong-shape-b", lambda d: _tensors(d, v_proj__lora_B__weight=torch.zeros(33, 4)), "v_proj"),
+    Bad("rank-mismatch", lambda d: write_adapter(d, rank=8, tensors=adapter_tensors(4, 0)), "rank"),
+    Bad("rank-zero", lambda d: write_adapter(d, r=0), "r"),
+    Bad("rank-negative", lambda d: write_adapter(d, r=-1), "r"),
+    Bad("rank-65536", lambda d: write_adapter(d, r=65536), "r"),
+    Bad("rank-text", lambda d: write_adapter(d, r="8"), "r"),
+    Bad("a-without-b", lambda d: write_adapter(d, tensors={k: v for k, v in adapter_tensors(4, 0).items() if "lora_A" in k}), "lora_B"),
+    Bad("no-tensors", lambda d: write_adapter(d, tensors={}), "adapter"),
+    Bad("no-module", lambda d: write_adapter(d, target_modules=["c_attn"], tensors={
+        "base_model.model.h.0.c_attn.lora_A.weight": torch.zeros(4, 64),
+        "base_model.model.h.0.c_attn.lora_B.weight": torch.zeros(64, 4)}), "c_attn"),
+    Bad("layer-beyond", lambda d: write_adapter(d, tensors=adapter_tensors(4, 0) | {
+        "base_model.model.model.layers.99.self_attn.q_proj.lora_A.weight": torch.zeros(4, 64)}), "layers.99"),
+    Bad("nan", lambda d: _tensors(d, q_proj__lora_A__weight=NAN), "q_proj"),
+    Bad("inf", lambda d: _tensors(d, q_proj__lora_A__weight=INF), "q_proj"),
+    Bad("int8", lambda d: _tensors(d, q_proj__lora_A__weight=torch.zeros(4, 64, dtype=torch.int8)), "q_proj"),
+    Bad("dora", lambda d: write_adapter(d, use_dora=True), "use_dora"),
+    Bad("bias", lambda d: write_adapter(d, bias="all"), "bias"),
+    Bad("modules-to-save", lambda d: write_adapter(d, modules_to_save=["lm_head"]), "modules_to_save"),
+    Bad("ia3", lambda d: write_adapter(d, peft_type="IA3"), "peft_type"),
+    Bad("fan-in-fan-out", lambda d: write_adapter(d, fan_in_fan_out=True), "fan_in_fan_out"),
+    Bad("unknown-option", lambda d: write_adapter(d, use_magic=True), "use_magic"),
+    Bad("pickle", _pickle_only, "safetensors", (404, 415, 422)),
+    Bad("link-directory", lambda d: _link(d, "directory"), "", (404, 422)),
+    Bad("link-file", lambda d: _link(d, "file"), "", (404, 422)),
+    Bad("fifo", _fifo, "adapter_model.safetensors", (404, 422)),
+]  # fmt: skip
+
+
+def write_corpus(root: Path) -> None:
+    """Every bad adapter as `root/NAME`."""
+    for bad in CORPUS:
+        bad.make(root / bad.name)
+
+
+TRAVERSAL = [
+    "/etc", "../x", "a/../../x", "%2e%2e/x", "..\\x", "a\0b", "a0.", "a0 ", "a0\u2215x", "/proc/self/fd/0", "./a0", "a0/../a1",
+    "\r\nX: 1", "é", "a" * 65536, "~", "a0//..//a1", "file:///etc",
+]  # fmt: skip
