@@ -1,0 +1,114 @@
+"""What a shard does with adapters: fetch them into the store, stage them into memory, forget them.
+
+Every method blocks and belongs on the pool of `staging_pool`, never on the event loop or the compute thread.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+
+from lorikeet_server.adapters.base_model import BaseModel
+from lorikeet_server.adapters.config import AdapterConfig, parse_config
+from lorikeet_server.adapters.entry import StoredAdapter
+from lorikeet_server.adapters.header import TensorInfo
+from lorikeet_server.adapters.intake import FetchProgress, take_in
+from lorikeet_server.adapters.load import Reader, load_pairs, read_header
+from lorikeet_server.adapters.plan import PlannedPair, plan
+from lorikeet_server.adapters.source_local import Peek, open_local
+from lorikeet_server.adapters.staged import StagedAdapter
+from lorikeet_server.adapters.store import Store
+from lorikeet_server.adapters.strict_json import shown
+from lorikeet_server.adapters.targets import LoraTarget
+from lorikeet_server.adapters.tiers import HostTier
+from lorikeet_server.errors import DataLossError, InvalidAdapterError
+
+MAX_RANK = 512
+Plan = tuple[AdapterConfig, dict[str, TensorInfo], tuple[PlannedPair, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What adapters are checked against: the model's names, the modules they may change, the dtype they are kept in."""
+
+    names: Sequence[str]
+    targets: Sequence[LoraTarget]
+    adapter_dtype: torch.dtype
+    max_rank: int = MAX_RANK
+    pinned_memory: bool = False  # host memory that a GPU can copy from by itself
+
+
+@dataclass(slots=True)
+class AdapterLibrary:
+    """The adapters of one rank. Thread-safe."""
+
+    model: ServedModel
+    roots: Sequence[str]
+    store: Store
+    staged: HostTier = field(default_factory=HostTier)
+
+    def fetch(self, source: str, adapter_id: str, max_bytes: int) -> Iterator[FetchProgress]:
+        """Copy an adapter into the store; the last progress carries its digest. Closing the iterator abandons it.
+
+        Everything but the values of its tensors is checked before a byte is copied. Raises `InvalidAdapterError`,
+        `NotFoundError`, `TooLargeError`, `SourceUnavailableError`.
+        """
+        if source != "local":
+            raise InvalidAdapterError(f'adapter source {shown(source)} is not served here; use "local"')
+        with open_local(self.roots, adapter_id) as opened:
+            self._plan(opened.config, Peek(opened))
+            yield from take_in(opened, self.store, max_bytes)
+
+    def stage(self, digest: str) -> StagedAdapter:
+        """Read an adapter from the store into memory, or find it there.
+
+        Raises `InvalidAdapterError` naming the field or tensor, `NotFoundError`, `DataLossError`.
+        """
+        return self.staged.get_or_load(digest, lambda: self._load(digest))
+
+    def drop(self, digest: str, from_store: bool) -> None:
+        """Forget an adapter; one that is not there is not an error."""
+        if self.staged.drop(digest) is not None:
+            self.store.unpin(digest)
+        if from_store:
+            self.store.remove(digest)
+
+    def _load(self, digest: str) -> StagedAdapter:
+        with self.store.pinned(digest):
+            try:
+                with self.store.open(digest) as stored:
+                    try:
+                        staged = self._read(digest, stored)
+                    finally:
+                        stored.verify()  # on failure too: bytes that changed are not the adapter's fault
+            except DataLossError:
+                self.store.remove(digest)  # so that the next fetch brings good bytes
+                raise
+            self.store.pin(digest)  # until it is dropped
+            return staged
+
+    def _read(self, digest: str, stored: StoredAdapter) -> StagedAdapter:
+        config, tensors, planned = self._plan(stored.config, stored)
+        memory, pairs = load_pairs(stored, tensors, planned, self.model.adapter_dtype, self.model.pinned_memory)
+        return StagedAdapter(digest, config.base_model, memory, pairs)
+
+    def _plan(self, config_bytes: bytes, weights: Reader) -> Plan:
+        """All checks that need no tensor data."""
+        config = parse_config(config_bytes, self.model.max_rank)
+        BaseModel(self.model.names).check(config.base_model)
+        tensors = read_header(weights)
+        return config, tensors, plan(config, tensors, self.model.targets)
+
+
+def staging_pool(workers: int = 2) -> ThreadPoolExecutor:
+    """Threads for fetching and staging, which give way to the threads that compute."""
+    return ThreadPoolExecutor(workers, thread_name_prefix="adapters", initializer=_give_way)
+
+
+def _give_way() -> None:
+    with contextlib.suppress(OSError):  # Linux: the nice value of this thread alone
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

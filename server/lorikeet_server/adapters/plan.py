@@ -1,0 +1,91 @@
+"""Which tensor of an adapter's file goes to which module: decided from names and shapes alone, before any data is read.
+
+Every module that the config targets must have its A and B, and every tensor must belong to one; PEFT warns about
+either and serves something else.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lorikeet_server.adapters.config import AdapterConfig
+from lorikeet_server.adapters.header import TensorInfo
+from lorikeet_server.adapters.targets import LoraTarget
+from lorikeet_server.errors import InvalidAdapterError
+
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+_KINDS = {
+    ".lora_embedding_": "LoRA on an embedding is not supported",
+    ".lora_magnitude_vector": "DoRA is not supported",
+    ".modules_to_save.": "fully trained modules are not supported",
+    ".base_layer.": "it is a base weight; save the adapter with save_embedding_layers=False",
+    ".embed_tokens.weight": "it is a base weight; save the adapter with save_embedding_layers=False",
+    ".lm_head.weight": "it is a base weight; save the adapter with save_embedding_layers=False",
+    ".bias": "trained biases are not supported",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPair:
+    """A and B of one module: their names in the file, and what becomes of them."""
+
+    target: LoraTarget
+    rank: int
+    scale: float
+    a: str
+    b: str
+
+
+def plan(
+    config: AdapterConfig, tensors: Mapping[str, TensorInfo], targets: Sequence[LoraTarget]
+) -> tuple[PlannedPair, ...]:
+    """Pairs in the order of `targets`. Raises `InvalidAdapterError` naming the tensor or module."""
+    known = {target.name: target for target in targets}
+    found: dict[tuple[str, str], str] = {}
+    for name in tensors:
+        module, side = _module_of(name)
+        if module not in known:
+            raise InvalidAdapterError(
+                f"tensor {name} belongs to {module}, which this model does not have or cannot adapt; "
+                f"adapters may target {', '.join(sorted({n.rpartition('.')[2] for n in known}))}"
+            )
+        if (module, side) in found:
+            raise InvalidAdapterError(f"tensors {found[module, side]} and {name} are the same matrix")
+        found[module, side] = name
+    wanted = [target for target in targets if config.targets(target.name)]
+    if not wanted:
+        raise InvalidAdapterError("target_modules of adapter_config.json matches no module of this model")
+    pairs = tuple(_pair(config, target, tensors, found) for target in wanted)
+    if found:
+        raise InvalidAdapterError(
+            f"tensor {next(iter(found.values()))} belongs to a module that adapter_config.json does not target"
+        )
+    return pairs
+
+
+def _module_of(name: str) -> tuple[str, str]:
+    key = _KEY.fullmatch(name)
+    if key is not None:
+        return key["module"], key["side"]
+    reason = next((reason for part, reason in _KINDS.items() if part in name), "it is not a LoRA matrix known to PEFT")
+    raise InvalidAdapterError(f"tensor {name} cannot be used: {reason}")
+
+
+def _pair(
+    config: AdapterConfig, target: LoraTarget, tensors: Mapping[str, TensorInfo], found: dict[tuple[str, str], str]
+) -> PlannedPair:
+    scaling = config.scaling(target.name)
+    sides = []
+    for side, shape in (("A", (scaling.rank, target.in_features)), ("B", (target.out_features, scaling.rank))):
+        name = found.pop((target.name, side), None)
+        if name is None:
+            raise InvalidAdapterError(
+                f"adapter_config.json targets {target.name} and the file has no lora_{side} for it"
+            )
+        if tensors[name].shape != shape:
+            raise InvalidAdapterError(
+                f"tensor {name} has the shape {list(tensors[name].shape)}; this model and a rank of "
+                f"{scaling.rank} (r, rank_pattern) need {list(shape)}"
+            )
+        sides.append(name)
+    return PlannedPair(target, scaling.rank, scaling.scale, *sides)

@@ -1,0 +1,52 @@
+"""The host tier: adapters in memory. It obeys; which adapter stays and which goes is the router's decision."""
+
+import threading
+from collections.abc import Callable
+
+from lorikeet_server.adapters.staged import StagedAdapter
+
+
+class HostTier:
+    """Staged adapters by digest. Safe from any thread; an adapter is loaded once however many ask for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._staged: dict[str, StagedAdapter] = {}
+        self._loading: dict[str, threading.Lock] = {}
+
+    def get(self, digest: str) -> StagedAdapter | None:
+        """The adapter, if it is staged."""
+        with self._lock:
+            return self._staged.get(digest)
+
+    def get_or_load(self, digest: str, load: Callable[[], StagedAdapter]) -> StagedAdapter:
+        """The adapter, loaded by the first caller while the others wait. A load that raises leaves no trace."""
+        with self._lock:
+            turn = self._loading.setdefault(digest, threading.Lock())
+        with turn:
+            staged = self.get(digest)
+            if staged is not None:
+                return staged
+            try:
+                staged = load()
+                with self._lock:
+                    self._staged[digest] = staged
+                return staged
+            finally:
+                with self._lock:
+                    self._loading.pop(digest, None)
+
+    def drop(self, digest: str) -> StagedAdapter | None:
+        """Forget an adapter. Slots that hold it keep its memory until they are emptied."""
+        with self._lock:
+            return self._staged.pop(digest, None)
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of all staged adapters."""
+        with self._lock:
+            return sum(staged.memory_bytes for staged in self._staged.values())
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._staged)

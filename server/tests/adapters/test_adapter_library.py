@@ -1,0 +1,204 @@
+"""The way of a good adapter: fetched, staged, in a slot, dropped; and what other threads and processes may do."""
+
+import threading
+from pathlib import Path
+
+import adapter_files as build
+import pytest
+import torch
+
+from lorikeet_server.adapters.slots import AdapterSlots
+from lorikeet_server.errors import (
+    DataLossError,
+    InvalidAdapterError,
+    NotFoundError,
+    SourceUnavailableError,
+    TooLargeError,
+)
+from lorikeet_server.kernels import LoraTable
+
+
+def tables(slots: int = 2) -> dict[str, LoraTable]:
+    shapes: dict[str, tuple[int, list[int]]] = {}
+    for target in build.targets():
+        shapes.setdefault(target.table, (len(target.inputs), []))[1].append(len(target.outputs))
+    return {name: LoraTable(inputs, outputs, slots) for name, (inputs, outputs) in shapes.items()}
+
+
+def test_from_directory_to_slot(tmp_path: Path) -> None:
+    lib = build.library(tmp_path)
+    values = build.tensors()
+    build.write(tmp_path / "root/team/a.v1", build.config(), build.safetensors(values))
+    progress = list(lib.fetch("local", "team/a.v1", 0))
+    digest = progress[-1].digest
+    assert [p.digest for p in progress[:-1]] == [""] * (len(progress) - 1)
+    assert progress[-1].bytes_done == progress[-1].bytes_total == progress[0].bytes_total
+
+    staged = lib.stage(digest)
+    assert lib.stage(digest) is staged
+    assert (staged.max_rank, len(staged.pairs)) == (4, 4)
+    assert staged.memory_bytes == sum(
+        (p.a.numel() + p.b.numel()) * 4 for p in staged.pairs
+    )  # no padding at these sizes
+    found = tables()
+    slots = AdapterSlots(found, 2, torch.device("cpu"), lib.staged.get)
+    assert slots.move(1, digest) is None
+    assert slots.held(1) == digest
+    for pair in staged.pairs:
+        name = f"base_model.model.{pair.target.name}"
+        got = found[pair.target.table].get(1, pair.target.slice_index)
+        assert got is not None
+        a, b, scale, _ = got
+        assert torch.equal(a, values[f"{name}.lora_A.weight"])
+        assert torch.equal(b, values[f"{name}.lora_B.weight"])
+        assert scale == 2.0
+        assert a.data_ptr() == pair.a.data_ptr() and b.data_ptr() == pair.b.data_ptr()  # nothing was copied
+    lib.drop(digest, from_store=True)
+    assert lib.staged.bytes_held == 0
+    with pytest.raises(NotFoundError):
+        lib.stage(digest)
+    assert slots.move(1, "") is None
+    assert all(table.get(1, index) is None for table in found.values() for index in range(len(table.out_features)))
+
+
+def test_a_move_replaces_what_was_there(tmp_path: Path) -> None:
+    lib = build.library(tmp_path)
+    build.write(tmp_path / "root/wide", build.config(), build.safetensors(build.tensors()))
+    only_k = build.safetensors(build.tensors(["k_proj"]))
+    build.write(tmp_path / "root/narrow", build.config(target_modules=["k_proj"]), only_k)
+    found = tables()
+    slots = AdapterSlots(found, 2, torch.device("cpu"), lib.staged.get)
+    for name in ("wide", "narrow"):
+        digest = build.fetch(lib, name)
+        lib.stage(digest)
+        assert slots.move(0, digest) is None
+    qkv = found["model.layers.0.self_attn.qkv_proj"]
+    assert [qkv.get(0, index) is not None for index in range(3)] == [False, True, False]
+
+
+def test_a_failed_move_leaves_the_slot_empty(tmp_path: Path) -> None:
+    lib = build.library(tmp_path)
+    build.write(tmp_path / "root/a", build.config(), build.safetensors(build.tensors()))
+    digest = build.fetch(lib, "a")
+    found = tables()
+    slots = AdapterSlots(found, 2, torch.device("cpu"), lib.staged.get)
+    failed = slots.move(0, digest)
+    assert failed is not None and "not staged" in failed.message
+    lib.stage(digest)
+    del found["model.layers.1.self_attn.qkv_proj"]  # fails half way
+    failed = slots.move(0, digest)
+    assert failed is not None and slots.held(0) == ""
+    assert all(table.get(0, index) is None for table in found.values() for index in range(len(table.out_features)))
+    assert slots.move(7, digest) is not None
+
+
+def test_equal_bytes_are_one_adapter(tmp_path: Path) -> None:
+    lib = build.library(tmp_path)
+    weights = build.safetensors(build.tensors())
+    for name in ("a", "b"):
+        build.write(tmp_path / "root" / name, build.config(), weights)
+    build.write(tmp_path / "root/c", build.config(lora_alpha=9), weights)
+    assert build.fetch(lib, "a") == build.fetch(lib, "b") != build.fetch(lib, "c")
+
+
+def test_first_root_wins(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    lib = build.library(tmp_path, roots=[one, two])
+    build.write(two / "a", build.config(lora_alpha=1), build.safetensors(build.tensors()))
+    one.mkdir()
+    second = build.fetch(lib, "a")
+    build.write(one / "a", build.config(lora_alpha=2), build.safetensors(build.tensors()))
+    first = build.fetch(lib, "a")
+    assert first != second
+    assert {pair.scale for pair in lib.stage(first).pairs} == {0.5}
+
+
+def test_a_root_that_is_gone_is_not_an_adapter_that_is_not_there(tmp_path: Path) -> None:
+    lib = build.library(tmp_path, roots=[tmp_path / "gone"])
+    with pytest.raises(SourceUnavailableError):
+        build.fetch(lib, "a")
+
+
+def test_stored_bytes_that_changed_are_noticed_and_fetched_again(tmp_path: Path) -> None:
+    lib = build.library(tmp_path)
+    build.write(tmp_path / "root/a", build.config(), build.safetensors(build.tensors()))
+    digest = build.fetch(lib, "a")
+    stored = tmp_path / "store" / digest / "adapter_model.safetensors"
+    data = bytearray(stored.read_bytes())
+    for position in (3, 40, len(data) - 1):  # header length, header, data
+        spoilt = bytearray(data)
+        spoilt[position] ^= 0x10
+        stored.write_bytes(spoilt)
+        with pytest.raises(DataLossError):
+            lib.stage(digest)
+        assert not stored.exists() and lib.staged.bytes_held == 0
+        assert build.fetch(lib, "a") == digest
+    lib.stage(digest)
+
+
+@pytest.mark.parametrize("replaced", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("how", ["rename", "write"])
+def test_bytes_that_change_during_the_copy_are_never_mixed(tmp_path: Path, replaced: str, how: str) -> None:
+    lib = build.library(tmp_path)
+    directory = build.write(tmp_path / "root/a", build.config(), build.safetensors(build.tensors()))
+    copying = lib.fetch("local", "a", 0)
+    next(copying)  # both files are open, nothing is copied yet
+    target = directory / replaced
+    new = target.read_bytes()[:-1] + b" "
+    if how == "rename":
+        (directory / "new").write_bytes(new)
+        (directory / "new").rename(target)
+    else:
+        target.write_bytes(new)
+    with pytest.raises(SourceUnavailableError, match="changed while it was copied"):
+        list(copying)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_an_abandoned_copy_leaves_nothing(tmp_path: Path) -> None:
+    lib = build.library(tmp_path)
+    build.write(tmp_path / "root/a", build.config(), build.safetensors(build.tensors()))
+    copying = lib.fetch("local", "a", 0)
+    next(copying)
+    next(copying)
+    assert list((tmp_path / "store").iterdir()) != []
+    copying.close()
+    assert list((tmp_path / "store").iterdir()) == [] and lib.store.used_bytes == 0
+
+
+def test_many_fetch_and_stage_at_once(tmp_path: Path) -> None:
+    libs = [build.library(tmp_path), build.library(tmp_path)]  # two ranks, one store
+    build.write(tmp_path / "root/a", build.config(), build.safetensors(build.tensors()))
+    staged, failures = [], []
+
+    def run(index: int) -> None:
+        try:
+            lib = libs[index % 2]
+            staged.append((index % 2, lib.stage(build.fetch(lib, "a"))))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    for which in (0, 1):
+        assert len({id(adapter) for index, adapter in staged if index == which}) == 1
+    assert len(list((tmp_path / "store").iterdir())) == 1
+
+
+def test_sources_other_than_local_are_refused(tmp_path: Path) -> None:
+    lib = build.library(tmp_path)
+    for source in ("hub", "s3", "", "LOCAL"):
+        with pytest.raises(InvalidAdapterError, match="adapter source"):
+            list(lib.fetch(source, "a", 0))
+
+
+def test_a_bound_on_bytes_holds_before_the_copy(tmp_path: Path) -> None:
+    lib = build.library(tmp_path)
+    build.write(tmp_path / "root/a", build.config(), build.safetensors(build.tensors()))
+    with pytest.raises(TooLargeError, match="at most 100 are fetched"):
+        build.fetch(lib, "a", max_bytes=100)
+    assert list((tmp_path / "store").iterdir()) == []
