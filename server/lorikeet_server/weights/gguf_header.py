@@ -1,8 +1,9 @@
 """The header of a GGUF file: its metadata and where its tensors lie.
 
-The `gguf` package's own reader wraps each of a vocabulary's 100,000 strings in a numpy array, which takes seconds at
-every start; this reader takes hundredths, and answers a damaged file with one line. The format is specified in
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Architectures and quantisation are not known here.
+The `gguf` package's own reader wraps each of a vocabulary's 100,000 strings in a numpy array, which takes
+seconds at every start; this reader takes hundredths, and answers a damaged file with one line. The format is
+specified in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Architectures and quantisation are not
+known here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _DEFAULT_ALIGNMENT = 32
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """One tensor as stored. `shape` is in torch's order (outermost first); `extent` counts from the file's start."""
+    """One tensor as stored. `shape` is in torch's order (outermost first); `extent` counts from the file's
+    start."""
 
     name: str
     shape: tuple[int, ...]
@@ -50,13 +52,15 @@ class GgufHeader:
                 return _parse(data)
         except OSError as error:
             raise WeightsError(f"cannot read model file {path}: {error.strerror or error}") from error
-        except _Damaged as error:
+        except _DamagedError as error:
             raise WeightsError(f"{path} is not a usable GGUF file: {error}") from error
         except (struct.error, ValueError, OverflowError) as error:
-            raise WeightsError(f"{path} is not a usable GGUF file: damaged or cut short; fetch it again") from error
+            raise WeightsError(
+                f"{path} is not a usable GGUF file: damaged or cut short; fetch it again"
+            ) from error
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """What is wrong with the file, in a few words."""
 
 
@@ -76,7 +80,7 @@ class _Cursor:
         length = self.scalar("Q")
         begin, end = self.offset, self.offset + length
         if end > len(self.data):
-            raise _Damaged("a string runs past the end of the file; fetch it again")
+            raise _DamagedError("a string runs past the end of the file; fetch it again")
         self.offset = end
         return self.data[begin:end].decode("utf-8", errors="replace")
 
@@ -86,13 +90,13 @@ class _Cursor:
         if kind == _ARRAY:
             return self.array()
         if kind not in _SCALARS:
-            raise _Damaged(f"unknown metadata type {kind}")
+            raise _DamagedError(f"unknown metadata type {kind}")
         return self.scalar(_SCALARS[kind])
 
     def array(self) -> list[Any]:
         kind, count = self.scalar("I"), self.scalar("Q")
         if count > len(self.data):
-            raise _Damaged("an array runs past the end of the file; fetch it again")
+            raise _DamagedError("an array runs past the end of the file; fetch it again")
         if kind not in _SCALARS:
             return [self.value(kind) for _ in range(count)]
         values = struct.unpack_from(f"<{count}{_SCALARS[kind]}", self.data, self.offset)
@@ -102,12 +106,12 @@ class _Cursor:
 
 def _parse(data: mmap.mmap) -> GgufHeader:
     if data[:4] != b"GGUF":
-        raise _Damaged("it does not begin with GGUF")
+        raise _DamagedError("it does not begin with GGUF")
     cursor = _Cursor(data)
     cursor.offset = 4
     version = cursor.scalar("I")
     if version not in (2, 3):
-        raise _Damaged(f"version {version}, where 2 and 3 are known (or it is big-endian)")
+        raise _DamagedError(f"version {version}, where 2 and 3 are known (or it is big-endian)")
     tensor_count, metadata_count = cursor.scalar("Q"), cursor.scalar("Q")
     metadata = {}
     for _ in range(metadata_count):
@@ -120,7 +124,7 @@ def _parse(data: mmap.mmap) -> GgufHeader:
     for name, shape, quantization, offset in entries:
         extent = Extent(length + offset, length + offset + _stored_bytes(name, shape, quantization))
         if extent.end > len(data):
-            raise _Damaged(f"tensor {name} runs past the end of the file; fetch it again")
+            raise _DamagedError(f"tensor {name} runs past the end of the file; fetch it again")
         tensors[name] = GgufTensor(name, shape, quantization, extent)
     return GgufHeader(metadata, tensors, length)
 
@@ -129,13 +133,13 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizati
     name = cursor.string()
     dims = cursor.scalar("I")
     if dims > _MAX_DIMS:
-        raise _Damaged(f"tensor {name} has {dims} dimensions")
+        raise _DamagedError(f"tensor {name} has {dims} dimensions")
     shape = tuple(reversed([cursor.scalar("Q") for _ in range(dims)]))
     kind, offset = cursor.scalar("I"), cursor.scalar("Q")
     try:
         return name, shape, GGMLQuantizationType(kind), offset
     except ValueError:
-        raise _Damaged(f"tensor {name} has the unknown type {kind}") from None
+        raise _DamagedError(f"tensor {name} has the unknown type {kind}") from None
 
 
 def _stored_bytes(name: str, shape: tuple[int, ...], quantization: GGMLQuantizationType) -> int:
@@ -144,5 +148,5 @@ def _stored_bytes(name: str, shape: tuple[int, ...], quantization: GGMLQuantizat
     for size in shape:
         elements *= size
     if not shape or shape[-1] % block:
-        raise _Damaged(f"tensor {name} of shape {shape} does not divide into blocks of {block}")
+        raise _DamagedError(f"tensor {name} of shape {shape} does not divide into blocks of {block}")
     return elements // block * block_bytes

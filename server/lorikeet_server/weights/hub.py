@@ -18,7 +18,8 @@ def is_hub_id(model_id: str) -> bool:
 
 
 def fetch(model_id: str, revision: str | None, cache_dir: Path | None) -> Path:
-    """Fetches a model into the hub's cache (or `cache_dir`) and returns its directory. Progress goes to stderr.
+    """Fetches a model into the hub's cache (or `cache_dir`) and returns its directory. Progress goes to
+    stderr.
 
     Works offline if the model is in the cache. Raises WeightsError with one line.
     """
@@ -35,16 +36,26 @@ def fetch(model_id: str, revision: str | None, cache_dir: Path | None) -> Path:
     at = f"--model-id {model_id}"
     try:
         directory = snapshot_download(
-            model_id, revision=revision, cache_dir=cache_dir, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+            model_id,
+            revision=revision,
+            cache_dir=cache_dir,
+            allow_patterns=_WANTED,
+            ignore_patterns=_UNWANTED,
         )
     except GatedRepoError as error:
-        raise WeightsError(f"{at}: access to this model is restricted; accept its terms and set HF_TOKEN") from error
+        raise WeightsError(
+            f"{at}: access to this model is restricted; accept its terms and set HF_TOKEN"
+        ) from error
     except RevisionNotFoundError as error:
         raise WeightsError(f"{at} has no revision {revision}; check --revision") from error
     except RepositoryNotFoundError as error:
-        raise WeightsError(f"{at}: no such directory, nor such a model on the hub (private ones want HF_TOKEN)") from error
+        raise WeightsError(
+            f"{at}: no such directory, nor such a model on the hub (private ones want HF_TOKEN)"
+        ) from error
     except LocalEntryNotFoundError as error:
-        raise WeightsError(f"{at} is not a local path, not cached, and the hub cannot be reached; give a directory") from error
+        raise WeightsError(
+            f"{at} is not a local path, not cached, and the hub cannot be reached; give a directory"
+        ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{at} cannot be fetched from the hub: {reason}") from error

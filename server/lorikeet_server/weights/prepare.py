@@ -1,4 +1,5 @@
-"""Turns what `--model-id` names into files on this machine: weights to load and a tokenizer directory to read."""
+"""Turns what `--model-id` names into files on this machine: weights to load and a tokenizer directory to
+read."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ TOKENIZER_JSON = "tokenizer.json"
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model ready to serve. `model_path` is a directory or a .gguf file for `open_source`; `tokenizer_path` is a
-    directory with tokenizer.json, tokenizer_config.json, config.json and generation_config.json."""
+    """A model ready to serve. `model_path` is a directory or a .gguf file for `open_source`; `tokenizer_path`
+    is a directory with tokenizer.json, tokenizer_config.json, config.json and generation_config.json."""
 
     model_id: str
     model_path: Path
@@ -40,12 +41,14 @@ class Prepared:
 def prepare(model_id: str, revision: str | None = None, cache_dir: Path | None = None) -> Prepared:
     """Resolves `model_id`: `smollm2`, a .gguf file, a directory, or a hub id (which is fetched).
 
-    `cache_dir` holds what has to be generated or fetched; by default the user's cache. Raises WeightsError with one
-    line that names the path or flag and the remedy.
+    `cache_dir` holds what has to be generated or fetched; by default the user's cache. Raises WeightsError
+    with one line that names the path or flag and the remedy.
     """
     path = demo_model() if model_id == DEMO_ID else Path(model_id).expanduser()
     if path.suffix == ".gguf":
-        return Prepared(model_id, path.resolve(), _gguf_tokenizer(path.resolve(), cache_dir or default_cache()))
+        return Prepared(
+            model_id, path.resolve(), _gguf_tokenizer(path.resolve(), cache_dir or default_cache())
+        )
     if not path.is_dir():
         if path.exists():
             raise WeightsError(f"--model-id {model_id} is neither a directory nor a .gguf file")
@@ -64,7 +67,9 @@ def _directory(model_id: str, directory: Path) -> Prepared:
     # Opening reads every header, so that a broken download is told now and not by a shard.
     SafetensorsSource(directory)
     if not (directory / TOKENIZER_JSON).is_file():
-        raise WeightsError(f"model directory {directory} has no {TOKENIZER_JSON}; save the fast tokenizer there")
+        raise WeightsError(
+            f"model directory {directory} has no {TOKENIZER_JSON}; save the fast tokenizer there"
+        )
     return Prepared(model_id, directory, directory)
 
 

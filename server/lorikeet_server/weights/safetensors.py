@@ -40,7 +40,9 @@ class SafetensorsSource:
                     self._shapes[name] = shape
         missing = sorted(set(wanted or ()) - set(self._files))
         if missing:
-            raise WeightsError(f"{directory / INDEX} names {missing[0]}, which its file does not hold; fetch the model again")
+            raise WeightsError(
+                f"{directory / INDEX} names {missing[0]}, which its file does not hold; fetch the model again"
+            )
         if self._config.get("tie_word_embeddings"):
             self._files.pop("lm_head.weight", None)
 
@@ -67,7 +69,9 @@ class SafetensorsSource:
     def load(self, name: str, part: Slice | None = None) -> torch.Tensor:
         path, shape = self._file(name), self._shapes[name]
         if part is not None and (part.dim >= len(shape) or part.stop > shape[part.dim]):
-            raise WeightsError(f"{name} of shape {shape} has no slice {part.start}..{part.stop} of dimension {part.dim}")
+            raise WeightsError(
+                f"{name} of shape {shape} has no slice {part.start}..{part.stop} of dimension {part.dim}"
+            )
         try:
             # Opened for each tensor: the mapping is cheap, and a mapping kept open would count as our memory.
             with safe_open(path, framework="pt") as file:
@@ -110,7 +114,9 @@ class _Header:
         except OSError as error:
             raise WeightsError(f"cannot read weights {path}: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            raise WeightsError(f"{path} is not a usable safetensors file ({error}); fetch the model again") from error
+            raise WeightsError(
+                f"{path} is not a usable safetensors file ({error}); fetch the model again"
+            ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -118,7 +124,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}; --model-id wants a model directory") from error
+        raise WeightsError(
+            f"cannot read {path}: {error.strerror or error}; --model-id wants a model directory"
+        ) from error
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON ({error}); fetch the model again") from error
     if not isinstance(content, dict):
@@ -145,5 +153,7 @@ def _weight_files(directory: Path, wanted: dict[str, str] | None) -> list[Path]:
     files = sorted(directory.glob("*.safetensors"))
     files = [file for file in files if file.name != "adapter_model.safetensors"]
     if not files:
-        raise WeightsError(f"model directory {directory} has no .safetensors files; pickled .bin weights are not read")
+        raise WeightsError(
+            f"model directory {directory} has no .safetensors files; pickled .bin weights are not read"
+        )
     return files

@@ -1,8 +1,8 @@
 """Where tensors come from: one interface over every file format.
 
-A model loader asks for tensors by their Hugging Face names, one at a time and, with tensor parallelism, one slice at
-a time. It does not learn whether they were read from safetensors or dequantised from a GGUF file. This module knows
-no architecture.
+A model loader asks for tensors by their Hugging Face names, one at a time and, with tensor parallelism, one
+slice at a time. It does not learn whether they were read from safetensors or dequantised from a GGUF file.
+This module knows no architecture.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ class Slice:
     def of_rank(cls, dim: int, size: int, rank: int, world_size: int) -> Slice:
         """The share of `rank` when `size` is divided evenly over `world_size` ranks."""
         if size % world_size:
-            raise WeightsError(f"a dimension of {size} does not divide over {world_size} shards; use another --num-shard")
+            raise WeightsError(
+                f"a dimension of {size} does not divide over {world_size} shards; use another --num-shard"
+            )
         share = size // world_size
         return cls(dim, rank * share, (rank + 1) * share)
 
 
 class WeightSource(Protocol):
-    """Read-only tensors of one model, in Hugging Face names and layout (`[out, in]` for a linear's weight)."""
+    """Read-only tensors of one model, in Hugging Face names and layout (`[out, in]` for a linear)."""
 
     @property
     def digest(self) -> str:
@@ -60,7 +62,7 @@ class WeightSource(Protocol):
         ...
 
     def load(self, name: str, part: Slice | None = None) -> torch.Tensor:
-        """Reads a tensor, or one slice of it, to host memory: contiguous, owned by the caller, stored dtype."""
+        """Reads a tensor, or a slice of it, to host memory: contiguous, the caller's own, stored dtype."""
         ...
 
 
@@ -73,10 +75,11 @@ class Progress:
 
 
 class ReportingSource:
-    """A source that tells `report` after each tensor how much has been read; slices count as what they hold."""
+    """A source that tells `report` after each tensor how much has been read; a slice counts as its size."""
 
     def __init__(self, inner: WeightSource, report: Callable[[Progress], None], share: int = 1) -> None:
-        """`share`: over how many ranks the weights are divided, so that a rank's own part counts as the whole."""
+        """`share`: over how many ranks the weights are divided, so that a rank's own part counts as the
+        whole."""
         self._inner = inner
         self._report = report
         self._total = sum(_elements(inner.shape(name)) for name in inner.names()) // share

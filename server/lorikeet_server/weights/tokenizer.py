@@ -1,7 +1,8 @@
 """Tokenizer files from a GGUF vocabulary: what the Rust `tokenizers` crate and transformers both load.
 
 Covers byte-level BPE (`tokenizer.ggml.model = gpt2`), the vocabulary of nearly every model since Llama 3. A
-SentencePiece vocabulary is refused: its merges are not in the file, and guessing them would give other token ids.
+SentencePiece vocabulary is refused: its merges are not in the file, and guessing them would give other token
+ids.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ _CONTROL, _USER_DEFINED = 3, 4
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 _LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2_WORDS = _LLAMA3_WORDS.replace("{1,3}", "")
 
@@ -26,7 +28,8 @@ def _split(pattern: str) -> list[dict[str, Any]]:
     return [words, {**_BYTE_LEVEL, "use_regex": False}]
 
 
-# By `tokenizer.ggml.pre`: how text is cut into words before merging. Getting this wrong gives ids that look fine.
+# By `tokenizer.ggml.pre`: how text is cut into words before merging. Getting this wrong gives ids that look
+# fine.
 _GPT2_WORDS = [{**_BYTE_LEVEL, "use_regex": True}]
 _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "gpt-2": _GPT2_WORDS,
@@ -37,11 +40,14 @@ _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
 
 
 def tokenizer_json(header: GgufHeader, path: Path) -> dict[str, Any]:
-    """The content of tokenizer.json. Raises WeightsError for a vocabulary that cannot be carried over exactly."""
+    """The content of tokenizer.json. Raises WeightsError for a vocabulary that cannot be carried over
+    exactly."""
     metadata = header.metadata
     model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
     if model != "gpt2" or pre not in _PRE_TOKENIZERS:
-        raise WeightsError(f"model file {path} has a {model}/{pre} vocabulary; put the model's tokenizer.json beside it")
+        raise WeightsError(
+            f"model file {path} has a {model}/{pre} vocabulary; put the model's tokenizer.json beside it"
+        )
     tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
     if not tokens or merges is None:
         raise WeightsError(f"model file {path} has no vocabulary; put the model's tokenizer.json beside it")
@@ -85,7 +91,7 @@ def tokenizer_json(header: GgufHeader, path: Path) -> dict[str, Any]:
 
 
 def tokenizer_config(header: GgufHeader) -> dict[str, Any]:
-    """The content of tokenizer_config.json: special tokens by name and the chat template, where there is one."""
+    """The content of tokenizer_config.json: special tokens by name and the chat template, if there is one."""
     metadata = header.metadata
     tokens = metadata.get("tokenizer.ggml.tokens", [])
     config: dict[str, Any] = {
