@@ -1,1 +1,10 @@
-fn main() {}
+//! The `lorikeet` command. Everything it does is in the library, where tests reach it.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    lorikeet_launcher::run(std::env::args_os())
+}

@@ -1,0 +1,143 @@
+//! What the machine has. Everything is read; nothing is decided here.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde::Serialize;
+
+use crate::environment;
+
+/// Instruction sets that our kernels, or those of torch, choose by.
+const INTERESTING: [&str; 9] =
+    ["avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd"];
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Hardware {
+    pub cpu: Cpu,
+    pub memory: Option<Memory>,
+    pub gpus: Vec<Gpu>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Cpu {
+    pub model: Option<String>,
+    /// Threads that this process may run at once: affinity and cgroup quota are counted in.
+    pub cores: usize,
+    pub features: Vec<&'static str>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Memory {
+    pub total_bytes: u64,
+    pub available_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gpu {
+    pub name: String,
+    pub memory_mib: Option<u64>,
+    pub driver: String,
+}
+
+impl Hardware {
+    /// Looks at this machine.
+    pub fn detect() -> Self {
+        let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let memory_info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        Self { cpu: Cpu::parse(&cpu_info), memory: Memory::parse(&memory_info), gpus: gpus() }
+    }
+}
+
+/// Threads that this process may run at once.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+impl Cpu {
+    fn parse(cpu_info: &str) -> Self {
+        let field = |name: &str| {
+            cpu_info
+                .lines()
+                .filter_map(|line| line.split_once(':'))
+                .find(|(key, _)| key.trim() == name)
+                .map(|(_, value)| value.trim().to_owned())
+        };
+        let flags = field("flags").or_else(|| field("Features")).unwrap_or_default();
+        let has = |name: &str| flags.split_whitespace().any(|flag| flag == name);
+        Self {
+            model: field("model name"),
+            cores: cores(),
+            features: INTERESTING.into_iter().filter(|name| has(name)).collect(),
+        }
+    }
+}
+
+impl Memory {
+    fn parse(memory_info: &str) -> Option<Self> {
+        let bytes = |name: &str| {
+            let line = memory_info.lines().find(|line| line.starts_with(name))?;
+            let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+            Some(kibibytes * 1024)
+        };
+        Some(Self { total_bytes: bytes("MemTotal:")?, available_bytes: bytes("MemAvailable:")? })
+    }
+}
+
+/// GPUs that `nvidia-smi` lists; none if there is no driver.
+fn gpus() -> Vec<Gpu> {
+    if environment::find_command(Path::new("nvidia-smi")).is_none() {
+        return Vec::new();
+    }
+    let output = Command::new("nvidia-smi")
+        .args(["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"])
+        .stdin(Stdio::null())
+        .output();
+    match output {
+        Ok(output) if output.status.success() => parse_gpus(&String::from_utf8_lossy(&output.stdout)),
+        _ => Vec::new(),
+    }
+}
+
+fn parse_gpus(csv: &str) -> Vec<Gpu> {
+    csv.lines()
+        .filter_map(|line| {
+            let mut columns = line.split(',').map(str::trim);
+            Some(Gpu {
+                name: columns.next()?.to_owned(),
+                memory_mib: columns.next()?.parse().ok(),
+                driver: columns.next()?.to_owned(),
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_cpu() {
+        let cpu = Cpu::parse(
+            "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu fma avx2 f16c\n\nprocessor\t: 1\n",
+        );
+        assert_eq!(cpu.model.as_deref(), Some("Some CPU"));
+        assert_eq!(cpu.features, ["avx2", "fma", "f16c"]);
+        assert!(cpu.cores >= 1);
+        assert!(Cpu::parse("").features.is_empty());
+    }
+
+    #[test]
+    fn reads_memory() {
+        let memory = Memory::parse("MemTotal:  2048 kB\nMemFree: 1 kB\nMemAvailable:   1024 kB\n").unwrap();
+        assert_eq!((memory.total_bytes, memory.available_bytes), (2 << 20, 1 << 20));
+        assert!(Memory::parse("MemTotal: many kB").is_none());
+    }
+
+    #[test]
+    fn reads_gpus() {
+        let gpus = parse_gpus("NVIDIA H200, 143771, 570.1\nNVIDIA GB10, [N/A], 580.2\n\n");
+        assert_eq!(gpus.len(), 2);
+        assert_eq!(gpus[0].memory_mib, Some(143_771));
+        assert_eq!(gpus[1].memory_mib, None);
+    }
+}

@@ -1,0 +1,188 @@
+//! From settings and hardware to command lines. Pure: reads nothing, starts nothing.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lorikeet_router::config::Config;
+
+use crate::cli::{Device, ServeArgs};
+use crate::supervise::{Plan, Prepared, ProcessSpec, Role};
+
+/// What is known of the place the processes run in.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// This executable, which is the router's too.
+    pub executable: PathBuf,
+    pub python: PathBuf,
+    /// Threads that may run at once.
+    pub cores: usize,
+    /// GPUs granted by the environment, if it says.
+    pub granted_gpus: Option<u32>,
+    /// The user's cache directory for this program.
+    pub cache_dir: PathBuf,
+}
+
+/// What was chosen for this run.
+#[derive(Debug)]
+pub struct Run {
+    pub prepared: Prepared,
+    /// Private directory for the sockets.
+    pub directory: PathBuf,
+    pub address: SocketAddr,
+    /// Where ranks meet.
+    pub master_port: u16,
+    /// What the router will make of its flags.
+    pub config: Config,
+}
+
+/// The command that resolves the model.
+pub fn prepare(args: &ServeArgs, host: &Host) -> ProcessSpec {
+    let mut command = Arguments::python("prepare");
+    command.pair("--model-id", &args.model_id.name);
+    if let Some(revision) = args.revision() {
+        command.pair("--revision", revision);
+    }
+    if let Some(cache) = &args.cache_dir {
+        command.pair("--cache-dir", cache);
+    }
+    ProcessSpec {
+        role: Role::Prepare,
+        program: host.python.clone(),
+        args: command.0,
+        env: python_environment(args),
+    }
+}
+
+/// The router drains by itself within `--drain-timeout`; this is how much later it is killed.
+const AFTER_DRAIN: Duration = Duration::from_secs(5);
+
+/// Every process that serves.
+pub fn plan(args: &ServeArgs, host: &Host, run: &Run) -> Plan {
+    let world_size = shard_count(args, host);
+    let sockets: Vec<_> = (0..world_size).map(|rank| socket(&run.directory, rank)).collect();
+    let shards = (0..world_size).zip(&sockets).map(|(rank, at)| shard(args, host, run, rank, at));
+    Plan {
+        shards: shards.collect(),
+        router: router(args, host, run, &sockets),
+        address: reachable(run.address),
+        max_restarts: args.max_shard_restarts,
+        drain_deadline: run.config.http.drain_timeout + AFTER_DRAIN,
+        sockets,
+    }
+}
+
+/// Ranks: as asked, else one for each GPU that the environment grants, else one.
+pub fn shard_count(args: &ServeArgs, host: &Host) -> u32 {
+    let granted = if args.device == Device::Cpu { None } else { host.granted_gpus };
+    args.num_shard.or(granted).unwrap_or(1).max(1)
+}
+
+/// Threads for each shard: as asked, else an equal share of the cores.
+pub fn threads_per_shard(args: &ServeArgs, host: &Host) -> usize {
+    args.threads_per_shard.unwrap_or_else(|| (host.cores / shard_count(args, host) as usize).max(1))
+}
+
+/// The longest socket path of a run in `directory`.
+pub fn socket(directory: &Path, rank: u32) -> PathBuf {
+    directory.join(format!("shard-{rank}"))
+}
+
+fn shard(args: &ServeArgs, host: &Host, run: &Run, rank: u32, socket: &Path) -> ProcessSpec {
+    let mut command = Arguments::python("serve");
+    command.pair("--model-path", &run.prepared.model_path);
+    command.pair("--model-id", &run.prepared.model_id);
+    command.pair("--uds-path", socket);
+    command.pair("--dtype", args.dtype.as_str());
+    command.pair("--device", args.device.as_str());
+    for root in &args.adapter_root {
+        command.pair("--adapter-root", root);
+    }
+    command.pair(
+        "--store-dir",
+        args.store_dir.clone().unwrap_or_else(|| cache_dir(args, host).join("adapters")),
+    );
+    command.pair("--disk-bytes", run.config.adapters.adapter_disk_bytes.to_string());
+    // Always: records carry their level, and are written again in the form that was asked for.
+    command.flag("--json-output");
+
+    let mut env = python_environment(args);
+    env.extend([
+        ("RANK", rank.to_string().into()),
+        ("WORLD_SIZE", shard_count(args, host).to_string().into()),
+        ("MASTER_ADDR", args.master_addr.clone().into()),
+        ("MASTER_PORT", run.master_port.to_string().into()),
+        ("OMP_NUM_THREADS", threads_per_shard(args, host).to_string().into()),
+    ]);
+    ProcessSpec { role: Role::Shard(rank), program: host.python.clone(), args: command.0, env }
+}
+
+fn router(args: &ServeArgs, host: &Host, run: &Run, sockets: &[PathBuf]) -> ProcessSpec {
+    let mut command = Arguments(vec!["router".into()]);
+    command.pair("--hostname", run.address.ip().to_string());
+    command.pair("--port", run.address.port().to_string());
+    for socket in sockets {
+        command.pair("--shard-uds-path", socket);
+    }
+    command.pair("--tokenizer-path", &run.prepared.tokenizer_path);
+    command.pair("--model-id", &run.prepared.model_id);
+    if args.json_output {
+        command.flag("--json-output");
+    }
+    command.0.extend(args.router.argv().iter().cloned());
+    ProcessSpec {
+        role: Role::Router,
+        program: host.executable.clone(),
+        args: command.0,
+        env: vec![log_level(args)],
+    }
+}
+
+fn cache_dir(args: &ServeArgs, host: &Host) -> PathBuf {
+    args.cache_dir.clone().unwrap_or_else(|| host.cache_dir.clone())
+}
+
+fn python_environment(args: &ServeArgs) -> Vec<(&'static str, OsString)> {
+    // Records must arrive when they are written, not when a buffer is full.
+    let mut env = vec![("PYTHONUNBUFFERED", OsString::from("1"))];
+    env.extend(
+        args.huggingface_hub_cache.as_ref().map(|path| ("HF_HUB_CACHE", path.clone().into_os_string())),
+    );
+    env.push(log_level(args));
+    env
+}
+
+fn log_level(args: &ServeArgs) -> (&'static str, OsString) {
+    ("LOG_LEVEL", args.log_level.as_str().into())
+}
+
+/// Where a client on this machine reaches a server bound to `address`.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        std::net::IpAddr::V4(ip) if ip.is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
+        std::net::IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// A command line under construction.
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    fn python(command: &str) -> Self {
+        Self(["-m", "lorikeet_server", command].map(OsString::from).to_vec())
+    }
+
+    fn pair(&mut self, flag: &str, value: impl Into<OsString>) {
+        self.0.extend([flag.into(), value.into()]);
+    }
+
+    fn flag(&mut self, flag: &str) {
+        self.0.push(flag.into());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+use clap::Parser;
+
+use super::*;
+use crate::cli::{Cli, Command};
+
+fn args(flags: &[&str]) -> ServeArgs {
+    let argv = ["lorikeet", "serve", "--model-id", "org/m@r1"].iter().chain(flags);
+    match Cli::try_parse_from(argv).unwrap().command {
+        Command::Serve(args) => *args,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn host() -> Host {
+    Host {
+        executable: "/bin/lorikeet".into(),
+        python: "/bin/python".into(),
+        cores: 8,
+        granted_gpus: None,
+        cache_dir: "/cache".into(),
+    }
+}
+
+#[derive(Parser)]
+struct Router {
+    #[command(flatten)]
+    config: Config,
+}
+
+fn run(address: &str) -> Run {
+    let router = [
+        "router",
+        "--model-id",
+        "m",
+        "--tokenizer-path",
+        "t",
+        "--shard-uds-path",
+        "s",
+        "--drain-timeout",
+        "7",
+    ];
+    Run {
+        prepared: Prepared {
+            model_id: "org/m".into(),
+            model_path: "/models/m.gguf".into(),
+            tokenizer_path: "/cache/tokenizers/m".into(),
+        },
+        directory: "/run/lorikeet-x".into(),
+        address: address.parse().unwrap(),
+        master_port: 29_500,
+        config: Router::parse_from(router).config,
+    }
+}
+
+fn planned(flags: &[&str]) -> Plan {
+    plan(&args(flags), &host(), &run("127.0.0.1:3000"))
+}
+
+/// The values of a flag.
+fn values(spec: &ProcessSpec, flag: &str) -> Vec<String> {
+    let pairs = spec.args.windows(2).filter(|pair| pair[0] == flag);
+    pairs.map(|pair| pair[1].to_string_lossy().into_owned()).collect()
+}
+
+fn variable(spec: &ProcessSpec, name: &str) -> Option<String> {
+    spec.env.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string_lossy().into_owned())
+}
+
+#[test]
+fn one_shard_and_the_router() {
+    let plan =
+        planned(&["--adapter-root", "/a", "--adapter-root", "/b", "--dtype", "float32", "--device", "cpu"]);
+    let [shard] = &plan.shards[..] else { panic!("{} shards", plan.shards.len()) };
+    assert_eq!(shard.program, Path::new("/bin/python"));
+    assert_eq!(shard.args[..3], ["-m", "lorikeet_server", "serve"]);
+    for (flag, value) in [
+        ("--model-path", "/models/m.gguf"),
+        ("--model-id", "org/m"),
+        ("--uds-path", "/run/lorikeet-x/shard-0"),
+        ("--dtype", "float32"),
+        ("--device", "cpu"),
+        ("--store-dir", "/cache/adapters"),
+        ("--disk-bytes", "68719476736"),
+    ] {
+        assert_eq!(values(shard, flag), [value], "{flag}");
+    }
+    assert_eq!(values(shard, "--adapter-root"), ["/a", "/b"]);
+    assert!(shard.args.contains(&"--json-output".into()), "levels of records must not be lost");
+
+    assert_eq!(plan.router.program, Path::new("/bin/lorikeet"));
+    assert_eq!(plan.router.args[0], "router");
+    for (flag, value) in [
+        ("--hostname", "127.0.0.1"),
+        ("--port", "3000"),
+        ("--shard-uds-path", "/run/lorikeet-x/shard-0"),
+        ("--tokenizer-path", "/cache/tokenizers/m"),
+        ("--model-id", "org/m"),
+    ] {
+        assert_eq!(values(&plan.router, flag), [value], "{flag}");
+    }
+    assert_eq!(plan.drain_deadline, Duration::from_secs(12));
+    assert_eq!(plan.max_restarts, 5);
+}
+
+#[test]
+fn ranks_know_each_other_and_share_the_cores() {
+    let plan = planned(&["--num-shard", "2", "--master-addr", "10.0.0.1", "--max-shard-restarts", "3"]);
+    for (rank, shard) in plan.shards.iter().enumerate() {
+        for (name, value) in [
+            ("RANK", rank.to_string().as_str()),
+            ("WORLD_SIZE", "2"),
+            ("MASTER_ADDR", "10.0.0.1"),
+            ("MASTER_PORT", "29500"),
+            ("OMP_NUM_THREADS", "4"),
+        ] {
+            assert_eq!(variable(shard, name).as_deref(), Some(value), "{name}");
+        }
+    }
+    assert_eq!(
+        values(&plan.router, "--shard-uds-path"),
+        ["/run/lorikeet-x/shard-0", "/run/lorikeet-x/shard-1"]
+    );
+    assert_eq!(plan.sockets.len(), 2);
+    assert_eq!(plan.max_restarts, 3);
+    let few = planned(&["--num-shard", "2", "--threads-per-shard", "1"]);
+    assert_eq!(variable(&few.shards[0], "OMP_NUM_THREADS").as_deref(), Some("1"));
+}
+
+#[test]
+fn ranks_default_to_the_granted_gpus() {
+    let with = |granted_gpus, flags| shard_count(&args(flags), &Host { granted_gpus, ..host() });
+    assert_eq!(with(None, &[]), 1);
+    assert_eq!(with(Some(4), &[]), 4);
+    assert_eq!(with(Some(4), &["--num-shard", "2"]), 2);
+    assert_eq!(with(Some(4), &["--device", "cpu"]), 1);
+    assert_eq!(with(Some(0), &[]), 1);
+}
+
+#[test]
+fn settings_reach_the_process_that_needs_them() {
+    let flags = [
+        "--json-output",
+        "--log-level",
+        "debug",
+        "--store-dir",
+        "/store",
+        "--cache-dir",
+        "/c",
+        "--huggingface-hub-cache",
+        "/hub",
+        "--max-total-tokens",
+        "99",
+    ];
+    let plan = planned(&flags);
+    assert!(plan.router.args.contains(&"--json-output".into()));
+    assert_eq!(values(&plan.router, "--max-total-tokens"), ["99"]);
+    assert_eq!(variable(&plan.router, "LOG_LEVEL").as_deref(), Some("debug"));
+    let shard = &plan.shards[0];
+    assert_eq!(variable(shard, "LOG_LEVEL").as_deref(), Some("debug"));
+    assert_eq!(variable(shard, "HF_HUB_CACHE").as_deref(), Some("/hub"));
+    assert_eq!(values(shard, "--store-dir"), ["/store"]);
+
+    let prepare = prepare(&args(&flags), &host());
+    assert_eq!(prepare.args[..3], ["-m", "lorikeet_server", "prepare"]);
+    assert_eq!(values(&prepare, "--model-id"), ["org/m"]);
+    assert_eq!(values(&prepare, "--revision"), ["r1"]);
+    assert_eq!(values(&prepare, "--cache-dir"), ["/c"]);
+    assert_eq!(variable(&prepare, "HF_HUB_CACHE").as_deref(), Some("/hub"));
+    let store = planned(&["--cache-dir", "/c"]);
+    assert_eq!(values(&store.shards[0], "--store-dir"), ["/c/adapters"]);
+}
+
+#[test]
+fn a_wildcard_is_asked_at_the_loopback() {
+    let at = |address| plan(&args(&[]), &host(), &run(address)).address.to_string();
+    assert_eq!(at("0.0.0.0:80"), "127.0.0.1:80");
+    assert_eq!(at("[::]:80"), "[::1]:80");
+    assert_eq!(at("10.1.2.3:80"), "10.1.2.3:80");
+}

@@ -1,0 +1,82 @@
+//! `lorikeet serve`: check, prepare, plan, supervise.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use lorikeet_router::config::Config;
+
+use crate::cli::ServeArgs;
+use crate::plan::{self, Host, Run};
+use crate::run_directory::RunDirectory;
+use crate::supervise::{Ending, Signals, prepare, supervise};
+use crate::{check, environment, hardware};
+
+/// Runs until the server ends.
+///
+/// # Errors
+/// One line naming the flag and the mend, or what the server died of.
+pub fn serve(mut args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let host = Host {
+        executable: environment::executable().context("cannot tell where this executable is")?,
+        python: check::python(args.python.as_ref())?,
+        cores: hardware::cores(),
+        granted_gpus: environment::granted_gpus(),
+        cache_dir: environment::cache_dir(),
+    };
+    check::model(&args)?;
+    check::devices(&args, &host)?;
+    args.adapter_root = check::adapter_roots(&args.adapter_root)?;
+    let config = router_config(&args)?;
+    let address = check::address(&args)?;
+    let master_port = check::master_port(&args)?;
+    let run_directory = RunDirectory::make(args.shard_uds_path.as_deref())?;
+    check::socket_length(run_directory.path(), plan::shard_count(&args, &host))?;
+
+    // One thread, this one: children are killed by the kernel when the thread that started them ends.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut signals = Signals::catch()?;
+        tracing::info!("preparing {}", args.model_id.name);
+        let prepared = prepare(&plan::prepare(&args, &host), &mut signals)
+            .await
+            .with_context(|| format!("--model-id {}", args.model_id.name))?;
+        let Some(prepared) = prepared else { return Ok(ExitCode::SUCCESS) };
+        if args.download_only {
+            return report(&prepared.model_path);
+        }
+        let directory = run_directory.path().to_owned();
+        let run = Run { prepared, directory, address, master_port, config };
+        let plan = plan::plan(&args, &host, &run);
+        let threads = plan::threads_per_shard(&args, &host);
+        tracing::info!("loading the model: {} shard(s) of {threads} thread(s)", plan.shards.len());
+        match supervise(&plan, &mut signals).await? {
+            Ending::Drained => {
+                tracing::info!("ended in order");
+                Ok(ExitCode::SUCCESS)
+            }
+            Ending::Cut(signal) => Ok(ExitCode::from(128 + signal as u8)),
+        }
+    })
+}
+
+/// The router's settings as the router process will read them, so that it refuses nothing once it is started.
+fn router_config(args: &ServeArgs) -> anyhow::Result<Config> {
+    #[derive(Parser)]
+    struct Router {
+        #[command(flatten)]
+        config: Config,
+    }
+    let required =
+        ["router", "--model-id", &args.model_id.name, "--tokenizer-path", ".", "--shard-uds-path", "."];
+    let argv = required.into_iter().map(Into::into).chain(args.router.argv().iter().cloned());
+    let config = Router::try_parse_from(argv)?.config;
+    config.check()?;
+    Ok(config)
+}
+
+#[expect(clippy::print_stdout, reason = "the answer of --download-only is data")]
+fn report(model: &std::path::Path) -> anyhow::Result<ExitCode> {
+    println!("{}", model.display());
+    Ok(ExitCode::SUCCESS)
+}

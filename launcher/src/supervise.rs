@@ -1,0 +1,157 @@
+//! Keeps the router and the shards running together, and ends them together.
+//!
+//! - A shard that dies takes its group with it; the group is started again after a growing wait.
+//! - A router that dies ends the server: its sockets and queues were the server's state.
+//! - SIGTERM drains: first the router, which finishes what is in flight, then the shards.
+//! - A second signal kills at once. Nothing outlives the launcher, however it ends.
+
+mod backoff;
+mod group;
+mod parent_death;
+mod prepare;
+mod process;
+mod readiness;
+mod signals;
+
+use std::future::pending;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::time::{Instant, sleep_until};
+
+use backoff::Backoff;
+use group::{Death, ShardGroup};
+pub use prepare::{Prepared, prepare};
+use process::{Process, describe};
+pub use process::{ProcessSpec, Role};
+use readiness::Readiness;
+pub use signals::Signals;
+
+/// How long shards may take to end when asked; they hold nothing that needs saving.
+const SHARD_GRACE: Duration = Duration::from_secs(5);
+
+/// How long the router may take to end after all shards are given up: nothing is in flight any more.
+const FAILED_ROUTER_GRACE: Duration = Duration::from_secs(2);
+
+/// Everything that is to run, and the bounds on keeping it running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub router: ProcessSpec,
+    /// One per rank, in order.
+    pub shards: Vec<ProcessSpec>,
+    /// Where shards listen; removed before each start.
+    pub sockets: Vec<PathBuf>,
+    /// Where the router answers, for readiness.
+    pub address: SocketAddr,
+    /// Restarts of the shards in a row before the server gives up.
+    pub max_restarts: u32,
+    /// How long the router may take to drain.
+    pub drain_deadline: Duration,
+}
+
+/// Why the server ended without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Asked to, and everything in flight was finished.
+    Drained,
+    /// Asked twice: what was in flight was lost.
+    Cut(Signal),
+}
+
+/// Runs the plan until a signal or a failure ends it. No child is left when this returns.
+///
+/// To be called from the main thread: children are killed with the thread that started them.
+///
+/// # Errors
+/// The router ended, or the shards could not be kept running.
+pub async fn supervise(plan: &Plan, signals: &mut Signals) -> anyhow::Result<Ending> {
+    let mut router = Process::spawn(&plan.router)?;
+    let mut shards = ShardGroup::start(&plan.shards, &plan.sockets)?;
+    match watch(plan, &mut router, &mut shards, signals).await {
+        Ok(signal) => {
+            tracing::info!("{signal}: finishing what is in flight; a second signal ends at once");
+            Ok(drain(plan, &mut router, &mut shards, signals).await)
+        }
+        Err(error) => {
+            shards.kill().await;
+            router.terminate();
+            router.stop(FAILED_ROUTER_GRACE).await;
+            Err(error)
+        }
+    }
+}
+
+/// Returns the first signal, or what made it impossible to go on.
+async fn watch(
+    plan: &Plan,
+    router: &mut Process,
+    shards: &mut ShardGroup,
+    signals: &mut Signals,
+) -> anyhow::Result<Signal> {
+    let mut backoff = Backoff::new(plan.max_restarts);
+    let mut readiness = Readiness::new(plan.address);
+    let mut restart_at: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            biased;
+            signal = signals.next() => return Ok(signal),
+            status = router.wait() => anyhow::bail!("the router ended ({})", describe(status)),
+            death = shards.death() => {
+                readiness.lost();
+                shards.kill().await;
+                restart_at = Some(Instant::now() + next_start(&death, &mut backoff, readiness.ever())?);
+                *shards = ShardGroup::empty();
+            }
+            () = until(restart_at) => {
+                restart_at = None;
+                *shards = ShardGroup::start(&plan.shards, &plan.sockets)?;
+            }
+            took = readiness.reached(), if restart_at.is_none() => {
+                tracing::info!("listening on http://{} (ready after {:.1} s)", plan.address, took.as_secs_f64());
+            }
+        }
+    }
+}
+
+/// How long to wait before the shards are started again, or why they are not.
+fn next_start(death: &Death, backoff: &mut Backoff, ever_ready: bool) -> anyhow::Result<Duration> {
+    if !ever_ready && death.own_choice {
+        anyhow::bail!("{} before it was ready: see its messages above, or run `lorikeet doctor`", death.what);
+    }
+    let Some(wait) = backoff.after(death.ran) else {
+        anyhow::bail!(
+            "{}, and --max-shard-restarts {} is used up: see its messages above",
+            death.what,
+            backoff.restarts()
+        );
+    };
+    tracing::error!("{}; all shards start again in {:.1} s", death.what, wait.as_secs_f64());
+    Ok(wait)
+}
+
+async fn drain(plan: &Plan, router: &mut Process, shards: &mut ShardGroup, signals: &mut Signals) -> Ending {
+    let in_order = async {
+        router.terminate();
+        router.stop(plan.drain_deadline).await;
+        shards.stop(SHARD_GRACE).await;
+    };
+    tokio::select! {
+        () = in_order => Ending::Drained,
+        signal = signals.next() => {
+            tracing::warn!("{signal} again: ending at once");
+            router.kill();
+            shards.kill().await;
+            router.stop(Duration::from_secs(1)).await;
+            Ending::Cut(signal)
+        }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}

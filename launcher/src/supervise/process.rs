@@ -1,0 +1,137 @@
+//! One child process: how it is started, signalled and reaped.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+
+use super::parent_death::kill_with_parent;
+use crate::logs;
+
+/// What a process is to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Resolves the model to local files, then ends.
+    Prepare,
+    /// Speaks HTTP.
+    Router,
+    /// Computes; one per rank.
+    Shard(u32),
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Prepare => f.write_str("prepare"),
+            Self::Router => f.write_str("router"),
+            Self::Shard(rank) => write!(f, "shard {rank}"),
+        }
+    }
+}
+
+/// A command line that has not been started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessSpec {
+    pub role: Role,
+    pub program: PathBuf,
+    pub args: Vec<OsString>,
+    /// Added to the launcher's own environment.
+    pub env: Vec<(&'static str, OsString)>,
+}
+
+impl ProcessSpec {
+    /// The command in a process group of its own: a Ctrl-C at the terminal reaches the launcher
+    /// only, which then drains in order. No child outlives the launcher.
+    pub(super) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.args)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .process_group(0)
+            .kill_on_drop(true);
+        kill_with_parent(&mut command);
+        command
+    }
+}
+
+/// A running child, leader of its process group.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) role: Role,
+    child: Child,
+    group: Pid,
+}
+
+impl Process {
+    /// Starts the process and re-emits its output line by line.
+    ///
+    /// The router formats its own records, with their fields, so it keeps our stderr. Shards write
+    /// JSON lines that are re-emitted with their rank.
+    pub(super) fn spawn(spec: &ProcessSpec) -> anyhow::Result<Self> {
+        let mut command = spec.command();
+        command.stdout(Stdio::piped());
+        match spec.role {
+            Role::Router => command.stderr(Stdio::inherit()),
+            Role::Shard(_) | Role::Prepare => command.stderr(Stdio::piped()),
+        };
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start the {} ({})", spec.role, spec.program.display()))?;
+        if let Some(stdout) = child.stdout.take() {
+            tokio::spawn(logs::pump(stdout, spec.role));
+        }
+        if let Some(stderr) = child.stderr.take() {
+            tokio::spawn(logs::pump(stderr, spec.role));
+        }
+        let pid = child.id().context("a child that was just started has no process id")?;
+        tracing::debug!(role = %spec.role, pid, "started");
+        Ok(Self { role: spec.role, group: Pid::from_raw(pid.cast_signed()), child })
+    }
+
+    /// Waits for the process to end. Cancel safe.
+    pub(super) async fn wait(&mut self) -> std::io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+
+    /// Asks the process to end.
+    pub(super) fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Kills the process and whatever it started, without waiting.
+    pub(super) fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// Waits for the end; kills the process when it has not come after `grace`.
+    pub(super) async fn stop(&mut self, grace: Duration) {
+        if tokio::time::timeout(grace, self.child.wait()).await.is_err() {
+            tracing::warn!("the {} did not end within {grace:?} and is killed", self.role);
+        }
+        self.kill();
+        if let Err(error) = self.child.wait().await {
+            tracing::warn!("cannot wait for the {}: {error}", self.role);
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        match killpg(self.group, signal) {
+            // Nobody left in the group: it has ended already.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => tracing::warn!("cannot send {signal} to the {}: {error}", self.role),
+        }
+    }
+}
+
+/// An exit status in words: `exit status: 3`, `signal: 9 (SIGKILL)`.
+pub(super) fn describe(status: std::io::Result<ExitStatus>) -> String {
+    status.map_or_else(|error| format!("unknown: {error}"), |status| status.to_string())
+}
