@@ -1,7 +1,7 @@
 //! `lorikeet doctor`: what the machine has, what would be used, what is missing and the command that mends it.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use serde::Serialize;
@@ -64,7 +64,7 @@ impl Report {
     fn make(python: Option<PathBuf>) -> Self {
         let hardware = Hardware::detect();
         let mut problems = Vec::new();
-        let python = Python::ask(python.unwrap_or_else(environment::python), &mut problems);
+        let python = Python::ask(&python.unwrap_or_else(environment::python), &mut problems);
         let on_gpu =
             python.said.as_ref().and_then(|said| said.get("cuda")).and_then(Value::as_bool) == Some(true);
         if !hardware.gpus.is_empty() && python.said.is_some() && !on_gpu {
@@ -142,8 +142,8 @@ impl Report {
 }
 
 impl Python {
-    fn ask(python: PathBuf, problems: &mut Vec<Problem>) -> Self {
-        let Some(executable) = environment::find_command(&python) else {
+    fn ask(python: &Path, problems: &mut Vec<Problem>) -> Self {
+        let Some(executable) = environment::find_command(python) else {
             problems.push(Problem {
                 fatal: true,
                 what: format!("no Python at {}", python.display()),

@@ -61,11 +61,6 @@ fn many_threads() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
-#[expect(
-    clippy::print_stderr,
-    clippy::print_stdout,
-    reason = "what a parser has to say, before there is a log"
-)]
 fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
         return fail(&cli::one_line(error), USAGE);

@@ -2,7 +2,8 @@
 //!
 //! It is new for each run, so nothing that an earlier run left, or another user put there, is ever used.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -30,8 +31,8 @@ impl RunDirectory {
         let base = base.map_or_else(environment::runtime_base, Path::to_owned);
         remove_abandoned(&base);
         let make = || {
-            // tempfile makes directories with mode 0700.
-            let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&base)?;
+            let private = Permissions::from_mode(0o700);
+            let directory = tempfile::Builder::new().prefix(PREFIX).permissions(private).tempdir_in(&base)?;
             let lock = File::create(directory.path().join(LOCK))?;
             lock.lock()?;
             std::io::Result::Ok(Self { directory, _lock: lock })
@@ -62,8 +63,6 @@ fn remove_abandoned(base: &Path) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]

@@ -43,7 +43,8 @@ pub fn serve(mut args: ServeArgs) -> anyhow::Result<ExitCode> {
             .with_context(|| format!("--model-id {}", args.model_id.name))?;
         let Some(prepared) = prepared else { return Ok(ExitCode::SUCCESS) };
         if args.download_only {
-            return report(&prepared.model_path);
+            report(&prepared.model_path);
+            return Ok(ExitCode::SUCCESS);
         }
         let directory = run_directory.path().to_owned();
         let run = Run { prepared, directory, address, master_port, config };
@@ -76,7 +77,6 @@ fn router_config(args: &ServeArgs) -> anyhow::Result<Config> {
 }
 
 #[expect(clippy::print_stdout, reason = "the answer of --download-only is data")]
-fn report(model: &std::path::Path) -> anyhow::Result<ExitCode> {
+fn report(model: &std::path::Path) {
     println!("{}", model.display());
-    Ok(ExitCode::SUCCESS)
 }
