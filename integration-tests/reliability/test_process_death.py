@@ -20,7 +20,7 @@ LONG = 1500
 
 @pytest.fixture
 def server(tiny: Path, tiny_adapters: Path) -> Iterator[Server]:
-    with Server(str(tiny), [tiny_adapters], ["--dtype", "float32", "--max-restarts", "20"]) as server:
+    with Server(str(tiny), [tiny_adapters], ["--dtype", "float32", "--max-shard-restarts", "20"]) as server:
         yield server
 
 

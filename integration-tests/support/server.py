@@ -61,7 +61,7 @@ class Server:
         roots = [word for root in self.adapter_roots for word in ("--adapter-root", str(root))]
         return [
             str(BINARY), "serve", "--model-id", self.model, "--port", str(self.port), *roots,
-            "--adapter-store", str(self.directory / "store"), *self.args,
+            "--store-dir", str(self.directory / "store"), *self.args,
         ]  # fmt: skip
 
     def spawn(self) -> Server:

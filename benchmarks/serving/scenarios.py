@@ -1,0 +1,120 @@
+"""The figures of the README, each a function from what runs to rows. Goals: first for AVX2, second for AVX-512 machines."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import limit
+import torch
+from load import Load, Target, median
+from peft_peer import PeftPeer
+from report import Row
+
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+PROMPT, TOKENS = 42, 64
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is there to measure: our server, peers by name, the model as a directory, rank-8 adapters below `adapters`."""
+
+    ours: Target
+    peers: dict[str, Target]
+    model: Path
+    adapters: Path
+    runs: int
+    threads: int
+
+    def names(self, count: int) -> tuple[str, ...]:
+        return tuple(f"r8-{index}" for index in range(count))
+
+
+def rate(bench: Bench, target: Target, load: Load) -> float:
+    load.warm(target)
+    return load.on(target, bench.runs)["tokens_per_second"]
+
+
+def against_servers(bench: Bench) -> Iterator[Row]:
+    """Eight clients on eight adapters, and on one, beside every server that was given."""
+    eight, one = Load(8, bench.names(8), requests=32), Load(8, bench.names(1), "identical", requests=32)
+    goals = {
+        "llama-server F32": ((6, 8), None),
+        "llama-server Q8_0": ((2.8, 4), (1.4, 2)),
+        "vLLM CPU bf16": ((5, 5), None),
+    }
+    for name, target in bench.peers.items():
+        distinct, same = goals.get(name, (None, None))
+        ours, peer = rate(bench, bench.ours, eight), rate(bench, target, eight)
+        yield Row(f"8 clients, 8 adapters ÷ {name}", ours, peer, "tok/s", distinct and distinct[AVX512])
+        ours, peer = rate(bench, bench.ours, one), rate(bench, target, one)
+        yield Row(f"8 clients, one adapter ÷ {name}", ours, peer, "tok/s", same and same[AVX512])
+
+
+def against_peft(bench: Bench) -> Iterator[Row]:
+    names = list(bench.names(8))
+    ours = rate(bench, bench.ours, Load(8, tuple(names), requests=32))
+    base = rate(bench, bench.ours, Load(1, requests=3))
+    peer = PeftPeer(bench.model, bench.threads)
+    prompt = list(range(1000, 1000 + PROMPT))
+    peer_base = peer.tokens_per_second(1, prompt, TOKENS, None, bench.runs)
+    peer.add([bench.adapters / name for name in names])
+    peer_mixed = peer.tokens_per_second(8, prompt, TOKENS, names, bench.runs)
+    yield Row("8 adapters mixed ÷ transformers + PEFT", ours, peer_mixed, "tok/s", 5)
+    yield Row("one client, base ÷ transformers", base, peer_base, "tok/s", 4 if AVX512 else 2.5)
+
+
+def retention(bench: Bench) -> Iterator[Row]:
+    for clients in (8, 16):
+        base = rate(bench, bench.ours, Load(clients, requests=4 * clients))
+        distinct = rate(bench, bench.ours, Load(clients, bench.names(clients), requests=4 * clients))
+        yield Row(f"{clients} clients, all adapters distinct ÷ base", distinct, base, "tok/s", 0.85)
+    one = Load(20, bench.names(1), "identical", requests=100, prompt_tokens=62)
+    fifty = Load(20, bench.names(50), "uniform", requests=100, prompt_tokens=62)
+    yield Row("20 clients, 50 adapters at random ÷ one", rate(bench, bench.ours, fifty), rate(bench, bench.ours, one), "tok/s", 0.97)
+
+
+def many_adapters(bench: Bench) -> Iterator[Row]:
+    """One client, each request another of N staged adapters."""
+    latency = {}
+    for count in (1, 10, 100, 1000):
+        load = Load(1, bench.names(count), "distinct", requests=max(10, min(count, 40)), tokens=16)
+        Load(4, bench.names(count), "distinct", requests=count, tokens=1).on(bench.ours, 1)
+        latency[count] = median([load.on(bench.ours, 1)["latency_p50_ms"] for _ in range(bench.runs)])
+    for count in (10, 100, 1000):
+        yield Row(f"latency, {count} adapters ÷ one", latency[count], latency[1], "ms", 1.05, at_most=True)
+
+
+def share_of_limit(bench: Bench) -> Iterator[Row]:
+    machine = limit.measure()
+    for batch in (1, 8, 16):
+        load = Load(batch, requests=4 * batch)
+        load.warm(bench.ours)
+        itl = load.on(bench.ours, bench.runs)["itl_p50_ms"] / 1000
+        bound = machine.step_seconds(batch, PROMPT + TOKENS // 2, weight_bytes=2)
+        yield Row(f"share of the physical limit, batch {batch}", batch / itl, batch / bound, "tok/s", 0.6)
+
+
+def cold_adapters(bench: Bench, unseen: Iterator[str]) -> Iterator[Row]:
+    """p99 between the tokens of four streams, quiet and while 20 adapters nobody asked for before come in."""
+    streams = Load(4, bench.names(4), requests=12, tokens=96)
+    streams.warm(bench.ours)
+    quiet, loading = [], []
+    for _ in range(bench.runs):
+        quiet.append(streams.on(bench.ours, 1)["itl_p99_ms"])
+        import threading
+
+        names = tuple(next(unseen) for _ in range(20))
+        arrivals = threading.Thread(target=lambda: Load(1, names, requests=20, tokens=1, prompt_tokens=4).on(bench.ours, 1))
+        arrivals.start()
+        loading.append(streams.on(bench.ours, 1)["itl_p99_ms"])
+        arrivals.join()
+    yield Row("p99 between tokens, 20 cold adapters ÷ quiet", median(loading), median(quiet), "ms", 1.1, at_most=True)
+
+
+def shuffled(count: int) -> list[int]:
+    order = list(range(count))
+    random.Random(3).shuffle(order)
+    return order

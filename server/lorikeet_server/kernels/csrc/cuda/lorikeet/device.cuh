@@ -1,0 +1,87 @@
+// The few machine operations the kernels need, by name. Nothing above this file contains PTX or an intrinsic, so the
+// same kernel sources also run on a CPU, fiber by fiber, under tests/kernels/cuda/emulate.h.
+#pragma once
+
+#ifdef LORIKEET_EMULATE
+#include "emulate.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace lorikeet {
+
+// Sixteen and eight bytes, moved at once.
+struct alignas(16) Quad {
+  uint32_t word[4];
+};
+struct alignas(8) Pair {
+  uint32_t word[2];
+};
+
+// Weights are read once per block: past L1.
+__device__ __forceinline__ Quad load_streaming(const Quad* from) {
+  Quad q;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(q.word[0]), "=r"(q.word[1]), "=r"(q.word[2]), "=r"(q.word[3])
+               : "l"(from));
+  return q;
+}
+
+__device__ __forceinline__ Pair load_streaming(const Pair* from) {
+  Pair p;
+  asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];"
+               : "=r"(p.word[0]), "=r"(p.word[1])
+               : "l"(from));
+  return p;
+}
+
+// Programmatic dependent launch (sm_90): what precedes `wait_for_previous` overlaps the kernel before this one and must
+// not read what that kernel writes. No effect below sm_90, where launches are ordered by the stream.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void release_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Two 16-bit formats behind one interface. `mma`: c[16x8] += a[16x16] b[16x8], one warp, fp32 accumulators, in the
+// fragment layout of PTX `mma.m16n8k16` (PTX ISA, "Matrix Fragments for mma.m16n8k16").
+struct Bf16 {
+  static __device__ __forceinline__ float to_float(uint16_t bits) {
+    return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+  }
+  static __device__ __forceinline__ uint16_t from_float(float value) {
+    return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+  }
+  static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+};
+
+struct Fp16 {
+  static __device__ __forceinline__ float to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+  static __device__ __forceinline__ uint16_t from_float(float value) {
+    return __half_as_ushort(__float2half_rn(value));
+  }
+  static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+};
+
+}  // namespace lorikeet
+
+#endif  // LORIKEET_EMULATE
