@@ -18,6 +18,7 @@ pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
 }
 
 /// `tojson`, as `json.dumps(value, ensure_ascii=False)` writes it: spaces after separators, nothing escaped for HTML.
+#[expect(clippy::needless_pass_by_value, reason = "minijinja's signature")]
 pub(super) fn tojson(value: &Value, indent: Option<usize>, kwargs: Kwargs) -> Result<Value, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
@@ -94,33 +95,34 @@ fn strftime(format: &str, unix_seconds: u64) -> String {
             out.push(c);
             continue;
         }
-        match chars.next() {
-            Some('Y') => out.push_str(&year.to_string()),
-            Some('y') => out.push_str(&format!("{:02}", year % 100)),
-            Some('m') => out.push_str(&format!("{month:02}")),
-            Some('B') => out.push_str(month_name),
-            Some('b' | 'h') => out.push_str(&month_name[..3]),
-            Some('d') => out.push_str(&format!("{day:02}")),
-            Some('e') => out.push_str(&format!("{day:2}")),
-            Some('A') => out.push_str(weekday),
-            Some('a') => out.push_str(&weekday[..3]),
-            Some('H') => out.push_str(&format!("{hour:02}")),
-            Some('I') => out.push_str(&format!("{:02}", (hour + 11) % 12 + 1)),
-            Some('p') => out.push_str(if hour < 12 { "AM" } else { "PM" }),
-            Some('M') => out.push_str(&format!("{minute:02}")),
-            Some('S') => out.push_str(&format!("{second:02}")),
-            Some('F') => out.push_str(&format!("{year}-{month:02}-{day:02}")),
-            Some('T') => out.push_str(&format!("{hour:02}:{minute:02}:{second:02}")),
-            Some('Z') => out.push_str("UTC"),
-            Some('%') => out.push('%'),
+        let piece = match chars.next() {
+            Some('Y') => year.to_string(),
+            Some('y') => format!("{:02}", year % 100),
+            Some('m') => format!("{month:02}"),
+            Some('B') => month_name.to_owned(),
+            Some('b' | 'h') => month_name[..3].to_owned(),
+            Some('d') => format!("{day:02}"),
+            Some('e') => format!("{day:2}"),
+            Some('A') => weekday.to_owned(),
+            Some('a') => weekday[..3].to_owned(),
+            Some('H') => format!("{hour:02}"),
+            Some('I') => format!("{:02}", (hour + 11) % 12 + 1),
+            Some('p') => if hour < 12 { "AM" } else { "PM" }.to_owned(),
+            Some('M') => format!("{minute:02}"),
+            Some('S') => format!("{second:02}"),
+            Some('F') => format!("{year}-{month:02}-{day:02}"),
+            Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
+            Some('Z') => "UTC".to_owned(),
+            Some('%') => "%".to_owned(),
             Some('-') => match chars.next() {
-                Some('d') => out.push_str(&day.to_string()),
-                Some('m') => out.push_str(&month.to_string()),
-                Some('H') => out.push_str(&hour.to_string()),
-                other => out.extend(['%', '-'].into_iter().chain(other)),
+                Some('d') => day.to_string(),
+                Some('m') => month.to_string(),
+                Some('H') => hour.to_string(),
+                other => ['%', '-'].into_iter().chain(other).collect(),
             },
-            other => out.extend(['%'].into_iter().chain(other)),
-        }
+            other => ['%'].into_iter().chain(other).collect(),
+        };
+        out.push_str(&piece);
     }
     out
 }

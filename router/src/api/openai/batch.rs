@@ -1,0 +1,98 @@
+//! The sequences that one body asks for: its prompts, each several times.
+
+use futures::{
+    StreamExt,
+    future::try_join_all,
+    stream::{self, BoxStream},
+};
+
+use super::reply::Usage;
+use crate::{
+    api::collect::{Completed, collect},
+    app::AppState,
+    error::Error,
+    infer::{GenerateRequest, Generation, Output},
+};
+
+/// Prompts times choices of one body, at most: each is a request of its own to the scheduler.
+pub(super) const MAX_SEQUENCES: usize = 512;
+
+/// `copies` of each prompt's request, in the order of the choices. A seed is given to the first copy of each prompt
+/// and the next numbers to the others, so that choices differ and a repeated request repeats them all.
+pub(super) fn fan_out(prompts: Vec<GenerateRequest>, copies: usize) -> Vec<GenerateRequest> {
+    if copies == 1 {
+        return prompts;
+    }
+    let copy = |request: &GenerateRequest, number: usize| {
+        let mut request = request.clone();
+        request.params.seed = request.params.seed.map(|seed| seed.wrapping_add(number as u64));
+        request
+    };
+    prompts.iter().flat_map(|request| (0..copies).map(move |number| copy(request, number))).collect()
+}
+
+/// Runs all to their ends. If one fails, the others are dropped and so taken back.
+pub(super) async fn complete(
+    state: &AppState,
+    requests: Vec<GenerateRequest>,
+) -> Result<Vec<Completed>, Error> {
+    try_join_all(
+        requests.into_iter().map(|request| async { collect(state.infer.generate(request).await?).await }),
+    )
+    .await
+}
+
+/// Queues all.
+pub(super) async fn start(
+    state: &AppState,
+    requests: Vec<GenerateRequest>,
+) -> Result<Vec<Generation>, Error> {
+    try_join_all(requests.into_iter().map(|request| state.infer.generate(request))).await
+}
+
+/// An output and the index of the choice it belongs to.
+pub(super) type Indexed = (usize, Result<Output, Error>);
+
+/// The outputs of all as they come, once the first is there.
+///
+/// # Errors
+/// The first item's, which can still have a status of its own.
+pub(super) async fn merge(mut generations: Vec<Generation>) -> Result<BoxStream<'static, Indexed>, Error> {
+    let mut merged: BoxStream<'static, Indexed> = if generations.len() == 1 {
+        // The common case pays for no fan-in.
+        match generations.pop() {
+            Some(generation) => generation.map(|output| (0, output)).boxed(),
+            None => stream::empty().boxed(),
+        }
+    } else {
+        let numbered =
+            generations.into_iter().enumerate().map(|(index, generation)| numbered(index, generation));
+        stream::select_all(numbered).boxed()
+    };
+    let (index, first) = merged.next().await.ok_or(Error::Incomplete)?;
+    let first = first?;
+    Ok(stream::iter([(index, Ok(first))]).chain(merged).boxed())
+}
+
+/// A stream that ends without a `Finished` says so: in a merge its end would not be noticed.
+fn numbered(index: usize, generation: Generation) -> BoxStream<'static, Indexed> {
+    let ended = |output: &Result<Output, Error>| matches!(output, Ok(Output::Finished { .. }) | Err(_));
+    stream::unfold(Some(generation), move |generation| async move {
+        let mut generation = generation?;
+        let output = generation.next().await.unwrap_or(Err(Error::Incomplete));
+        let rest = (!ended(&output)).then_some(generation);
+        Some(((index, output), rest))
+    })
+    .boxed()
+}
+
+/// What a body is charged: each prompt once, each sequence's output.
+pub(super) fn usage(completed: &[Completed], copies: usize) -> Usage {
+    let prompts = || completed.iter().step_by(copies);
+    Usage::new(
+        prompts().map(|first| u64::from(first.info.prompt_tokens)).sum(),
+        completed.iter().map(|sequence| u64::from(sequence.generated_tokens)).sum(),
+        // The later copies of a prompt reuse the first's: only what was there before counts.
+        Some(prompts().map(|first| u64::from(first.cached_tokens)).sum()),
+    )
+}

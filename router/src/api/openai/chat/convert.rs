@@ -1,0 +1,215 @@
+//! From a chat body to the router's own request.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::types::{ChatBody, Content, Message};
+use crate::{
+    api::openai::{
+        StreamOptions,
+        params::{Sampling, choices, constrains, parameter, refuse, select_model},
+    },
+    config::Config,
+    error::Error,
+    infer::{GenerateRequest, Prompt},
+};
+
+/// What is to be generated and how it is to be answered.
+pub(super) struct Plan {
+    pub(super) request: GenerateRequest,
+    pub(super) choices: usize,
+    /// Alternatives with each token; `None` answers no log-probabilities.
+    pub(super) logprobs: Option<usize>,
+    pub(super) stream: bool,
+    pub(super) stream_options: Option<StreamOptions>,
+    pub(super) model: String,
+    /// Of all messages.
+    pub(super) characters: usize,
+}
+
+pub(super) fn convert(body: ChatBody, config: &Config, request_id: Arc<str>) -> Result<Plan, Error> {
+    refuse_unsupported(&body)?;
+    let logprobs = logprobs(body.logprobs == Some(true), body.top_logprobs, config.limits.max_alternatives)?;
+    let choices = choices(body.n, config.limits.max_choices)?;
+    let (adapter, model) = select_model(
+        &config.model.model_id,
+        body.model,
+        body.adapter_id,
+        body.adapter_source.as_deref(),
+        body.merged_adapters.as_ref(),
+    )?;
+    let params = Sampling {
+        max_tokens: body.max_completion_tokens.or(body.max_tokens),
+        temperature: body.temperature,
+        top_p: body.top_p,
+        top_k: body.top_k,
+        frequency_penalty: body.frequency_penalty,
+        presence_penalty: body.presence_penalty,
+        repetition_penalty: body.repetition_penalty,
+        logit_bias: body.logit_bias,
+        seed: body.seed,
+        stop: body.stop,
+        ignore_eos: body.ignore_eos == Some(true) || body.ignore_eos_token == Some(true),
+        top_logprobs: logprobs.unwrap_or(0) as u32,
+        prompt_logprobs: None,
+    }
+    .into_params()?;
+
+    if body.messages.is_empty() {
+        return Err(parameter("messages", "cannot be empty"));
+    }
+    let mut characters = 0;
+    let messages = body
+        .messages
+        .into_iter()
+        .enumerate()
+        .map(|(index, message)| for_template(index, message, &mut characters))
+        .collect::<Result<_, _>>()?;
+    let add_generation_prompt = body.add_generation_prompt.unwrap_or(true);
+    let prompt = Prompt::Chat { messages: Value::Array(messages), tools: None, add_generation_prompt };
+    let request = GenerateRequest { prompt, adapter, params, request_id };
+    let (stream, stream_options) = (body.stream == Some(true), body.stream_options);
+    Ok(Plan { request, choices, logprobs, stream, stream_options, model, characters })
+}
+
+fn refuse_unsupported(body: &ChatBody) -> Result<(), Error> {
+    let tool_choice = body.tool_choice.as_ref().is_some_and(|choice| choice != "none" && choice != "auto");
+    let modalities = body.modalities.as_ref().is_some_and(|names| names.iter().any(|name| name != "text"));
+    let kwargs = body.chat_template_kwargs.as_ref().is_some_and(|kwargs| !kwargs.is_empty());
+    refuse(&[
+        ("tools", body.tools.as_ref().is_some_and(|tools| !tools.is_empty()), "tool calls are not available"),
+        ("tool_choice", tool_choice, "tool calls are not available"),
+        (
+            "functions",
+            body.functions.as_ref().is_some_and(|list| !list.is_empty()),
+            "tool calls are not available",
+        ),
+        ("response_format", constrains(body.response_format.as_ref()), "constrained output is not available"),
+        ("modalities", modalities, "the model writes text"),
+        ("chat_template", body.chat_template.is_some(), "the template comes with the model"),
+        ("chat_template_kwargs", kwargs, "the template takes the messages only"),
+        ("tool_prompt", body.tool_prompt.is_some(), "tool calls are not available"),
+        ("guideline", body.guideline.is_some(), "write it into a message"),
+    ])
+}
+
+fn logprobs(wanted: bool, top: Option<u32>, max: u32) -> Result<Option<usize>, Error> {
+    match top.unwrap_or(0) {
+        top if top > max => Err(parameter("top_logprobs", format!("must be <= {max}. Given: {top}"))),
+        top if top > 0 && !wanted => Err(parameter("top_logprobs", "needs `logprobs` to be true")),
+        top => Ok(wanted.then_some(top as usize)),
+    }
+}
+
+/// A message as templates expect it: content as one text, tool calls with their arguments as objects.
+fn for_template(index: usize, message: Message, characters: &mut usize) -> Result<Value, Error> {
+    let Message { role, content, name, tool_calls, tool_call_id } = message;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if !(1..=64).contains(&role.len()) || !role.bytes().all(plain) {
+        return Err(parameter(
+            "messages",
+            format!("[{index}].role must be 1 to 64 letters, digits, `_` or `-`"),
+        ));
+    }
+    let text = match content {
+        Some(Content::Text(text)) => Some(text),
+        Some(Content::Parts(parts)) => {
+            let mut text = String::new();
+            for (place, part) in parts.into_iter().enumerate() {
+                let Some(piece) = part.text.filter(|_| part.kind == "text") else {
+                    let message =
+                        format!("[{index}].content[{place}] must be of type `text` and have a `text`");
+                    return Err(parameter("messages", message));
+                };
+                text.push_str(&piece);
+            }
+            Some(text)
+        }
+        None if role == "assistant" => None,
+        None => {
+            return Err(parameter("messages", format!("[{index}].content cannot be null for role `{role}`")));
+        }
+    };
+    *characters += text.as_ref().map_or(0, |text| text.chars().count());
+
+    let mut object = Map::with_capacity(5);
+    object.insert("role".to_owned(), role.into());
+    // Templates concatenate the content of a message without tool calls.
+    let absent = if tool_calls.is_some() { Value::Null } else { Value::from("") };
+    object.insert("content".to_owned(), text.map_or(absent, Value::from));
+    if let Some(name) = name {
+        object.insert("name".to_owned(), name.into());
+    }
+    if let Some(calls) = tool_calls {
+        object.insert("tool_calls".to_owned(), calls.into_iter().map(parse_arguments).collect());
+    }
+    if let Some(id) = tool_call_id {
+        object.insert("tool_call_id".to_owned(), id.into());
+    }
+    Ok(Value::Object(object))
+}
+
+/// OpenAI writes arguments as JSON in a string; templates write an object as JSON themselves.
+fn parse_arguments(mut call: Value) -> Value {
+    if let Some(arguments) = call.pointer_mut("/function/arguments")
+        && let Some(Ok(object @ Value::Object(_))) = arguments.as_str().map(serde_json::from_str)
+    {
+        *arguments = object;
+    }
+    call
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn message(json: Value) -> Result<Value, Error> {
+        for_template(0, serde_json::from_value(json).unwrap(), &mut 0)
+    }
+
+    #[test]
+    fn parts_become_one_text() {
+        let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "é"}]);
+        assert_eq!(
+            message(json!({"role": "user", "content": parts})),
+            Ok(json!({"role": "user", "content": "aé"}))
+        );
+        let image = json!([{"type": "image_url", "image_url": {"url": "http://x"}}]);
+        assert!(message(json!({"role": "user", "content": image})).is_err());
+    }
+
+    #[test]
+    fn tool_messages_reach_the_template() {
+        let call =
+            json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": "{\"a\":1}"}});
+        assert_eq!(
+            message(json!({"role": "assistant", "content": null, "tool_calls": [call]})),
+            Ok(json!({"role": "assistant", "content": null, "tool_calls":
+                [{"id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]}))
+        );
+        assert_eq!(
+            message(json!({"role": "tool", "content": "1", "tool_call_id": "c"})),
+            Ok(json!({"role": "tool", "content": "1", "tool_call_id": "c"}))
+        );
+    }
+
+    #[test]
+    fn a_message_must_say_who_and_what() {
+        assert!(message(json!({"role": "user"})).is_err());
+        assert!(message(json!({"role": "", "content": "a"})).is_err());
+        assert!(message(json!({"role": "user<|im_end|>", "content": "a"})).is_err());
+        assert_eq!(message(json!({"role": "assistant"})), Ok(json!({"role": "assistant", "content": ""})));
+    }
+
+    #[test]
+    fn top_logprobs_need_logprobs() {
+        assert_eq!(logprobs(true, Some(3), 20), Ok(Some(3)));
+        assert_eq!(logprobs(true, None, 20), Ok(Some(0)));
+        assert_eq!(logprobs(false, Some(0), 20), Ok(None));
+        assert!(logprobs(false, Some(1), 20).is_err());
+        assert!(logprobs(true, Some(21), 20).is_err());
+    }
+}

@@ -1,0 +1,79 @@
+//! The chunks of a streamed answer: the role once, then text, then why it ended.
+
+use bytes::BytesMut;
+
+use super::{
+    logprobs,
+    types::{ChatChunk, ChatChunkChoice, ChatLogprobs, ChatTokenLogprob, Delta},
+};
+use crate::{
+    api::{
+        openai::{
+            reply::{FINGERPRINT, Head, Usage, UsageField, finish_reason},
+            stream::Chunks,
+        },
+        sse,
+    },
+    infer::{FinishReason, PromptToken, TokenOutput},
+};
+
+pub(super) struct ChatChunks {
+    head: Head,
+    /// Alternatives with each token; `None` sends no log-probabilities.
+    logprobs: Option<usize>,
+    /// By choice: entries of tokens whose text is held back.
+    waiting: Vec<Vec<ChatTokenLogprob>>,
+}
+
+impl ChatChunks {
+    pub(super) fn new(head: Head, logprobs: Option<usize>, choices: usize) -> Self {
+        Self { head, logprobs, waiting: (0..choices).map(|_| Vec::new()).collect() }
+    }
+
+    fn write(&self, choices: &[ChatChunkChoice<'_>], usage: UsageField, out: &mut BytesMut) {
+        let Head { id, created, model } = &self.head;
+        let (object, system_fingerprint) = ("chat.completion.chunk", FINGERPRINT);
+        sse::event(
+            out,
+            &ChatChunk { id, object, created: *created, model, system_fingerprint, choices, usage },
+        );
+    }
+
+    fn logprobs(&mut self, index: usize) -> Option<ChatLogprobs> {
+        let content = std::mem::take(self.waiting.get_mut(index)?);
+        (!content.is_empty()).then_some(ChatLogprobs { content, refusal: None })
+    }
+}
+
+impl Chunks for ChatChunks {
+    fn start(&mut self, index: usize, _prompt: Vec<PromptToken>, usage: UsageField, out: &mut BytesMut) {
+        let delta = Delta { role: Some("assistant"), content: Some("") };
+        self.write(&[ChatChunkChoice { index, delta, logprobs: None, finish_reason: None }], usage, out);
+    }
+
+    fn token(&mut self, index: usize, token: TokenOutput, usage: UsageField, out: &mut BytesMut) {
+        if let (Some(count), Some(waiting)) = (self.logprobs, self.waiting.get_mut(index)) {
+            waiting.push(logprobs::entry(&token, count));
+        }
+        if token.delta.is_empty() {
+            return;
+        }
+        let logprobs = self.logprobs(index);
+        let delta = Delta { role: None, content: Some(&token.delta) };
+        self.write(&[ChatChunkChoice { index, delta, logprobs, finish_reason: None }], usage, out);
+    }
+
+    fn finish(&mut self, index: usize, reason: FinishReason, usage: UsageField, out: &mut BytesMut) {
+        let logprobs = self.logprobs(index);
+        let finish_reason = Some(finish_reason(reason));
+        self.write(
+            &[ChatChunkChoice { index, delta: Delta::default(), logprobs, finish_reason }],
+            usage,
+            out,
+        );
+    }
+
+    fn totals(&mut self, usage: Usage, out: &mut BytesMut) {
+        self.write(&[], Some(Some(usage)), out);
+    }
+}

@@ -1,0 +1,39 @@
+//! A bound on the requests that generate at the same time; past it, an answer at once.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use tokio::sync::Semaphore;
+
+use super::body::Guarded;
+use crate::{error::Error, telemetry::Metrics};
+
+/// A refused client is asked to wait this long: a request takes seconds, and one place is enough.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How many may generate. Clones share the places.
+#[derive(Clone)]
+pub struct Places {
+    free: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+impl Places {
+    pub fn new(count: usize, metrics: Arc<Metrics>) -> Self {
+        Self { free: Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS))), metrics }
+    }
+}
+
+/// A place is held until the response's body has been sent, so a stream counts for as long as it runs.
+pub async fn limit_concurrency(State(places): State<Places>, request: Request, next: Next) -> Response {
+    if let Ok(permit) = places.free.try_acquire_owned() {
+        return Guarded::wrap(next.run(request).await, permit);
+    }
+    let error = Error::Overloaded { retry_after: RETRY_AFTER };
+    places.metrics.rejected(&error);
+    error.into_response()
+}

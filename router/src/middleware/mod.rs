@@ -1,0 +1,14 @@
+//! What every request passes through, whichever route it is for. `routes` says in which order.
+
+mod access_log;
+mod body;
+mod concurrency;
+mod cors;
+mod errors;
+mod request_id;
+
+pub use access_log::access_log;
+pub use concurrency::{Places, limit_concurrency};
+pub use cors::cors;
+pub use errors::{catch_panic, render_errors};
+pub use request_id::{RequestId, request_id};
