@@ -1,0 +1,125 @@
+"""Settings of the process: flags and environment, read once into frozen values. Nothing else reads the environment."""
+
+import os
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from lorikeet_server.errors import ConfigError
+
+# Environment variables. The launcher sets the first four; they keep the names that torch.distributed uses.
+RANK = "RANK"  # this shard's rank, default 0
+WORLD_SIZE = "WORLD_SIZE"  # shards in the group, default 1
+MASTER_ADDR = "MASTER_ADDR"  # where rank 0 listens, default 127.0.0.1
+MASTER_PORT = "MASTER_PORT"  # its port; required when WORLD_SIZE > 1
+OMP_NUM_THREADS = "OMP_NUM_THREADS"  # threads of the compute kernels, unless --threads says otherwise
+GOMP_SPINCOUNT = "GOMP_SPINCOUNT"  # how long an idle kernel thread spins before it sleeps
+
+# Kernel threads meet at a barrier several times per layer. Sleeping there costs a wake-up of 5-50 us each time, spinning
+# without end (libgomp's default is about 1 ms) takes the cores from the router, and starves a preempted thread that the
+# others wait for. So: spin for some tens of microseconds, the time between two kernels, then sleep.
+SPIN_COUNT = 20_000
+
+
+class Dtype(StrEnum):
+    """How weights are stored. `auto` keeps the precision of the checkpoint."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Device(StrEnum):
+    """Where the model runs. `auto` takes the fastest device that this build has kernels for."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupConfig:
+    """This process's place among the shards."""
+
+    rank: int
+    world_size: int
+    address: str
+    port: int
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "GroupConfig":
+        """Raises ConfigError naming the variable."""
+        size = _integer(environment, WORLD_SIZE, 1, 1, 1024)
+        return cls(
+            rank=_integer(environment, RANK, 0, 0, size - 1),
+            world_size=size,
+            address=environment.get(MASTER_ADDR, "127.0.0.1"),
+            port=_integer(environment, MASTER_PORT, None if size > 1 else 0, 0, 65535),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """Everything `serve` needs."""
+
+    model_path: Path
+    model_id: str
+    uds_path: Path
+    dtype: Dtype
+    device: Device
+    adapter_roots: tuple[Path, ...]
+    store_dir: Path
+    disk_bytes: int
+    threads: int
+    group: GroupConfig
+
+    def __post_init__(self) -> None:
+        if self.device is Device.CUDA:
+            raise ConfigError("--device cuda: this build has no CUDA kernels; use --device cpu")
+        for root in self.adapter_roots:
+            if not root.is_dir():
+                raise ConfigError(f"--adapter-root {root} is not a directory")
+
+
+def environment() -> Mapping[str, str]:
+    """The process environment."""
+    return os.environ
+
+
+def prepare_threads(threads: int, environment: MutableMapping[str, str] = os.environ) -> int:
+    """Settles the number of kernel threads and how they wait. To be called before torch is imported, since the
+    OpenMP runtime reads both once, as it is loaded. `threads` 0: OMP_NUM_THREADS, else one per physical core."""
+    count = threads or _integer(environment, OMP_NUM_THREADS, 0, 0, 4096) or physical_cores()
+    environment[OMP_NUM_THREADS] = str(count)
+    environment.setdefault(GOMP_SPINCOUNT, str(SPIN_COUNT))
+    return count
+
+
+def physical_cores() -> int:
+    """Cores this process may run on, hyperthreads counted once."""
+    allowed = os.sched_getaffinity(0)
+    cores = set()
+    for cpu in allowed:
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+        try:
+            cores.add((topology.joinpath("physical_package_id").read_text(), topology.joinpath("core_id").read_text()))
+        except OSError:
+            return len(allowed)
+    return len(cores)
+
+
+def _integer(environment: Mapping[str, str], name: str, default: int | None, low: int, high: int) -> int:
+    text = environment.get(name)
+    if text is None:
+        if default is None:
+            raise ConfigError(f"{name} must be set when {WORLD_SIZE} is above 1")
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        raise ConfigError(f"{name}={text!r} is not a number") from None
+    if not low <= value <= high:
+        raise ConfigError(f"{name}={value} is outside {low}..{high}")
+    return value

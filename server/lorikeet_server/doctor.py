@@ -1,0 +1,91 @@
+"""What this machine has, what a shard would use of it, and the command that mends what is missing."""
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from lorikeet_server import __version__
+from lorikeet_server.config import physical_cores
+from lorikeet_server.engine.memory import available_bytes
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "grpcio", "gguf")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One fact. `remedy` is empty where nothing needs to be done."""
+
+    name: str
+    value: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Looks at everything; what raises becomes a finding, so that one broken part does not hide the others."""
+    probes: list[tuple[str, Callable[[], Finding]]] = [
+        ("lorikeet_server", lambda: Finding("lorikeet_server", __version__)),
+        ("python", lambda: Finding("python", platform.python_version())),
+        ("cpu", lambda: Finding("cpu", f"{platform.machine()}, {physical_cores()} physical cores")),
+        ("memory", lambda: Finding("memory", f"{available_bytes() / 2**30:.1f} GiB available")),
+        *((name, _package(name)) for name in PACKAGES),
+        ("torch threads", _threads),
+        ("kernels", _kernels),
+        ("cuda", _cuda),
+    ]
+    findings = []
+    for name, probe in probes:
+        try:
+            findings.append(probe())
+        except Exception as error:
+            findings.append(Finding(name, f"{type(error).__name__}: {error}", "see the message"))
+    return findings
+
+
+def to_json(findings: list[Finding]) -> str:
+    return json.dumps({"findings": [asdict(finding) for finding in findings]})
+
+
+def to_text(findings: list[Finding]) -> str:
+    width = max(len(finding.name) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.name:<{width}}  {finding.value}")
+        if finding.remedy:
+            lines.append(f"{'':<{width}}  to mend: {finding.remedy}")
+    return "\n".join(lines)
+
+
+def _package(name: str) -> Callable[[], Finding]:
+    def probe() -> Finding:
+        try:
+            return Finding(name, version(name))
+        except PackageNotFoundError:
+            return Finding(name, "not installed", f"pip install {name}")
+
+    return probe
+
+
+def _threads() -> Finding:
+    import torch
+
+    return Finding("torch threads", str(torch.get_num_threads()))
+
+
+def _kernels() -> Finding:
+    from lorikeet_server.kernels import select
+
+    try:
+        return Finding("kernels", select("cpu").name)
+    except Exception as error:
+        remedy = "install a C++ compiler (e.g. apt-get install g++) and ninja (pip install ninja)"
+        return Finding("kernels", f"reference only, several times slower ({error})", remedy)
+
+
+def _cuda() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("cuda", "no device; the CPU is used")
+    return Finding("cuda", f"{torch.cuda.get_device_name()}; not used: this build has no CUDA kernels")

@@ -1,0 +1,159 @@
+"""From a step's packed arrays to the model's tensors, once per step and without a loop over rows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lorikeet_server.engine.sequences import Ints, Sequences
+from lorikeet_server.errors import ProtocolError
+from lorikeet_server.kernels import LoraBatch, StepTensors
+from lorikeet_server.pb import shard_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChunk:
+    """Rows `first .. first + predictions` of the step predict the prompt tokens in `targets`."""
+
+    slot: int
+    start: int  # position of the row `first`
+    first: int
+    targets: npt.NDArray[np.int64]
+    top: int
+
+    @property
+    def predictions(self) -> int:
+        return self.targets.size
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """Rows are tokens: the prefill chunks in their order, then one row per decode."""
+
+    tokens: torch.Tensor  # [rows] int64
+    tensors: StepTensors
+    batch: LoraBatch | None  # None: no row has an adapter
+    slots: Ints  # [sequences] slots with a row in the step
+    sampled_rows: Ints  # [sampled] the row of each sampled sequence's last token
+    sampled_slots: Ints  # [sampled]
+    sampled_positions: Ints  # [sampled] where the new token will stand
+    sampled_batch: LoraBatch | None  # as `batch`, for the sampled rows
+    prompt_chunks: list[PromptChunk]
+    row_adapters: npt.NDArray[np.int32]  # [rows]
+
+
+def build_inputs(step: pb.Step, sequences: Sequences) -> StepInputs | None:
+    """Updates block tables and lengths, and lays out the step. None if it has no rows. Raises ProtocolError."""
+    prefill, decode = step.prefill, step.decode
+    prefill_slots, lengths = _ints(prefill.slot), _ints(prefill.length)
+    starts, sample = _ints(prefill.start), np.array(prefill.sample, np.bool_)
+    chunk_tokens, decode_slots = _ints(prefill.tokens), _ints(decode.slot)
+    slots = np.concatenate((prefill_slots, decode_slots))
+    if not slots.size:
+        return None
+    _check_rows(sequences, slots, prefill_slots, lengths, starts, sample, chunk_tokens, prefill.next_token)
+    sequences.append_blocks(prefill_slots, _ints(prefill.new_blocks), _ints(prefill.blocks))
+    sequences.append_blocks(decode_slots, _ints(decode.new_blocks), _ints(decode.blocks))
+
+    # Every sequence contributes `rows[s]` tokens that follow the `before[s]` it has.
+    before = sequences.length[slots]
+    rows = np.concatenate((lengths, np.ones_like(decode_slots)))
+    context = before + rows
+    block_size = sequences.limits.block_size
+    if (context > sequences.held[slots] * block_size).any():
+        raise ProtocolError("a sequence has fewer blocks than its tokens need")
+    sequences.length[slots] = context
+
+    query_start = np.zeros(slots.size + 1, np.int32)
+    np.cumsum(rows, out=query_start[1:])
+    positions = np.arange(query_start[-1]) + np.repeat(before - query_start[:-1], rows)
+    row_slots = np.repeat(slots, rows)
+    places = sequences.blocks[row_slots, positions // block_size].astype(np.int64) * block_size
+    places += positions % block_size
+    tables = sequences.blocks[slots, : -(-int(context.max()) // block_size)]
+
+    is_sampled = np.concatenate((sample, np.ones(decode_slots.size, np.bool_)))
+    sampled_rows = (query_start[1:] - 1)[is_sampled].astype(np.int64)
+    row_adapters = sequences.adapter[row_slots]
+    batch = LoraBatch.build(row_adapters) if (row_adapters >= 0).any() else None
+    all_sampled = sampled_rows.size == row_slots.size
+    device = sequences.last_token.device
+    return StepInputs(
+        tokens=_tokens(chunk_tokens, decode_slots, sequences),
+        tensors=StepTensors(
+            positions=torch.from_numpy(positions).to(device),
+            slot_mapping=torch.from_numpy(places).to(device),
+            block_tables=torch.from_numpy(tables).to(device),
+            query_start=torch.from_numpy(query_start).to(device),
+            context_len=torch.from_numpy(context.astype(np.int32)).to(device),
+        ),
+        batch=batch,
+        slots=slots,
+        sampled_rows=sampled_rows,
+        sampled_slots=slots[is_sampled],
+        sampled_positions=context[is_sampled],
+        sampled_batch=batch if batch is None or all_sampled else LoraBatch.build(row_adapters[sampled_rows]),
+        prompt_chunks=_prompt_chunks(sequences, prefill, prefill_slots, starts, query_start, chunk_tokens),
+        row_adapters=row_adapters,
+    )
+
+
+def _ints(values: object) -> Ints:
+    return np.array(values, np.int64)
+
+
+def _tokens(chunk_tokens: Ints, decode_slots: Ints, sequences: Sequences) -> torch.Tensor:
+    last = sequences.last_token
+    known = torch.from_numpy(chunk_tokens).to(last.device)
+    if not decode_slots.size:
+        return known
+    sampled = last[torch.from_numpy(decode_slots).to(last.device)]
+    return torch.cat((known, sampled)) if chunk_tokens.size else sampled
+
+
+def _check_rows(
+    sequences: Sequences,
+    slots: Ints,
+    prefill_slots: Ints,
+    lengths: Ints,
+    starts: Ints,
+    sample: npt.NDArray[np.bool_],
+    tokens: Ints,
+    next_token: object,
+) -> None:
+    limits = sequences.limits
+    if slots.max() >= limits.max_sequences or not sequences.active[slots].all():
+        raise ProtocolError("the step has a row for a sequence slot that holds no sequence")
+    if np.unique(slots).size != slots.size:
+        raise ProtocolError("a sequence slot has two rows in one step")
+    if not prefill_slots.size == lengths.size == starts.size == sample.size == len(next_token):  # type: ignore[arg-type]
+        raise ProtocolError("the arrays of the prefill rows differ in length")
+    if lengths.sum() != tokens.size or (lengths < 1).any():
+        raise ProtocolError(f"{tokens.size} prompt tokens were sent for rows that count {lengths.sum()}")
+    if tokens.size + slots.size - prefill_slots.size > limits.max_step_tokens:
+        raise ProtocolError(f"the step has more than {limits.max_step_tokens} tokens")
+    if tokens.size and tokens.max() >= sequences.vocab_size:
+        raise ProtocolError(f"a prompt token is outside the vocabulary of {sequences.vocab_size}")
+    if (starts != sequences.length[prefill_slots]).any():
+        raise ProtocolError("a prefill chunk does not start where its sequence ends")
+
+
+def _prompt_chunks(
+    sequences: Sequences,
+    prefill: pb.Prefill,
+    slots: Ints,
+    starts: Ints,
+    query_start: npt.NDArray[np.int32],
+    tokens: Ints,
+) -> list[PromptChunk]:
+    chunks = []
+    for i in np.flatnonzero(sequences.prompt_logprobs[slots]).tolist():
+        first, end = int(query_start[i]), int(query_start[i + 1])
+        targets = tokens[first + 1 : end]
+        if not prefill.sample[i]:
+            # The chunk's last row predicts the first token of the next one.
+            targets = np.append(targets, prefill.next_token[i])
+        slot = int(slots[i])
+        chunks.append(PromptChunk(slot, int(starts[i]), first, targets, int(sequences.prompt_top[slot])))
+    return chunks

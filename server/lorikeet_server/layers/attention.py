@@ -1,0 +1,111 @@
+"""Self-attention with grouped key/value heads over the paged cache."""
+
+from dataclasses import dataclass
+
+import torch
+
+from lorikeet_server.errors import ModelError
+from lorikeet_server.kernels import LoraBatch, StepTensors
+from lorikeet_server.layers.build import Build
+from lorikeet_server.layers.linear import Part, column_parallel, row_parallel
+from lorikeet_server.models.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """This rank's heads. Ranks beyond the number of key/value heads share one between them."""
+
+    query: range
+    key: range
+    dim: int
+
+    @classmethod
+    def of_rank(cls, config: ModelConfig, rank: int, size: int) -> "Heads":
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        if heads % size or (kv_heads % size and size % kv_heads):
+            raise ModelError(
+                f"{heads} attention heads with {kv_heads} key/value heads cannot be divided over {size} shards"
+            )
+        query = heads // size
+        key = max(1, kv_heads // size)
+        first = rank * kv_heads // size
+        return cls(range(rank * query, (rank + 1) * query), range(first, first + key), config.head_dim)
+
+    @property
+    def num_query(self) -> int:
+        return len(self.query)
+
+    @property
+    def num_key(self) -> int:
+        return len(self.key)
+
+    @property
+    def query_rows(self) -> range:
+        return range(self.query.start * self.dim, self.query.stop * self.dim)
+
+    @property
+    def key_rows(self) -> range:
+        return range(self.key.start * self.dim, self.key.stop * self.dim)
+
+
+class Attention:
+    """q, k, v in one product, rotation and cache write in one call, then attention and the output product."""
+
+    def __init__(self, build: Build, prefix: str, config: ModelConfig) -> None:
+        self._kernels = build.kernels
+        heads = Heads.of_rank(config, build.tp.rank, build.tp.size)
+        self.heads = heads
+        self.scale = config.head_dim**-0.5
+        self.eps = config.norm_eps
+        width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        parts = [
+            Part("q_proj", width, heads.query_rows),
+            Part("k_proj", kv_width, heads.key_rows),
+            Part("v_proj", kv_width, heads.key_rows),
+        ]
+        self.qkv = column_parallel(build, prefix, "qkv_proj", parts, config.hidden_size, bias=config.qkv_bias)
+        self.o = row_parallel(
+            build, f"{prefix}.o_proj", width, config.hidden_size, heads.query_rows, bias=config.output_bias
+        )
+        self.q_norm = build.vector(f"{prefix}.q_norm.weight", config.head_dim) if config.head_norms else None
+        self.k_norm = build.vector(f"{prefix}.k_norm.weight", config.head_dim) if config.head_norms else None
+        self.detach()
+
+    def attach(self, k_cache: torch.Tensor, v_cache: torch.Tensor, cos_sin: torch.Tensor) -> None:
+        """Gives the layer its cache (the kernels' layout) and the rotary table `[positions, dim]`."""
+        self.k_cache, self.v_cache, self.cos_sin = k_cache, v_cache, cos_sin
+
+    def detach(self) -> None:
+        """Lets go of the cache and the table."""
+        self.k_cache = self.v_cache = self.cos_sin = torch.empty(0)
+
+    def __call__(self, x: torch.Tensor, step: StepTensors, batch: LoraBatch | None) -> torch.Tensor:
+        """`x` `[rows, hidden]` -> `[rows, hidden]`."""
+        kernels, heads = self._kernels, self.heads
+        qkv = self.qkv(x, batch)  # [rows, (query + 2 key) * dim]
+        if self.q_norm is not None and self.k_norm is not None:
+            self._norm_heads(qkv, self.q_norm, self.k_norm)
+        caches = self.k_cache, self.v_cache
+        kernels.rope_and_cache(
+            qkv, step.positions, self.cos_sin, *caches, step.slot_mapping, heads.num_query, heads.num_key
+        )
+        attended = kernels.paged_attention(
+            qkv[:, : heads.num_query * heads.dim],
+            *caches,
+            step.block_tables,
+            step.query_start,
+            step.context_len,
+            self.scale,
+            heads.num_query,
+            heads.num_key,
+        )
+        return self.o(attended, batch)
+
+    def _norm_heads(self, qkv: torch.Tensor, q_norm: torch.Tensor, k_norm: torch.Tensor) -> None:
+        """RMS norm of each query and key head, in place."""
+        dim, q_end = self.heads.dim, self.heads.num_query * self.heads.dim
+        k_end = q_end + self.heads.num_key * dim
+        for columns, weight in ((slice(0, q_end), q_norm), (slice(q_end, k_end), k_norm)):
+            part = qkv[:, columns]
+            normed = self._kernels.rms_norm(part.reshape(-1, dim), weight, self.eps)
+            part.copy_(normed.view(part.shape))

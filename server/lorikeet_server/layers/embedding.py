@@ -1,0 +1,57 @@
+"""Token embedding and lm_head, both split over the vocabulary, and tied or not."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from lorikeet_server.kernels import LoraBatch
+from lorikeet_server.layers.build import Build
+from lorikeet_server.layers.linear import Linear
+from lorikeet_server.layers.lora import LoraSite
+from lorikeet_server.weights import Slice
+
+
+class Embedding:
+    """Rows of the embedding matrix as float32. Each rank holds a range of the vocabulary."""
+
+    def __init__(self, build: Build, name: str, vocab_size: int, hidden_size: int) -> None:
+        self._tp = build.tp
+        rows = build.tp.share(vocab_size)
+        self._start = rows.start
+        weight = build.load(name, (vocab_size, hidden_size), Slice(0, rows.start, rows.stop))
+        self._weight = weight.to(getattr(torch, build.mode))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """This rank's rows, rounded to the storage mode as every weight is: what a tied lm_head multiplies by."""
+        return self._weight
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`tokens` `[rows]` int64 -> `[rows, hidden]` float32."""
+        if self._tp.size == 1:
+            return F.embedding(tokens, self._weight).float()
+        local = tokens - self._start
+        foreign = (local < 0) | (local >= self._weight.shape[0])
+        rows = F.embedding(local.masked_fill(foreign, 0), self._weight).float()
+        rows.masked_fill_(foreign.unsqueeze(-1), 0)
+        self._tp.all_reduce(rows)
+        return rows
+
+
+class LmHead:
+    """Logits over the whole vocabulary, on every rank."""
+
+    def __init__(
+        self, build: Build, tied: torch.Tensor | None, vocab_size: int, hidden_size: int, name: str = "lm_head"
+    ) -> None:
+        self._tp, self._vocab_size = build.tp, vocab_size
+        rows = build.tp.share(vocab_size)
+        weight = tied
+        if weight is None:
+            weight = build.load(f"{name}.weight", (vocab_size, hidden_size), Slice(0, rows.start, rows.stop))
+        site = LoraSite(name, hidden_size, (len(rows),))
+        site.add_target(name, hidden_size, vocab_size, range(hidden_size), rows)
+        self.linear = Linear(build, weight, None, site, reduce=False)
+
+    def __call__(self, hidden: torch.Tensor, batch: LoraBatch | None) -> torch.Tensor:
+        """`hidden` `[rows, hidden]` -> `[rows, vocab]` float32."""
+        return self._tp.gather_columns(self.linear(hidden, batch), self._vocab_size)

@@ -1,0 +1,30 @@
+"""The gated feed-forward layer."""
+
+import torch
+
+from lorikeet_server.kernels import LoraBatch
+from lorikeet_server.layers.build import Build
+from lorikeet_server.layers.linear import Part, column_parallel, row_parallel
+from lorikeet_server.models.config import ModelConfig
+
+
+class GatedMlp:
+    """`down(silu(gate(x)) * up(x))`, gate and up in one product."""
+
+    def __init__(self, build: Build, prefix: str, config: ModelConfig) -> None:
+        self._kernels = build.kernels
+        share = build.tp.share(config.intermediate_size)
+        parts = [Part(module, config.intermediate_size, share) for module in ("gate_proj", "up_proj")]
+        self.gate_up = column_parallel(build, prefix, "gate_up_proj", parts, config.hidden_size, bias=config.mlp_bias)
+        self.down = row_parallel(
+            build,
+            f"{prefix}.down_proj",
+            config.intermediate_size,
+            config.hidden_size,
+            share,
+            bias=config.mlp_bias,
+        )
+
+    def __call__(self, x: torch.Tensor, batch: LoraBatch | None) -> torch.Tensor:
+        """`x` `[rows, hidden]` -> `[rows, hidden]`."""
+        return self.down(self._kernels.silu_mul(self.gate_up(x, batch)), batch)

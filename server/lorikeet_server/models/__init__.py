@@ -1,0 +1,1 @@
+"""Model families. A family's file states only what differs: config mapping, wiring, weight names."""

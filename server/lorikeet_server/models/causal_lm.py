@@ -1,0 +1,94 @@
+"""A decoder-only language model on one rank: embedding, blocks, final norm, lm_head."""
+
+import torch
+
+from lorikeet_server.kernels import Decoder, DecoderSpec, LoraBatch, LoraTable, StepTensors
+from lorikeet_server.kvcache.pool import KvPool
+from lorikeet_server.layers.block import Block
+from lorikeet_server.layers.build import Build
+from lorikeet_server.layers.embedding import Embedding, LmHead
+from lorikeet_server.adapters.targets import LoraTarget
+from lorikeet_server.layers.rotary import cos_sin_table
+from lorikeet_server.models.config import ModelConfig
+
+
+class CausalLM:
+    """Weights are read and packed on construction; caches and adapter tables come with `prepare`."""
+
+    def __init__(self, config: ModelConfig, build: Build) -> None:
+        self.config = config
+        self._kernels, self._tp, self._sites = build.kernels, build.tp, build.sites
+        self._embedding = Embedding(build, "model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        self._blocks = [Block(build, f"model.layers.{i}", config) for i in range(config.num_layers)]
+        self._norm = build.vector("model.norm.weight", config.hidden_size)
+        tied = self._embedding.weight if config.tied else None
+        self._lm_head = LmHead(build, tied, config.vocab_size, config.hidden_size)
+        self._fused: Decoder | None = None
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads on this rank."""
+        return self._blocks[0].attention.heads.num_key
+
+    def lora_targets(self) -> list[LoraTarget]:
+        """Every linear module that an adapter may target, found where the linears were built."""
+        return [target for site in self._sites for target in site.targets]
+
+    def lora_tables(self) -> dict[str, LoraTable]:
+        """The adapter table of each fused linear, by the name that targets give it. Empty before `prepare`."""
+        return {site.name: site.table for site in self._sites if site.table is not None}
+
+    def prepare(self, pool: KvPool, adapter_slots: int, max_positions: int) -> None:
+        """Attaches the cache, empty adapter tables and rotary tables, replacing any earlier ones."""
+        config = self.config
+        cos_sin = cos_sin_table(config.rope, config.head_dim, max_positions)
+        for site in self._sites:
+            site.allocate(adapter_slots)
+        for block, k_cache, v_cache in zip(self._blocks, pool.keys, pool.values, strict=True):
+            block.attention.attach(k_cache, v_cache, cos_sin)
+        self._fused = self._fuse(cos_sin)
+
+    def release(self) -> None:
+        """Lets go of what `prepare` attached, so that another size can be allocated."""
+        self._fused = None
+        for site in self._sites:
+            site.allocate(0)
+        for block in self._blocks:
+            block.attention.detach()
+
+    def forward(self, tokens: torch.Tensor, step: StepTensors, batch: LoraBatch | None) -> torch.Tensor:
+        """`tokens` `[rows]` int64 -> hidden states `[rows, hidden]` after the final norm."""
+        x = self._embedding(tokens)
+        if self._fused is not None:
+            return self._fused(x, step, batch)
+        residual: torch.Tensor | None = None
+        for block in self._blocks:
+            x, residual = block(x, residual, step, batch)
+        assert residual is not None
+        return self._kernels.add_rms_norm(x, residual, self._norm, self.config.norm_eps)[0]
+
+    def logits(self, hidden: torch.Tensor, batch: LoraBatch | None) -> torch.Tensor:
+        """`hidden` `[rows, hidden]` from `forward` -> `[rows, vocab]` float32."""
+        return self._lm_head(hidden, batch)
+
+    def _fuse(self, cos_sin: torch.Tensor) -> Decoder | None:
+        """The blocks as one call, where the backend and the family allow it. Ranks must meet between the ops."""
+        layers = [block.as_data() for block in self._blocks]
+        if self._tp.size > 1:
+            return None
+        known = tuple(layer for layer in layers if layer is not None)
+        if len(known) < len(layers):
+            return None
+        attention = self._blocks[0].attention
+        return self._kernels.decoder(
+            DecoderSpec(
+                layers=known,
+                final_norm=self._norm,
+                cos_sin=cos_sin,
+                num_heads=attention.heads.num_query,
+                num_kv_heads=attention.heads.num_key,
+                head_dim=self.config.head_dim,
+                eps=self.config.norm_eps,
+                scale=attention.scale,
+            )
+        )

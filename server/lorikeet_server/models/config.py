@@ -1,0 +1,76 @@
+"""The facts about a model that its layers are built from, read from config.json."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lorikeet_server.errors import ModelError
+from lorikeet_server.layers.rotary import Rope
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Sizes and switches of a pre-norm decoder with gated MLP and rotary positions."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    norm_eps: float
+    rope: Rope
+    tied: bool
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    head_norms: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ModelError(
+                f"{self.num_heads} attention heads are not a multiple of {self.num_kv_heads} key/value heads"
+            )
+
+    @classmethod
+    def from_hf(cls, raw: dict[str, Any], **switches: bool) -> "ModelConfig":
+        """The mapping that every family shares; `switches` are the fields in which it differs from Llama.
+
+        Raises ModelError for what would change the numbers and is not computed here.
+        """
+        if raw.get("quantization_config"):
+            raise ModelError("config.json has quantization_config; quantised checkpoints are not supported")
+        activation = raw.get("hidden_act", "silu")
+        if activation != "silu":
+            raise ModelError(f"hidden_act {activation!r} in config.json is not supported; known: silu")
+        try:
+            heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
+            return cls(
+                architecture=architecture(raw),
+                vocab_size=int(raw["vocab_size"]),
+                hidden_size=hidden,
+                intermediate_size=int(raw["intermediate_size"]),
+                num_layers=int(raw["num_hidden_layers"]),
+                num_heads=heads,
+                num_kv_heads=int(raw.get("num_key_value_heads") or heads),
+                head_dim=int(raw.get("head_dim") or hidden // heads),
+                max_positions=int(raw.get("max_position_embeddings", 2048)),
+                norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+                rope=Rope.from_config(raw),
+                tied=bool(raw.get("tie_word_embeddings", False)),
+                **switches,
+            )
+        except KeyError as error:
+            raise ModelError(f"config.json lacks {error.args[0]}") from error
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"config.json holds an unusable value: {error}") from error
+
+
+def architecture(raw: dict[str, Any]) -> str:
+    """The model class that config.json names."""
+    names = raw.get("architectures") or []
+    if len(names) != 1:
+        raise ModelError("config.json must name one architecture, e.g. LlamaForCausalLM")
+    return str(names[0])

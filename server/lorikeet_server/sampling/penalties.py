@@ -1,0 +1,89 @@
+"""Repetition, frequency and presence penalties, with token counts kept for the slots that use them only."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+class PenaltyCounts:
+    """Token counts `[lanes, vocab]`. A slot with a penalty holds a lane; the others hold none and cost nothing.
+
+    Lanes are allocated on demand and doubled, since a count row of a 128k vocabulary takes 640 kB.
+    """
+
+    def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._device = device
+        self._lane = np.full(slots, -1, np.int64)
+        self._factors = np.zeros((slots, 3), np.float32)
+        self._free: list[int] = []
+        self._output = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
+        self._seen = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
+
+    @property
+    def in_use(self) -> bool:
+        return len(self._free) < self._output.shape[0]
+
+    def admit(
+        self, slot: int, factors: tuple[float, float, float], history: Sequence[int], history_output: int
+    ) -> None:
+        """Gives `slot` a lane holding its history; `factors` are (repetition, frequency, presence)."""
+        if not self._free:
+            self._grow()
+        lane = self._free.pop()
+        self._lane[slot] = lane
+        self._factors[slot] = factors
+        self._output[lane].zero_()
+        self._seen[lane].zero_()
+        if history:
+            tokens = torch.tensor(history, dtype=torch.int64, device=self._device)
+            self._seen[lane].index_fill_(0, tokens, True)
+            if history_output:
+                produced = tokens[-history_output:]
+                self._output[lane].index_add_(0, produced, torch.ones_like(produced, dtype=torch.int32))
+
+    def release(self, slot: int) -> None:
+        if self._lane[slot] >= 0:
+            self._free.append(int(self._lane[slot]))
+            self._lane[slot] = -1
+
+    def clear(self) -> None:
+        for slot in np.flatnonzero(self._lane >= 0):
+            self.release(int(slot))
+
+    def apply(self, scores: torch.Tensor, slots: npt.NDArray[np.int64]) -> None:
+        """Penalises, in place, the rows of `scores` `[rows, vocab]` whose slot holds a lane."""
+        rows = np.flatnonzero(self._lane[slots] >= 0)
+        if not rows.size:
+            return
+        index = torch.from_numpy(rows).to(self._device)
+        lanes = torch.from_numpy(self._lane[slots[rows]]).to(self._device)
+        factors = torch.from_numpy(self._factors[slots[rows]]).to(self._device)
+        repetition, frequency, presence = factors[:, 0:1], factors[:, 1:2], factors[:, 2:3]
+        count = self._output[lanes]
+        score = scores[index]
+        repeated = torch.where(score < 0, score * repetition, score / repetition)
+        score = torch.where(self._seen[lanes], repeated, score)
+        score -= frequency * count + presence * (count > 0)
+        scores[index] = score
+
+    def record(self, tokens: torch.Tensor, slots: npt.NDArray[np.int64]) -> None:
+        """Counts one sampled token `[rows]` per row as output of its slot."""
+        rows = np.flatnonzero(self._lane[slots] >= 0)
+        if not rows.size:
+            return
+        lanes = torch.from_numpy(self._lane[slots[rows]]).to(self._device)
+        produced = tokens[torch.from_numpy(rows).to(self._device)]
+        self._seen[lanes, produced] = True
+        self._output[lanes, produced] += 1
+
+    def _grow(self) -> None:
+        old = self._output.shape[0]
+        new = max(4, 2 * old)
+        output = torch.zeros(new, self._vocab_size, dtype=torch.int32, device=self._device)
+        seen = torch.zeros(new, self._vocab_size, dtype=torch.bool, device=self._device)
+        output[:old], seen[:old] = self._output, self._seen
+        self._output, self._seen = output, seen
+        self._free.extend(range(old, new))

@@ -1,0 +1,99 @@
+"""One token per row, with log-probabilities of the model's own distribution."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lorikeet_server.kernels import Kernels
+from lorikeet_server.sampling.filters import CANDIDATES, Filters, draw
+from lorikeet_server.sampling.params import SlotParams
+from lorikeet_server.sampling.rng import uniforms
+
+
+@dataclass(slots=True)
+class Sampled:
+    """Results on the device, one entry per row. `finite` is false for a row whose logits hold NaN or infinity."""
+
+    tokens: torch.Tensor  # [rows] int64
+    logprobs: torch.Tensor  # [rows] float32
+    finite: torch.Tensor  # [rows] bool
+    # Rows that asked for alternatives, how many each, and the best `counts.max()` of each.
+    alternative_rows: npt.NDArray[np.int64]
+    alternative_counts: npt.NDArray[np.int64]
+    alternative_tokens: torch.Tensor | None
+    alternative_logprobs: torch.Tensor | None
+
+
+def sample(
+    kernels: Kernels,
+    logits: torch.Tensor,
+    params: SlotParams,
+    slots: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+) -> Sampled:
+    """Samples one token for each row of `logits` `[rows, vocab]` float32.
+
+    `slots` names each row's parameters, `positions` is where in its sequence the new token will stand.
+    """
+    best, logprobs, norm = kernels.greedy(logits)
+    scores = _adjust(logits, params, slots)
+    tokens = best if scores is logits else scores.argmax(-1)
+    drawn = np.flatnonzero(params.temperature[slots] > 0)
+    if drawn.size:
+        _draw(tokens, scores, params, slots, positions, drawn)
+    if params.penalties.in_use:
+        params.penalties.record(tokens, slots)
+    if tokens is not best or drawn.size:
+        logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - norm
+
+    wanted = params.top_logprobs[slots]
+    rows = np.flatnonzero(wanted)
+    best_tokens = best_logprobs = None
+    if rows.size:
+        index = torch.from_numpy(rows).to(logits.device)
+        best_logprobs, best_tokens = logits[index].topk(int(wanted.max()), dim=-1)
+        best_logprobs = best_logprobs - norm[index].unsqueeze(-1)
+    return Sampled(tokens, logprobs, norm.isfinite(), rows, wanted[rows], best_tokens, best_logprobs)
+
+
+def _adjust(logits: torch.Tensor, params: SlotParams, slots: npt.NDArray[np.int64]) -> torch.Tensor:
+    """Adds biases, then penalties. `logits` themselves stay as the model gave them."""
+    if not params.bias and not params.penalties.in_use:
+        return logits
+    scores = logits.clone()
+    for slot, (tokens, values) in params.bias.items():
+        for row in np.flatnonzero(slots == slot):
+            scores[row].index_add_(0, tokens, values)
+    params.penalties.apply(scores, slots)
+    return scores
+
+
+def _draw(
+    tokens: torch.Tensor,
+    scores: torch.Tensor,
+    params: SlotParams,
+    slots: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+    drawn: npt.NDArray[np.int64],
+) -> None:
+    """Replaces `tokens` at the rows `drawn`, those with a temperature, by random draws."""
+    device = scores.device
+    index = torch.from_numpy(drawn).to(device)
+    if drawn.size < slots.size:
+        scores, slots, positions = scores[index], slots[drawn], positions[drawn]
+    top_k, top_p, typical_p = params.top_k[slots], params.top_p[slots], params.typical_p[slots]
+    filtered = (top_k > 0) | (top_p < 1) | (typical_p < 1)
+    short = ((top_k > 0) & (top_k <= CANDIDATES)) | ((top_k == 0) & (top_p < 1))
+    filters = Filters(
+        torch.from_numpy(top_k).to(device),
+        torch.from_numpy(top_p).to(device),
+        torch.from_numpy(typical_p).to(device),
+        torch.from_numpy(uniforms(params.seed[slots], positions)).to(device),
+        any_typical=bool((typical_p < 1).any()),
+    )
+    temperature = torch.from_numpy(params.temperature[slots]).to(device).unsqueeze(-1)
+    # Relative to the best score, so that a tiny temperature overflows to probability zero and not to NaN.
+    scaled = (scores - scores.amax(-1, keepdim=True)) / temperature
+    tokens[index] = draw(scaled, filters, filtered, short)

@@ -1,0 +1,104 @@
+"""The Execute stream: steps in, results out, in order, one stream at a time."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, Future
+
+from loguru import logger
+
+from lorikeet_server.engine.engine import Engine
+from lorikeet_server.errors import LorikeetError
+from lorikeet_server.pb import shard_pb2 as pb
+
+# The router keeps two steps in flight. Reading a little ahead hides the event loop's latency; reading on without
+# bound would let a broken peer fill the memory.
+STEPS_AHEAD = 4
+
+
+class SupersededError(Exception):
+    """A newer stream was opened, or Warmup was called."""
+
+
+class Session:
+    """One open Execute stream. `ended` is also read by the compute thread."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.permits = asyncio.Semaphore(STEPS_AHEAD)
+        # Bounded by the permits. None: no more steps, or ended.
+        self.results: asyncio.Queue[Future[pb.StepResult] | None] = asyncio.Queue()
+
+    def end(self) -> None:
+        """Steps that have not started will not run. The one that runs is finished, and its result dropped."""
+        self.ended = True
+        self.results.put_nowait(None)
+
+
+class StepStreams:
+    """Feeds the compute thread from the newest stream. `fatal` is called, on the compute thread, when the engine has
+    failed in a way that leaves its state in doubt."""
+
+    def __init__(self, engine: Engine, compute: Executor, fatal: Callable[[], None]) -> None:
+        self._engine, self._compute, self._fatal = engine, compute, fatal
+        self._session: Session | None = None
+
+    def end_current(self) -> None:
+        """Ends the open stream, if there is one."""
+        if self._session is not None:
+            self._session.end()
+            self._session = None
+
+    async def run(self, steps: AsyncIterator[pb.Step]) -> AsyncIterator[pb.StepResult]:
+        """Yields the result of each step. Raises SupersededError, and what the engine raises."""
+        self.end_current()
+        session = self._session = Session()
+        reader: asyncio.Task[None] | None = None
+        try:
+            # Queued behind the step that may still run for the old stream.
+            await asyncio.wrap_future(self._compute.submit(self._engine.reset))
+            reader = asyncio.create_task(self._read(steps, session))
+            while (step := await session.results.get()) is not None and not session.ended:
+                result = await asyncio.wrap_future(step)
+                if session.ended:
+                    break
+                yield result
+                session.permits.release()
+            if session.ended:
+                raise SupersededError
+            await reader  # raises what reading raised
+        finally:
+            if reader is not None:
+                reader.cancel()
+            session.end()
+            if self._session is session:
+                self._session = None
+
+    async def _read(self, steps: AsyncIterator[pb.Step], session: Session) -> None:
+        try:
+            async for step in steps:
+                await session.permits.acquire()
+                future = self._compute.submit(self._execute, step, session, time.perf_counter_ns())
+                session.results.put_nowait(future)
+        finally:
+            session.results.put_nowait(None)
+
+    def _execute(self, step: pb.Step, session: Session, arrived: int) -> pb.StepResult:
+        # Checked here and not where steps are read: a step of an ended stream must not run after the reset that
+        # opened the next one.
+        if session.ended:
+            raise SupersededError
+        started = time.perf_counter_ns()
+        try:
+            result = self._engine.execute(step)
+        except LorikeetError as error:
+            session.ended = True
+            logger.error("step {} is refused, the stream ends: {}", step.id, error)
+            raise
+        except Exception:
+            session.ended = True
+            logger.exception("step {} failed beyond its rows, this shard stops", step.id)
+            self._fatal()
+            raise
+        result.queued_us = (started - arrived) // 1000
+        return result

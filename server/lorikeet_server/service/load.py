@@ -1,0 +1,74 @@
+"""From settings to an engine: weights read, packed, and the adapter library opened."""
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from loguru import logger
+
+from lorikeet_server import __version__
+from lorikeet_server.adapters.library import AdapterLibrary, ServedModel
+from lorikeet_server.adapters.store import Store
+from lorikeet_server.config import Dtype, ServeConfig
+from lorikeet_server.dist import connect
+from lorikeet_server.engine.engine import DEVICE, Engine, Identity
+from lorikeet_server.kernels import Kernels, LinearMode, select
+from lorikeet_server.models import registry
+from lorikeet_server.weights import Progress, ReportingSource, WeightSource, open_source
+
+PROGRESS_SECONDS = 5.0
+
+
+def load_engine(config: ServeConfig) -> Engine:
+    """Blocks until the weights are in memory, and with several ranks until all have joined. Raises ConfigError,
+    ModelError, WeightsError."""
+    started = time.monotonic()
+    source = open_source(config.model_path)
+    registry.configure(source.config)  # refuse an unknown model before waiting for anything
+    mode = storage_mode(config.dtype, source)
+    kernels: Kernels = select()
+    group = config.group
+    tp = connect(group.rank, group.world_size, group.address, group.port, DEVICE)
+    reporting = ReportingSource(source, reporter(), group.world_size)
+    model = registry.load(reporting, kernels, mode, tp)
+    dtype = getattr(torch, mode)
+    names = [config.model_id, config.model_path.name, str(source.config.get("_name_or_path", ""))]
+    served = ServedModel(names=names, targets=model.lora_targets(), adapter_dtype=dtype)
+    store = Store(str(config.store_dir), config.disk_bytes)
+    library = AdapterLibrary(served, [str(root) for root in config.adapter_roots], store)
+    seconds = time.monotonic() - started
+    logger.info("loaded {} as {} on {} kernels in {:.1f} s", config.model_id, mode, kernels.name, seconds)
+    return Engine(Identity(config.model_id, source.digest, mode, __version__), model, kernels, tp, library)
+
+
+def storage_mode(dtype: Dtype, source: WeightSource) -> LinearMode:
+    """`auto` rounds nothing that the checkpoint holds in 16 bits. A GGUF file was quantised far below that, so its
+    dequantised values lose nothing that matters in float16, and take half the memory traffic."""
+    if dtype is Dtype.FLOAT32:
+        return "float32"
+    if dtype is Dtype.BFLOAT16:
+        return "bfloat16"
+    if dtype is Dtype.FLOAT16:
+        return "float16"
+    stored = str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32")
+    return "bfloat16" if stored == "bfloat16" else "float16" if stored == "float16" else "float32"
+
+
+def reporter() -> Callable[[Progress], None]:
+    """A bar on a terminal, a line every few seconds elsewhere."""
+    last = time.monotonic()
+    on_terminal = sys.stderr.isatty()
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        share = progress.done / max(progress.total, 1)
+        if on_terminal:
+            bar = "#" * round(30 * share)
+            sys.stderr.write(f"\rloading weights [{bar:<30}] {share:4.0%}" + ("\n" if share >= 1 else ""))
+            sys.stderr.flush()
+        elif time.monotonic() - last > PROGRESS_SECONDS:
+            last = time.monotonic()
+            logger.info("loading weights, {:.0%}", share)
+
+    return report

@@ -1,0 +1,117 @@
+"""The Shard service: decode, call, encode, and map errors to status codes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import aclosing
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from grpc import aio
+from loguru import logger
+
+from lorikeet_server.engine.engine import Engine
+from lorikeet_server.errors import LorikeetError, NotReadyError
+from lorikeet_server.pb import shard_pb2 as pb
+from lorikeet_server.pb import shard_pb2_grpc as rpc
+from lorikeet_server.service.execute import StepStreams, SupersededError
+from lorikeet_server.service.status import status_of
+from lorikeet_server.weights import WeightsError
+
+T = TypeVar("T")
+Context = aio.ServicerContext[Any, Any]
+
+
+class ShardServicer(rpc.ShardServicer):
+    """Answers UNAVAILABLE until `ready` is called with the loaded engine."""
+
+    def __init__(self, compute: Executor, staging: Executor, fatal: Callable[[], None]) -> None:
+        self._compute, self._staging, self._fatal = compute, staging, fatal
+        self._engine: Engine | None = None
+        self._streams: StepStreams | None = None
+
+    def ready(self, engine: Engine) -> None:
+        """The model is loaded."""
+        self._engine, self._streams = engine, StepStreams(engine, self._compute, self._fatal)
+
+    async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:  # noqa: N802
+        engine, _ = await self._loaded(context)
+        return engine.info()
+
+    async def Warmup(self, request: pb.WarmupRequest, context: Context) -> pb.WarmupResponse:  # noqa: N802
+        engine, streams = await self._loaded(context)
+        streams.end_current()
+        return await self._call(context, self._compute, lambda: engine.warmup(request))
+
+    async def Execute(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.Step], context: Context
+    ) -> AsyncIterator[pb.StepResult]:
+        _, streams = await self._loaded(context)
+        try:
+            async with aclosing(streams.run(request_iterator)) as results:  # type: ignore[type-var]
+                async for result in results:
+                    yield result
+        except SupersededError:
+            await context.abort(grpc.StatusCode.ABORTED, "another Execute stream or a Warmup took over")
+        except Exception as error:
+            await _abort(context, error)
+
+    async def FetchAdapter(  # noqa: N802
+        self, request: pb.FetchAdapterRequest, context: Context
+    ) -> AsyncIterator[pb.FetchAdapterProgress]:
+        engine, _ = await self._loaded(context)
+        steps = await self._call(
+            context, self._staging, lambda: engine.library.fetch(request.source, request.id, request.max_bytes)
+        )
+        try:
+            while (done := await self._call(context, self._staging, lambda: next(steps, None))) is not None:
+                stored = done.bytes_total if done.digest else 0
+                yield pb.FetchAdapterProgress(
+                    bytes_done=done.bytes_done, bytes_total=done.bytes_total, digest=done.digest, stored_bytes=stored
+                )
+        finally:
+            # Also when the caller has gone: closing takes back what was copied.
+            self._staging.submit(steps.close)
+
+    async def StageAdapter(  # noqa: N802
+        self, request: pb.StageAdapterRequest, context: Context
+    ) -> pb.StageAdapterResponse:
+        engine, _ = await self._loaded(context)
+        staged = await self._call(context, self._staging, lambda: engine.library.stage(request.digest))
+        return pb.StageAdapterResponse(
+            host_bytes=staged.memory_bytes,
+            device_bytes=staged.memory_bytes,
+            max_rank=staged.max_rank,
+            modules=len(staged.pairs),
+            peft_type="LORA",
+            base_model_name_or_path=staged.base_model,
+        )
+
+    async def DropAdapter(  # noqa: N802
+        self, request: pb.DropAdapterRequest, context: Context
+    ) -> pb.DropAdapterResponse:
+        engine, _ = await self._loaded(context)
+        await self._call(context, self._staging, lambda: engine.library.drop(request.digest, request.from_store))
+        return pb.DropAdapterResponse()
+
+    async def _loaded(self, context: Context) -> tuple[Engine, StepStreams]:
+        if self._engine is None or self._streams is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the model is still loading")
+            raise NotReadyError("unreachable: abort raises")
+        return self._engine, self._streams
+
+    async def _call(self, context: Context, executor: Executor, function: Callable[[], T]) -> T:
+        """Runs a blocking call off the event loop, and turns what it raises into a status."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(executor, function)
+        except Exception as error:
+            await _abort(context, error)
+
+
+async def _abort(context: Context, error: Exception) -> NoReturn:
+    if isinstance(error, aio.AbortError):
+        raise error
+    if not isinstance(error, LorikeetError | WeightsError):
+        logger.opt(exception=error).error("unexpected error in a call")
+    await context.abort(*status_of(error))
+    raise NotReadyError("unreachable: abort raises")
