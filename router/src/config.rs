@@ -232,7 +232,8 @@ impl Config {
         if let (Some(input), Some(total)) = (limits.max_input_length, limits.max_total_tokens) {
             below("--max-input-length", input.into(), "--max-total-tokens", total.into())?;
         }
-        if let (Some(sequences), Some(tokens)) = (batching.max_batch_size, batching.max_batch_prefill_tokens) {
+        if let (Some(sequences), Some(tokens)) = (batching.max_batch_size, batching.max_batch_prefill_tokens)
+        {
             at_most("--max-batch-size", sequences.into(), "--max-batch-prefill-tokens", tokens.into())?;
         }
         at_most(
@@ -283,14 +284,22 @@ fn at_most(flag: &'static str, given: u64, other: &str, bound: u64) -> Result<()
     if given <= bound {
         return Ok(());
     }
-    Err(ConfigError { flag, given: given.to_string(), bound: format!("at most {bound}, the value of {other}") })
+    Err(ConfigError {
+        flag,
+        given: given.to_string(),
+        bound: format!("at most {bound}, the value of {other}"),
+    })
 }
 
 fn below(flag: &'static str, given: u64, other: &str, bound: u64) -> Result<(), ConfigError> {
     if given < bound {
         return Ok(());
     }
-    Err(ConfigError { flag, given: given.to_string(), bound: format!("less than {bound}, the value of {other}") })
+    Err(ConfigError {
+        flag,
+        given: given.to_string(),
+        bound: format!("less than {bound}, the value of {other}"),
+    })
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -345,7 +354,12 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_by_the_parser() {
-        for flags in [["--port", "70000"], ["--drain-timeout", "-1"], ["--request-timeout", "soon"], ["--nonsense", "1"]] {
+        for flags in [
+            ["--port", "70000"],
+            ["--drain-timeout", "-1"],
+            ["--request-timeout", "soon"],
+            ["--nonsense", "1"],
+        ] {
             let required = ["router", "--model-id", "m", "--tokenizer-path", "t", "--shard-uds-path", "s"];
             assert!(Cli::try_parse_from(required.iter().chain(&flags)).is_err(), "{flags:?}");
         }

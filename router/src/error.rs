@@ -159,18 +159,18 @@ impl Error {
             Self::AdapterChanged { .. } => {
                 ErrorInfo { code: Some("adapter_changed"), ..caller(S::CONFLICT, "adapter_changed") }
             }
-            Self::AdapterTooLarge { .. } => {
-                ErrorInfo { code: Some("adapter_too_large"), ..caller(S::PAYLOAD_TOO_LARGE, "adapter_too_large") }
-            }
+            Self::AdapterTooLarge { .. } => ErrorInfo {
+                code: Some("adapter_too_large"),
+                ..caller(S::PAYLOAD_TOO_LARGE, "adapter_too_large")
+            },
             Self::AdapterNoSpace { .. } => server(S::INSUFFICIENT_STORAGE, "adapter_no_space"),
             Self::AdapterUnavailable { .. } => ErrorInfo {
                 retry_after: Some(RETRY_SOURCE),
                 ..server(S::FAILED_DEPENDENCY, "adapter_source_unavailable")
             },
-            Self::AdapterTimeout { .. } => ErrorInfo {
-                retry_after: Some(RETRY_SOURCE),
-                ..server(S::GATEWAY_TIMEOUT, "adapter_timeout")
-            },
+            Self::AdapterTimeout { .. } => {
+                ErrorInfo { retry_after: Some(RETRY_SOURCE), ..server(S::GATEWAY_TIMEOUT, "adapter_timeout") }
+            }
             Self::Overloaded { retry_after } => ErrorInfo {
                 code: Some("overloaded"),
                 retry_after: Some(*retry_after),
@@ -287,7 +287,8 @@ mod tests {
     #[test]
     fn every_variant_has_a_row() {
         let all = every_variant();
-        let kinds: BTreeSet<_> = all.iter().map(|error| format!("{:?}", std::mem::discriminant(error))).collect();
+        let kinds: BTreeSet<_> =
+            all.iter().map(|error| format!("{:?}", std::mem::discriminant(error))).collect();
         assert_eq!(kinds.len(), all.len());
         for error in all {
             let info = error.info();

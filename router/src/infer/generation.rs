@@ -2,25 +2,270 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use futures::Stream;
+use lorikeet_engine as engine;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
-use super::{GenerationInfo, Output};
-use crate::error::Error;
+use super::{
+    Alternative, FinishReason, GenerationInfo, Output, PromptToken, TokenOutput,
+    detokenizer::Detokenizer,
+    stop::{Matched, StopMatcher},
+};
+use crate::{
+    driver::{Message, Ticket},
+    error::Error,
+    telemetry::{Metrics, Series, Timings},
+    validate::Tokenizer,
+};
 
 /// A queued or running request. Dropping it cancels the request and gives back all that it holds.
 pub struct Generation {
     /// What was known when the request was queued.
     pub info: GenerationInfo,
+    ticket: Ticket,
+    text: Text,
+    clock: Clock,
+    generated: u32,
+    cached: u32,
+    queued: Duration,
+    stage: Stage,
+    metrics: Arc<Metrics>,
+    series: Arc<Series>,
+    /// One of the requests that the server has at once.
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Tokens to text that may be shown.
+pub(super) struct Text {
+    pub(super) detokenizer: Detokenizer,
+    pub(super) stop: StopMatcher,
+}
+
+struct Clock {
+    arrived: Instant,
+    started: Instant,
+    first_token: Option<Instant>,
+    last_token: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Running,
+    /// The last token was given; `Output::Finished` is next.
+    Finishing(FinishReason),
+    Ended,
+}
+
+impl Generation {
+    pub(super) fn new(
+        info: GenerationInfo,
+        ticket: Ticket,
+        permit: OwnedSemaphorePermit,
+        text: Text,
+        metrics: Arc<Metrics>,
+        series: Arc<Series>,
+        arrived: Instant,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            info,
+            ticket,
+            text,
+            clock: Clock { arrived, started: now, first_token: None, last_token: arrived },
+            generated: 0,
+            cached: 0,
+            queued: Duration::ZERO,
+            stage: Stage::Running,
+            metrics,
+            series,
+            _permit: permit,
+        }
+    }
+
+    /// The output of an event, if it has one.
+    fn event(&mut self, event: engine::Event, at: Instant) -> Option<Result<Output, Error>> {
+        match event {
+            engine::Event::Started { queued, cached_tokens, .. } => {
+                self.series.started(queued, cached_tokens);
+                self.queued = queued;
+                self.cached = cached_tokens;
+                self.clock.started = at;
+                None
+            }
+            engine::Event::Prompt { tokens, .. } => Some(Ok(Output::Prompt(self.text.prompt(tokens)))),
+            engine::Event::Token { token, logprob, alternatives, finish, .. } => {
+                Some(Ok(Output::Token(self.token(token, logprob, &alternatives, finish, at))))
+            }
+            engine::Event::Failed { reason, .. } => Some(Err(self.fail(failure(reason)))),
+        }
+    }
+
+    fn token(
+        &mut self,
+        id: u32,
+        logprob: f32,
+        alternatives: &[engine::Alternative],
+        finish: Option<engine::FinishReason>,
+        at: Instant,
+    ) -> TokenOutput {
+        self.series.token(self.clock.first_token.is_none(), at.duration_since(self.clock.last_token));
+        self.clock.first_token.get_or_insert(at);
+        self.clock.last_token = at;
+        self.generated += 1;
+        if finish.is_some() {
+            self.ticket.ended();
+        }
+        let tokenizer = Arc::clone(self.text.detokenizer.tokenizer());
+        let special = tokenizer.special(id);
+        let (text, delta, stopped) = self.text.push(id, special, finish.is_some());
+        if stopped {
+            // The engine runs on until it is told.
+            self.ticket.cancel();
+            self.stage = Stage::Finishing(FinishReason::StopSequence);
+        } else if let Some(reason) = finish {
+            self.stage = Stage::Finishing(match reason {
+                engine::FinishReason::Length => FinishReason::Length,
+                engine::FinishReason::StopToken => FinishReason::Eos,
+            });
+        }
+        TokenOutput {
+            id,
+            text,
+            logprob: finite(logprob),
+            special: special.is_some(),
+            alternatives: alternatives_text(&tokenizer, alternatives),
+            delta,
+        }
+    }
+
+    fn finish(&mut self, reason: FinishReason) -> Output {
+        self.stage = Stage::Ended;
+        let Clock { arrived, started, first_token, last_token } = self.clock;
+        let first_token = first_token.unwrap_or(last_token);
+        let timings = Timings {
+            prefill: first_token.duration_since(started),
+            decode: last_token.duration_since(first_token),
+            end_to_end: last_token.duration_since(arrived),
+        };
+        self.series.finished(reason, self.generated, timings);
+        Output::Finished {
+            reason,
+            generated_tokens: self.generated,
+            cached_tokens: self.cached,
+            queued: self.queued,
+            inference: last_token.duration_since(started),
+        }
+    }
+
+    fn fail(&mut self, error: Error) -> Error {
+        self.ticket.ended();
+        self.stage = Stage::Ended;
+        self.series.failed();
+        self.metrics.rejected(&error);
+        error
+    }
 }
 
 impl Stream for Generation {
     /// `Output::Finished` or an error is the last item.
     type Item = Result<Output, Error>;
 
-    fn poll_next(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(None)
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            match this.stage {
+                Stage::Ended => return Poll::Ready(None),
+                Stage::Finishing(reason) => return Poll::Ready(Some(Ok(this.finish(reason)))),
+                Stage::Running => {}
+            }
+            let output = match ready!(this.ticket.poll(context)) {
+                Some(Message::Event(event, at)) => this.event(event, at),
+                Some(Message::Failed(error)) => Some(Err(this.fail(error))),
+                None => Some(Err(this.fail(Error::Incomplete))),
+            };
+            if output.is_some() {
+                return Poll::Ready(output);
+            }
+        }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if self.stage == Stage::Running {
+            self.series.cancelled();
+        }
+    }
+}
+
+impl Text {
+    /// The token's own text, the text that is final with it, and whether a stop string was found. `last`: no token
+    /// follows.
+    fn push(&mut self, id: u32, special: Option<&str>, last: bool) -> (String, String, bool) {
+        let mut piece = if special.is_some() { String::new() } else { self.detokenizer.push(id) };
+        if last {
+            piece.push_str(&self.detokenizer.finish());
+        }
+        let text = special.map_or_else(|| piece.clone(), str::to_owned);
+        match self.stop.push(piece) {
+            Matched::Stop(delta) => (text, delta, true),
+            Matched::Text(mut delta) => {
+                if last {
+                    delta.push_str(&self.stop.finish());
+                }
+                (text, delta, false)
+            }
+        }
+    }
+
+    fn prompt(&self, tokens: Vec<engine::PromptToken>) -> Vec<PromptToken> {
+        let tokenizer = self.detokenizer.tokenizer();
+        let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer), &[]);
+        let text = |id| match tokenizer.special(id) {
+            Some(special) => special.to_owned(),
+            None => detokenizer.push(id),
+        };
+        let texts: Vec<String> = tokens.iter().map(|token| token.token).map(text).collect();
+        tokens
+            .into_iter()
+            .zip(texts)
+            .map(|(token, text)| PromptToken {
+                id: token.token,
+                text,
+                logprob: token.logprob.map(finite),
+                alternatives: alternatives_text(tokenizer, &token.alternatives),
+            })
+            .collect()
+    }
+}
+
+fn alternatives_text(tokenizer: &Tokenizer, alternatives: &[engine::Alternative]) -> Vec<Alternative> {
+    alternatives
+        .iter()
+        .map(|alternative| Alternative {
+            id: alternative.token,
+            text: tokenizer.piece(alternative.token),
+            logprob: finite(alternative.logprob),
+        })
+        .collect()
+}
+
+/// Clients require a number, and JSON has no infinity: a token that a filter or bias excludes has the lowest one.
+fn finite(logprob: f32) -> f32 {
+    if logprob.is_nan() { f32::MIN } else { logprob.clamp(f32::MIN, f32::MAX) }
+}
+
+fn failure(reason: engine::FailureReason) -> Error {
+    use engine::FailureReason as R;
+    match reason {
+        R::DeadlineExceeded { .. } => Error::DeadlineExceeded,
+        R::Row { code, message } if code == "numeric_error" => Error::Numeric(message),
+        R::Row { message, .. } | R::Adapter { message } => Error::Generation(message),
+        R::ShardLost => Error::ShardLost,
     }
 }

@@ -1,26 +1,199 @@
 //! From a dialect-free request to a stream of outputs: the one path every API goes through.
 
+mod detokenizer;
 mod generation;
 mod request;
+mod stop;
+
+use std::{sync::Arc, time::Duration};
 
 pub use generation::Generation;
+use lorikeet_engine::{Priority, Request, RequestId, TenantId};
 pub use request::{
-    AdapterRef, AdapterSource, Alternative, FinishReason, GenerateRequest, GenerationInfo, Output, Params, Prompt,
-    PromptToken, TokenOutput,
+    AdapterRef, AdapterSource, Alternative, FinishReason, GenerateRequest, GenerationInfo, Output, Params,
+    Prompt, PromptToken, TokenOutput,
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Instant, timeout_at},
 };
 
-use crate::error::Error;
+use crate::{
+    adapters::{Registry, Staged},
+    app::{ModelHandle, ModelInfo, Readiness},
+    config::Config,
+    driver::{Driver, Refused},
+    error::Error,
+    telemetry::Metrics,
+    validate::Validator,
+};
+
+/// How often a request may find that the shards were lost between staging its adapter and queueing it.
+const STALE_RETRIES: usize = 3;
 
 /// Takes requests. Cloning is cheap.
 #[derive(Clone)]
-pub struct Infer {}
+pub struct Infer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    parts: Parts,
+    /// Requests in the server. Closed when no more are taken.
+    permits: Arc<Semaphore>,
+}
+
+/// What requests go through.
+pub struct Parts {
+    pub config: Arc<Config>,
+    pub validator: Validator,
+    pub registry: Arc<Registry>,
+    pub driver: Driver,
+    pub metrics: Arc<Metrics>,
+    pub model: ModelHandle,
+    pub readiness: watch::Receiver<Readiness>,
+}
 
 impl Infer {
+    pub fn new(parts: Parts) -> Self {
+        let permits = Arc::new(Semaphore::new(parts.config.limits.max_concurrent_requests));
+        Self { shared: Arc::new(Shared { parts, permits }) }
+    }
+
     /// Validates, tokenises, resolves the adapter and queues. Returns once the request is queued; later failures come
     /// as the stream's last item. `best_of` and `n` are several calls.
     ///
     /// Dropping the future or the [`Generation`] takes the request back, wherever it is.
-    pub async fn generate(&self, _request: GenerateRequest) -> Result<Generation, Error> {
+    pub async fn generate(&self, request: GenerateRequest) -> Result<Generation, Error> {
+        let arrived = Instant::now();
+        let deadline = arrived + self.shared.parts.config.limits.request_timeout;
+        let started = timeout_at(deadline, self.shared.start(request, arrived, deadline)).await;
+        started.unwrap_or(Err(Error::DeadlineExceeded)).inspect_err(|error| {
+            self.shared.parts.metrics.rejected(error);
+        })
+    }
+
+    /// Takes no more requests.
+    pub fn close(&self) {
+        self.shared.permits.close();
+    }
+
+    /// Waits until every request has ended.
+    pub async fn drained(&self) {
+        let all = self.shared.parts.config.limits.max_concurrent_requests;
+        while self.shared.permits.available_permits() < all {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Shared {
+    async fn start(
+        &self,
+        request: GenerateRequest,
+        arrived: Instant,
+        deadline: Instant,
+    ) -> Result<Generation, Error> {
+        let Parts { config, validator, metrics, .. } = &self.parts;
+        if matches!(*self.parts.readiness.borrow(), Readiness::Starting | Readiness::ShardLost) {
+            return Err(Error::NotReady);
+        }
+        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|refused| match refused {
+            tokio::sync::TryAcquireError::Closed => Error::Draining,
+            tokio::sync::TryAcquireError::NoPermits => {
+                Error::Overloaded { retry_after: Duration::from_secs(1) }
+            }
+        })?;
+        // The engine has the last word; this spares the tokeniser what it would refuse.
+        if metrics.engine().stats.queued_requests >= config.batching.max_waiting_requests {
+            return Err(Error::Overloaded { retry_after: Duration::from_secs(1) });
+        }
+        let model = self.parts.model.get().ok_or(Error::NotReady)?;
+        let GenerateRequest { prompt, adapter, params, request_id } = request;
+        let adapter = named(adapter, model)?;
+        let valid = validator.validate(prompt, &params, model).await?;
+        let validation = arrived.elapsed();
+        metrics.validated(validation);
+
+        let prompt_tokens = valid.tokens.len();
+        let detokenizer = detokenizer::Detokenizer::new(Arc::clone(validator.tokenizer()), &valid.tokens);
+        let eos: Arc<[u32]> =
+            if params.ignore_eos_token { Arc::default() } else { validator.tokenizer().eos().into() };
+        let request = Request {
+            id: RequestId(0),
+            tenant: TenantId::default(),
+            priority: Priority::default(),
+            adapter: None,
+            tokens: valid.tokens,
+            max_new_tokens: valid.max_new_tokens,
+            stop_tokens: eos,
+            sampling: valid.sampling,
+            prompt_logprobs: params.prompt_logprobs,
+            deadline: None,
+        };
+        let ticket = self.submit(request, adapter.as_ref(), deadline).await?;
+        let adapter = adapter.map(|(id, _)| id);
+        let series = metrics.series(adapter.as_deref());
+        series.accepted(prompt_tokens);
+        let info = GenerationInfo {
+            prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
+            seed: valid.seed,
+            prompt_text: valid.text,
+            adapter,
+            validation,
+        };
+        tracing::debug!(%request_id, prompt_tokens, adapter = info.adapter, "queued a request");
+        let stop = stop::StopMatcher::new(params.stop, params.include_stop);
+        Ok(Generation::new(
+            info,
+            ticket,
+            permit,
+            generation::Text { detokenizer, stop },
+            Arc::clone(metrics),
+            series,
+            arrived,
+        ))
+    }
+
+    /// Stages the adapter and queues the request, again if the shards are lost in between.
+    async fn submit(
+        &self,
+        request: Request,
+        adapter: Option<&(String, AdapterSource)>,
+        deadline: Instant,
+    ) -> Result<crate::driver::Ticket, Error> {
+        for _ in 0..STALE_RETRIES {
+            let staged: Option<Staged> = match adapter {
+                Some((id, source)) => Some(self.parts.registry.resolve(id, *source).await?),
+                None => None,
+            };
+            match self.parts.driver.submit(request.clone(), staged, deadline).await {
+                Ok(ticket) => return Ok(ticket),
+                Err(Refused::Stale) => {}
+                Err(Refused::NotReady) => return Err(Error::NotReady),
+                Err(Refused::Overloaded { retry_after }) => return Err(Error::Overloaded { retry_after }),
+                Err(Refused::AdapterTooLarge { given, limit }) => {
+                    let id = adapter.map(|(id, _)| id.clone()).unwrap_or_default();
+                    let message = format!(
+                        "it takes {given} bytes on the device, its share is {limit} (--adapter-memory-bytes)"
+                    );
+                    return Err(Error::AdapterTooLarge { id, message });
+                }
+                Err(Refused::Internal) => return Err(Error::Internal),
+            }
+        }
         Err(Error::NotReady)
+    }
+}
+
+/// The adapter that is asked for; the base model may be named as well.
+fn named(adapter: AdapterRef, model: &ModelInfo) -> Result<Option<(String, AdapterSource)>, Error> {
+    match adapter {
+        AdapterRef::Base => Ok(None),
+        AdapterRef::Named { id, .. } if id.is_empty() || id == model.model_id => Ok(None),
+        AdapterRef::Named { id, source } => {
+            crate::adapters::name::check(&id)?;
+            Ok(Some((id, source)))
+        }
     }
 }

@@ -43,7 +43,9 @@ pub enum Invalid {
     Truncate { max: u32, given: u64 },
     #[error("`max_new_tokens` must be strictly positive")]
     MaxNewTokens,
-    #[error("`inputs` tokens + `max_new_tokens` must be <= {max}. Given: {input} `inputs` tokens and {new} `max_new_tokens`")]
+    #[error(
+        "`inputs` tokens + `max_new_tokens` must be <= {max}. Given: {input} `inputs` tokens and {new} `max_new_tokens`"
+    )]
     TotalTokens { max: u32, input: usize, new: u32 },
     #[error("`inputs` must have less than {max} tokens. Given: {given}")]
     InputLength { max: u32, given: usize },
@@ -90,7 +92,9 @@ impl Invalid {
     #[must_use]
     pub fn param(&self) -> Option<&'static str> {
         Some(match self {
-            Self::BestOf { .. } | Self::BestOfDisabled | Self::BestOfSampling | Self::BestOfStream => "best_of",
+            Self::BestOf { .. } | Self::BestOfDisabled | Self::BestOfSampling | Self::BestOfStream => {
+                "best_of"
+            }
             Self::BestOfSeed => "seed",
             Self::Choices { .. } => "n",
             Self::PrefillDetailsStream => "decoder_input_details",

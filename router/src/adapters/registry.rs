@@ -1,0 +1,223 @@
+//! Which adapters are known and staged: the pure state machine of the engine, with the calls it asks for.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use lorikeet_engine::{
+    Time,
+    residency::{Acquire, Digest, HostConfig, HostStats, HostTier, NameState, Pin},
+};
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    time::{Instant, timeout},
+};
+
+use super::{
+    failure::{self, LoadFailure},
+    name,
+};
+use crate::{config::Adapters, error::Error, infer::AdapterSource, shard::Group, telemetry::Metrics};
+
+/// Knows every adapter that was asked for. One per router.
+pub struct Registry {
+    pub(super) group: Arc<Group>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) config: Adapters,
+    pub(super) state: Mutex<State>,
+    /// Notified after every change of the tier.
+    pub(super) changed: Notify,
+    /// How often the shards were lost. What was staged before is gone.
+    epoch: AtomicU64,
+    started: Instant,
+    /// Flights are started from `Drop` too, wherever that runs.
+    pub(super) runtime: Handle,
+}
+
+pub(super) struct State {
+    pub(super) tier: HostTier<LoadFailure>,
+    /// What an adapter takes in a device slot, of every digest that was staged once.
+    pub(super) device_bytes: FxHashMap<Digest, u64>,
+    /// Unix seconds at which a name first got its digest.
+    created: FxHashMap<Arc<str>, u64>,
+}
+
+/// An adapter as `/v1/models` lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// What clients put in `model` or `adapter_id`.
+    pub id: String,
+    /// `source:id`.
+    pub root: String,
+    pub digest: String,
+    /// Unix seconds at which it was first resolved.
+    pub created: u64,
+}
+
+/// An adapter staged on every shard. It stays so until this is dropped.
+pub struct Staged {
+    pub digest: Digest,
+    /// What it takes in a device slot, on the rank where it takes most.
+    pub device_bytes: u64,
+    epoch: u64,
+    pin: Option<Pin>,
+    registry: Arc<Registry>,
+}
+
+impl Registry {
+    /// Within a runtime, in which it runs the calls to the shards.
+    pub fn new(group: Arc<Group>, config: Adapters, metrics: Arc<Metrics>) -> Self {
+        let tier = HostTier::new(HostConfig {
+            host_bytes: config.adapter_host_bytes,
+            disk_bytes: config.adapter_disk_bytes,
+            max_adapter_bytes: config.max_adapter_bytes,
+            failure_ttl: config.adapter_failure_ttl,
+            max_names: config.max_adapter_names,
+        });
+        let state = State { tier, device_bytes: FxHashMap::default(), created: FxHashMap::default() };
+        Self {
+            group,
+            metrics,
+            config,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            epoch: AtomicU64::new(0),
+            started: Instant::now(),
+            runtime: Handle::current(),
+        }
+    }
+
+    /// Fetches and stages an adapter if need be. However many ask at once, the work is done once, and goes on when they
+    /// stop waiting.
+    pub async fn resolve(self: &Arc<Self>, id: &str, source: AdapterSource) -> Result<Staged, Error> {
+        name::check(id)?;
+        let key = name::key(id, source);
+        let limit = self.config.adapter_load_timeout;
+        timeout(limit, self.acquire(id, &key))
+            .await
+            .unwrap_or_else(|_| Err(Error::AdapterTimeout { id: id.to_owned(), limit }))
+    }
+
+    async fn acquire(self: &Arc<Self>, id: &str, key: &Arc<str>) -> Result<Staged, Error> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Listens from here on, so that no change between the question and the wait is missed.
+            changed.as_mut().enable();
+            let answer = {
+                let mut state = self.state.lock();
+                match state.tier.acquire(key, self.now()) {
+                    Acquire::Ready(pin) => return Ok(self.staged(&state, pin)),
+                    other => other,
+                }
+            };
+            match answer {
+                Acquire::Start(flight) => self.launch(flight),
+                Acquire::Failed(failure) => {
+                    return Err(failure::error(id, failure, self.config.adapter_load_timeout));
+                }
+                Acquire::Wait | Acquire::Ready(_) => changed.await,
+            }
+        }
+    }
+
+    fn staged(self: &Arc<Self>, state: &State, pin: Pin) -> Staged {
+        let digest = pin.digest().clone();
+        let device_bytes = state.device_bytes.get(&digest).copied().unwrap_or(0);
+        Staged { digest, device_bytes, epoch: self.epoch(), pin: Some(pin), registry: Arc::clone(self) }
+    }
+
+    /// The shards are gone, with all that was staged on them.
+    pub fn shard_lost(&self) {
+        let mut state = self.state.lock();
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+        state.tier.shard_lost();
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// The adapters that have been resolved, by name.
+    pub fn list(&self) -> Vec<Listed> {
+        let state = self.state.lock();
+        let mut listed: Vec<_> =
+            state.tier.names().filter_map(|(key, state_of)| self.listed(&state, key, &state_of)).collect();
+        listed.sort_by(|a, b| a.root.cmp(&b.root));
+        listed
+    }
+
+    /// One of them. An adapter that was never asked for is not listed, and may exist all the same.
+    pub fn find(&self, id: &str) -> Option<Listed> {
+        let state = self.state.lock();
+        let key = name::key(id, AdapterSource::Local);
+        let state_of = state.tier.state(&key)?;
+        self.listed(&state, &key, &state_of)
+    }
+
+    fn listed(&self, state: &State, key: &Arc<str>, _: &NameState) -> Option<Listed> {
+        let digest = state.tier.digest(key)?.to_string();
+        let created = state.created.get(key).copied().unwrap_or_default();
+        Some(Listed { id: name::split(key).1.to_owned(), root: key.to_string(), digest, created })
+    }
+
+    /// Every digest that a name stands for, with the name; a digest may have several.
+    pub fn names(&self) -> Vec<(Digest, String)> {
+        let state = self.state.lock();
+        let names = state.tier.names();
+        names
+            .filter_map(|(key, _)| Some((state.tier.digest(key)?.clone(), name::split(key).1.to_owned())))
+            .collect()
+    }
+
+    pub fn stats(&self) -> HostStats {
+        self.state.lock().tier.stats()
+    }
+
+    pub(super) fn now(&self) -> Time {
+        self.started.elapsed()
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    fn release(self: &Arc<Self>, pin: Pin) {
+        let flights = {
+            let mut state = self.state.lock();
+            state.tier.release(pin);
+            state.tier.over_budget()
+        };
+        for flight in flights {
+            self.launch(flight);
+        }
+        self.changed.notify_waiters();
+    }
+}
+
+impl State {
+    pub(super) fn name_fetched(&mut self, name: &Arc<str>) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+        self.created.entry(Arc::clone(name)).or_insert(now);
+    }
+}
+
+impl Staged {
+    /// Whether the shards that it was staged on are still there.
+    pub fn is_current(&self) -> bool {
+        self.epoch == self.registry.epoch()
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if let Some(pin) = self.pin.take() {
+            self.registry.release(pin);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Getting the shards ready, and noticing when they are not any more.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use lorikeet_engine::EngineConfig;
+use lorikeet_proto::v1::{InfoResponse, Step, StepResult, WarmupRequest, WarmupResponse};
+use tokio::time::{Instant, sleep};
+use tonic::Status;
+
+use crate::{
+    adapters::Registry,
+    app::{ModelHandle, ModelInfo},
+    config::{BLOCK_SIZE, Config, ConfigError, MAX_STEPS_IN_FLIGHT},
+    infer::AdapterSource,
+    shard::{Group, Lost, Session},
+};
+
+/// Between two signs of life.
+const PING_EVERY: Duration = Duration::from_secs(1);
+const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
+const LAST_BACK_OFF: Duration = Duration::from_secs(2);
+
+/// The connection to the shards.
+#[derive(Default)]
+pub(super) enum Link {
+    #[default]
+    Down,
+    Up(Box<Up>),
+}
+
+/// A session, watched.
+pub(super) struct Up {
+    session: Session,
+    watch: BoxFuture<'static, Lost>,
+}
+
+/// Shards that can take steps.
+pub(super) struct Ready {
+    pub(super) up: Box<Up>,
+    pub(super) engine: EngineConfig,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotReady {
+    /// They may be later.
+    #[error("{0}")]
+    Later(Box<Status>),
+    /// Trying again is of no use.
+    #[error("{0}")]
+    Never(String),
+}
+
+impl From<Status> for NotReady {
+    fn from(status: Status) -> Self {
+        Self::Later(Box::new(status))
+    }
+}
+
+impl From<ConfigError> for NotReady {
+    fn from(error: ConfigError) -> Self {
+        Self::Never(error.to_string())
+    }
+}
+
+impl Up {
+    fn new(group: &Arc<Group>) -> Box<Self> {
+        Box::new(Self { session: group.open(), watch: watch(Arc::clone(group)).boxed() })
+    }
+
+    pub(super) fn send(&mut self, step: Step) -> Result<(), Lost> {
+        self.session.send(step)
+    }
+
+    /// The next result, or why there will be none. Cancel safe.
+    pub(super) async fn next(&mut self) -> Result<StepResult, Lost> {
+        tokio::select! {
+            biased;
+            result = self.session.next() => result,
+            lost = &mut self.watch => Err(lost),
+        }
+    }
+
+    /// When the oldest step in flight counts as never to be answered.
+    pub(super) fn hung_at(&self, timeout: Duration) -> Option<Instant> {
+        self.session.oldest_unanswered().map(|sent| sent + timeout)
+    }
+
+    pub(super) fn check(&self, timeout: Duration) -> Result<(), Lost> {
+        match self.hung_at(timeout) {
+            Some(at) if at <= Instant::now() => Err(Lost::Hung(timeout)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.session.oldest_unanswered().is_none()
+    }
+}
+
+/// Ends when a rank shows no sign of life.
+async fn watch(group: Arc<Group>) -> Lost {
+    loop {
+        sleep(PING_EVERY).await;
+        if let Err(status) = group.info().await {
+            return Lost::Silent(status.message().to_owned());
+        }
+    }
+}
+
+/// How long to wait before the next attempt: doubling, and not in step with others.
+pub(super) fn back_off(attempts: &mut u32) -> Duration {
+    let wait = FIRST_BACK_OFF.saturating_mul(1 << (*attempts).min(8)).min(LAST_BACK_OFF);
+    *attempts = attempts.saturating_add(1);
+    wait.mul_f64(rand::random_range(0.75..1.25))
+}
+
+/// Brings all ranks to where they take steps.
+pub(super) async fn connect(
+    group: &Arc<Group>,
+    registry: &Arc<Registry>,
+    config: &Config,
+    model: &ModelHandle,
+) -> Result<Ready, NotReady> {
+    let infos = group.info().await?;
+    let info = agreed(&infos)?;
+    let request = sizes(config, info)?;
+    tracing::info!(
+        model = info.model_id,
+        device = info.device_type,
+        dtype = info.dtype,
+        "warming up the shards"
+    );
+    let warmups = group.warmup(request, config.shards.warmup_timeout).await?;
+    let engine = engine_config(config, info, &request, &warmups)?;
+    let known = model_info(config, info, &request, &engine);
+    let first = model.get().is_none();
+    let kept = model.set(known.clone());
+    if (&kept.base_digest, kept.vocab_size) != (&known.base_digest, known.vocab_size) {
+        return Err(NotReady::Never("the shards came back with another model".into()));
+    }
+    preload(registry, &config.adapters.preloaded_adapter_ids, first).await?;
+    Ok(Ready { up: Up::new(group), engine })
+}
+
+/// What the ranks say of themselves, if it is the same.
+fn agreed(infos: &[InfoResponse]) -> Result<&InfoResponse, NotReady> {
+    let first = infos.first().ok_or_else(|| NotReady::Never("no shards".into()))?;
+    for (rank, info) in infos.iter().enumerate() {
+        if info.rank as usize != rank || info.world_size as usize != infos.len() {
+            return Err(NotReady::Never(format!(
+                "the shard at the path of rank {rank} of {} is rank {} of {} (--shard-uds-path)",
+                infos.len(),
+                info.rank,
+                info.world_size
+            )));
+        }
+        if info.base_digest != first.base_digest {
+            return Err(NotReady::Never(format!("ranks 0 and {rank} serve different weights")));
+        }
+    }
+    Ok(first)
+}
+
+/// What to ask of the shards: the flags, or what suits the device.
+fn sizes(config: &Config, info: &InfoResponse) -> Result<WarmupRequest, NotReady> {
+    let (default_tokens, default_sequences) = if info.device_type == "cpu" { (256, 32) } else { (4096, 256) };
+    let batching = &config.batching;
+    let (tokens, sequences) = match (batching.max_batch_prefill_tokens, batching.max_batch_size) {
+        (Some(tokens), Some(sequences)) => (tokens, sequences),
+        (Some(tokens), None) => (tokens, default_sequences.min(tokens)),
+        (None, Some(sequences)) => (default_tokens.max(sequences), sequences),
+        (None, None) => (default_tokens, default_sequences),
+    };
+    let context = info.max_position_embeddings;
+    let total = config.limits.max_total_tokens.unwrap_or(context.min(4096));
+    if total > context {
+        let bound = format!("at most {context}, the model's context");
+        return Err(ConfigError { flag: "--max-total-tokens", given: total.to_string(), bound }.into());
+    }
+    if let Some(input) = config.limits.max_input_length
+        && input >= total
+    {
+        let bound = format!("less than {total}, the tokens of prompt and output together");
+        return Err(ConfigError { flag: "--max-input-length", given: input.to_string(), bound }.into());
+    }
+    Ok(WarmupRequest {
+        block_size: BLOCK_SIZE,
+        max_sequences: sequences,
+        max_step_tokens: tokens,
+        adapter_slots: config.adapters.max_active_adapters,
+        kv_bytes: batching.kv_cache_bytes,
+        adapter_bytes: config.adapters.adapter_memory_bytes,
+        max_sequence_tokens: total,
+    })
+}
+
+/// The engine plans with what every rank has.
+fn engine_config(
+    config: &Config,
+    info: &InfoResponse,
+    request: &WarmupRequest,
+    warmups: &[WarmupResponse],
+) -> Result<EngineConfig, NotReady> {
+    let num_blocks = warmups.iter().map(|warmup| warmup.num_blocks).min().unwrap_or(0);
+    if num_blocks < 2 {
+        return Err(NotReady::Never(format!(
+            "the KV cache has {num_blocks} blocks, give it more (--kv-cache-bytes)"
+        )));
+    }
+    Ok(EngineConfig {
+        block_size: request.block_size,
+        num_blocks,
+        max_sequences: request.max_sequences,
+        max_step_tokens: request.max_step_tokens,
+        adapter_slots: request.adapter_slots,
+        adapter_bytes: warmups.iter().map(|warmup| warmup.adapter_bytes).min().unwrap_or(0),
+        synchronous_moves: info.synchronous_moves,
+        max_queued_requests: config.batching.max_waiting_requests,
+        max_queued_tokens: config.batching.max_waiting_prompt_tokens,
+        max_steps_in_flight: MAX_STEPS_IN_FLIGHT,
+        prefix_cache: !config.batching.disable_prefix_cache,
+    })
+}
+
+fn model_info(
+    config: &Config,
+    info: &InfoResponse,
+    request: &WarmupRequest,
+    engine: &EngineConfig,
+) -> ModelInfo {
+    let kv_tokens = u64::from(engine.num_blocks) * u64::from(engine.block_size);
+    // One sequence can have no more than the whole KV cache.
+    let total = request.max_sequence_tokens.min(u32::try_from(kv_tokens).unwrap_or(u32::MAX));
+    let input = config.limits.max_input_length.unwrap_or(4095).min(total.saturating_sub(1));
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    ModelInfo {
+        model_id: config.model.model_id.clone(),
+        base_digest: info.base_digest.clone(),
+        dtype: info.dtype.clone(),
+        device_type: info.device_type.clone(),
+        architecture: info.architecture.clone(),
+        vocab_size: info.vocab_size,
+        max_input_tokens: input,
+        max_total_tokens: total,
+        max_step_tokens: request.max_step_tokens,
+        max_sequences: request.max_sequences,
+        kv_tokens,
+        max_active_adapters: engine.adapter_slots,
+        adapter_bytes: engine.adapter_bytes,
+        world_size: info.world_size,
+        lora_targets: info.lora_targets.clone(),
+        shard_version: info.version.clone(),
+        created,
+    }
+}
+
+/// Stages the adapters that must be there from the start. One that cannot be had stops the start, but not a server that
+/// has been serving.
+async fn preload(registry: &Arc<Registry>, ids: &[String], first: bool) -> Result<(), NotReady> {
+    for id in ids {
+        match registry.resolve(id, AdapterSource::Local).await {
+            Ok(_) => {}
+            Err(error) if first => return Err(NotReady::Never(format!("--preloaded-adapter-ids: {error}"))),
+            Err(error) => tracing::warn!(adapter = id, %error, "cannot load a preloaded adapter again"),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,336 @@
+//! The one task that owns the engine and the streams to the shards. Everything else sends it commands.
+
+mod handle;
+mod link;
+mod table;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{FutureExt, future::BoxFuture};
+use handle::{Cancellations, Command, Submission};
+pub use handle::{Driver, Message, Refused, Ticket};
+use link::{Link, NotReady};
+use lorikeet_engine::{AdapterId, Engine, EngineConfig, Event, SubmitError};
+use lorikeet_proto::v1::StepResult;
+use rustc_hash::FxHashMap;
+use table::Table;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    adapters::Registry,
+    app::{ModelHandle, Readiness},
+    config::Config,
+    error::Error,
+    shard::{Group, Lost},
+    telemetry::{EngineSnapshot, Metrics},
+};
+
+/// Commands that may wait for the driver. Each waits for its answer, so there are never more than requests.
+const COMMANDS: usize = 1024;
+/// Commands taken between two steps at most: a burst must not delay the tokens of those who run.
+const COMMANDS_AT_ONCE: usize = 64;
+/// How old the published numbers may be.
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+
+/// What the driver works with.
+pub struct Parts {
+    pub config: Arc<Config>,
+    pub group: Arc<Group>,
+    pub registry: Arc<Registry>,
+    pub metrics: Arc<Metrics>,
+    pub model: ModelHandle,
+    pub readiness: watch::Sender<Readiness>,
+}
+
+/// Prepares the driver. The future is its task: it ends when every handle is gone, or the shards can never be used.
+pub fn driver(parts: Parts) -> (Driver, impl Future<Output = ()> + Send) {
+    let (commands, receiver) = mpsc::channel(COMMANDS);
+    let cancellations = Arc::new(Cancellations::default());
+    let handle = Driver::new(commands, Arc::clone(&cancellations));
+    let task = Task {
+        parts,
+        commands: receiver,
+        cancellations,
+        engine: None,
+        table: Table::default(),
+        digests: FxHashMap::default(),
+        events: Vec::new(),
+        started: Instant::now(),
+        stale: false,
+        published: Instant::now(),
+        link: Link::default(),
+    };
+    (handle, task.run())
+}
+
+struct Task {
+    parts: Parts,
+    commands: mpsc::Receiver<Command>,
+    cancellations: Arc<Cancellations>,
+    /// `None` until the shards have been ready once.
+    engine: Option<(EngineConfig, Engine)>,
+    /// Who hears of which request.
+    table: Table,
+    /// The digests of the engine's adapters, for metrics.
+    digests: FxHashMap<AdapterId, Arc<str>>,
+    /// Reused between steps.
+    events: Vec<Event>,
+    started: Instant,
+    /// Whether the engine's numbers have changed since they were published.
+    stale: bool,
+    published: Instant,
+    link: Link,
+}
+
+/// What woke the task.
+enum Wake {
+    Command(Option<Command>),
+    Cancelled,
+    Result(Result<StepResult, Lost>),
+    Connected(Result<link::Ready, NotReady>),
+    Timer,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut connecting: BoxFuture<'static, _> = self.connect(Duration::ZERO);
+        let mut attempts = 0_u32;
+        loop {
+            self.take_cancellations();
+            if let Err(lost) = self.plan() {
+                self.lose(&lost);
+                connecting = self.connect(link::back_off(&mut attempts));
+            }
+            self.publish();
+            let timer = self.timer();
+            let wake = match &mut self.link {
+                Link::Up(up) => {
+                    tokio::select! {
+                        biased;
+                        result = up.next() => Wake::Result(result),
+                        () = self.cancellations.notified() => Wake::Cancelled,
+                        command = self.commands.recv() => Wake::Command(command),
+                        () = sleep_until(timer) => Wake::Timer,
+                    }
+                }
+                Link::Down => {
+                    tokio::select! {
+                        () = self.cancellations.notified() => Wake::Cancelled,
+                        command = self.commands.recv() => Wake::Command(command),
+                        outcome = &mut connecting => Wake::Connected(outcome),
+                        () = sleep_until(timer) => Wake::Timer,
+                    }
+                }
+            };
+            match wake {
+                Wake::Command(None) => return,
+                Wake::Command(Some(command)) => {
+                    self.command(command);
+                    for _ in 1..COMMANDS_AT_ONCE {
+                        let Ok(command) = self.commands.try_recv() else { break };
+                        self.command(command);
+                    }
+                }
+                Wake::Result(result) => match result.and_then(|result| self.apply(&result)) {
+                    Ok(()) => attempts = 0,
+                    Err(lost) => {
+                        self.lose(&lost);
+                        connecting = self.connect(link::back_off(&mut attempts));
+                    }
+                },
+                Wake::Connected(Ok(ready)) => self.connected(ready),
+                Wake::Connected(Err(NotReady::Never(reason))) => {
+                    tracing::error!(reason, "the shards cannot be used");
+                    return;
+                }
+                Wake::Connected(Err(NotReady::Later(status))) => {
+                    tracing::debug!(%status, "the shards are not ready");
+                    connecting = self.connect(link::back_off(&mut attempts));
+                }
+                Wake::Cancelled | Wake::Timer => {}
+            }
+        }
+    }
+
+    fn connect(&self, after: Duration) -> BoxFuture<'static, Result<link::Ready, NotReady>> {
+        let (group, registry) = (Arc::clone(&self.parts.group), Arc::clone(&self.parts.registry));
+        let (config, model) = (Arc::clone(&self.parts.config), self.parts.model.clone());
+        async move {
+            tokio::time::sleep(after).await;
+            link::connect(&group, &registry, &config, &model).await
+        }
+        .boxed()
+    }
+
+    fn connected(&mut self, ready: link::Ready) {
+        // The engine keeps what it knows of adapters unless the memory it plans with has changed.
+        if self.engine.as_ref().is_none_or(|(config, _)| *config != ready.engine) {
+            self.engine = Some((ready.engine.clone(), Engine::new(ready.engine)));
+            self.digests.clear();
+        }
+        self.link = Link::Up(ready.up);
+        self.parts.readiness.send_if_modified(|readiness| {
+            let connects = matches!(readiness, Readiness::Starting | Readiness::ShardLost);
+            if connects {
+                *readiness = Readiness::Ready;
+            }
+            connects
+        });
+        self.stale = true;
+        tracing::info!("the shards are ready");
+    }
+
+    /// The shards are gone: whoever waits is told, and nothing that was sent to them counts any more.
+    fn lose(&mut self, lost: &Lost) {
+        tracing::error!(reason = %lost, requests = self.table.len(), "lost the shards");
+        self.link = Link::Down;
+        self.parts.readiness.send_if_modified(|readiness| {
+            let serves = *readiness == Readiness::Ready;
+            if serves {
+                *readiness = Readiness::ShardLost;
+            }
+            serves
+        });
+        self.parts.metrics.shard_lost();
+        if let Some((_, engine)) = &mut self.engine {
+            engine.shard_lost(&mut self.events);
+        }
+        self.table.deliver(&mut self.events);
+        // What the engine did not know of any more.
+        self.table.fail_all(&Error::ShardLost);
+        self.parts.registry.shard_lost();
+        self.stale = true;
+    }
+
+    /// Sends every step that may be sent.
+    fn plan(&mut self) -> Result<(), Lost> {
+        let Some((_, engine)) = &mut self.engine else { return Ok(()) };
+        let Link::Up(up) = &mut self.link else { return Ok(()) };
+        up.check(self.parts.config.shards.step_timeout)?;
+        let now = self.started.elapsed();
+        while let Some(step) = engine.plan(now, &mut self.events) {
+            up.send(step)?;
+            self.stale = true;
+        }
+        self.stale |= !self.events.is_empty();
+        self.table.deliver(&mut self.events).into_iter().for_each(|id| engine.cancel(id));
+        Ok(())
+    }
+
+    fn apply(&mut self, result: &StepResult) -> Result<(), Lost> {
+        let Some((_, engine)) = &mut self.engine else { return Ok(()) };
+        self.parts.metrics.step_computed(Duration::from_micros(result.compute_us));
+        engine
+            .apply(result, self.started.elapsed(), &mut self.events)
+            .map_err(|unexpected| Lost::Protocol(unexpected.to_string()))?;
+        self.table.deliver(&mut self.events).into_iter().for_each(|id| engine.cancel(id));
+        self.stale = true;
+        Ok(())
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Submit(submission) => self.submit(*submission),
+            Command::FailAll { error, done } => {
+                for id in self.table.fail_all(&error) {
+                    if let Some((_, engine)) = &mut self.engine {
+                        engine.cancel(id);
+                    }
+                }
+                done.send(()).ok();
+            }
+        }
+        self.stale = true;
+    }
+
+    fn submit(&mut self, submission: Submission) {
+        let now = self.started.elapsed();
+        let Submission { mut request, adapter, messages, deadline, reply } = submission;
+        if messages.is_closed() {
+            return;
+        }
+        let (Some((_, engine)), Link::Up(_)) = (&mut self.engine, &self.link) else {
+            reply.send(Err(Refused::NotReady)).ok();
+            return;
+        };
+        if let Some(staged) = &adapter {
+            if !staged.is_current() {
+                reply.send(Err(Refused::Stale)).ok();
+                return;
+            }
+            let id = engine.register_adapter(staged.digest.as_str(), staged.device_bytes);
+            self.digests.entry(id).or_insert_with(|| staged.digest.as_str().into());
+            request.adapter = Some(id);
+        }
+        request.deadline = Some(now + deadline.saturating_duration_since(Instant::now()));
+        let id = request.id;
+        let outcome = engine.submit(request, now).map_err(|refused| refusal(&refused, &self.table));
+        if outcome.is_ok() {
+            self.table.insert(id, messages, adapter);
+        }
+        reply.send(outcome).ok();
+    }
+
+    fn take_cancellations(&mut self) {
+        for id in self.cancellations.take() {
+            if self.table.remove(id)
+                && let Some((_, engine)) = &mut self.engine
+            {
+                engine.cancel(id);
+            }
+            self.stale = true;
+        }
+    }
+
+    /// When to wake up although nothing happens.
+    fn timer(&self) -> Instant {
+        let far = Instant::now() + Duration::from_secs(3600);
+        let deadline =
+            self.engine.as_ref().and_then(|(_, engine)| engine.next_deadline()).map(|at| self.started + at);
+        let hung = match &self.link {
+            Link::Up(up) => up.hung_at(self.parts.config.shards.step_timeout),
+            Link::Down => None,
+        };
+        let publish = self.stale.then(|| self.published + PUBLISH_EVERY);
+        [deadline, hung, publish].into_iter().flatten().fold(far, Instant::min)
+    }
+
+    /// Publishes the engine's numbers, often enough, and always when it has nothing left to do.
+    fn publish(&mut self) {
+        let idle = match &self.link {
+            Link::Up(up) => up.is_idle(),
+            Link::Down => true,
+        };
+        if !self.stale || !(idle || self.published.elapsed() >= PUBLISH_EVERY) {
+            return;
+        }
+        self.stale = false;
+        self.published = Instant::now();
+        let Some((config, engine)) = &self.engine else { return };
+        let stats = engine.stats();
+        let digest = |id: &AdapterId| self.digests.get(id).map(ToString::to_string);
+        let snapshot = EngineSnapshot {
+            config: Some(config.clone()),
+            resident: stats.resident_adapters.iter().filter_map(digest).collect(),
+            waiting: stats.waiting_adapters.iter().filter_map(digest).collect(),
+            stats,
+        };
+        self.parts.metrics.set_engine(snapshot);
+    }
+}
+
+fn refusal(refused: &SubmitError, table: &Table) -> Refused {
+    match *refused {
+        SubmitError::TooManyRequests { .. } | SubmitError::TooManyTokens { .. } => {
+            Refused::Overloaded { retry_after: table.retry_after() }
+        }
+        SubmitError::AdapterNeverFits { given, limit } => Refused::AdapterTooLarge { given, limit },
+        // Validation keeps every request within the KV cache.
+        SubmitError::NeverFits { .. } | SubmitError::Empty | SubmitError::UnknownAdapter(_) => {
+            Refused::Internal
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The model's tokenizer: text to tokens and back, its special tokens and the tokens that end a sequence.
+
+use std::{fs, path::Path};
+
+use rustc_hash::FxHashMap;
+use serde_json::Value;
+
+use super::{Invalid, TokenSpan};
+
+/// Why a tokenizer directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("tokenizer.json cannot be loaded: {0}")]
+    Tokenizer(String),
+    #[error("{file} is not JSON: {message}")]
+    Json { file: &'static str, message: String },
+}
+
+/// Shared by all requests; immutable.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// Special tokens, as they are written in the vocabulary.
+    special: FxHashMap<u32, String>,
+    /// Sorted.
+    eos: Vec<u32>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, and the ids that end a sequence from the files beside it.
+    pub fn load(directory: &Path) -> Result<Self, LoadError> {
+        let mut inner = tokenizers::Tokenizer::from_file(directory.join("tokenizer.json"))
+            .map_err(|error| LoadError::Tokenizer(error.to_string()))?;
+        // Some published tokenizers cut or pad what they encode; limits are ours to apply.
+        inner.with_truncation(None).map_err(|error| LoadError::Tokenizer(error.to_string()))?;
+        inner.with_padding(None);
+        let special = inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, token)| (id, token.content))
+            .collect();
+        let eos = eos_tokens(directory, &inner)?;
+        Ok(Self { inner, special, eos })
+    }
+
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Invalid> {
+        let encoding = self
+            .inner
+            .encode_fast(text, add_special_tokens)
+            .map_err(|error| Invalid::Tokenizer(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokens of a text with their character offsets.
+    pub fn spans(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenSpan>, Invalid> {
+        let encoding = self
+            .inner
+            .encode_char_offsets(text, add_special_tokens)
+            .map_err(|error| Invalid::Tokenizer(error.to_string()))?;
+        let rows = encoding.get_ids().iter().zip(encoding.get_tokens()).zip(encoding.get_offsets());
+        Ok(rows
+            .map(|((&id, text), &(start, stop))| TokenSpan { id, text: text.clone(), start, stop })
+            .collect())
+    }
+
+    /// The text of tokens, without special ones. Ids outside the vocabulary have no text.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        self.inner.decode(tokens, true).unwrap_or_default()
+    }
+
+    /// How a special token is written; `None` for all other tokens.
+    pub fn special(&self, token: u32) -> Option<&str> {
+        self.special.get(&token).map(String::as_str)
+    }
+
+    /// One token's text wherever it may stand, special ones included.
+    pub fn piece(&self, token: u32) -> String {
+        if let Some(special) = self.special(token) {
+            return special.to_owned();
+        }
+        // Decoders may strip a space in front of the first token, so it is decoded behind itself.
+        let once = self.decode(&[token]);
+        let twice = self.decode(&[token, token]);
+        twice.strip_prefix(once.as_str()).map_or(once.clone(), str::to_owned)
+    }
+
+    /// The tokens that end a sequence.
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
+    }
+}
+
+/// `eos_token_id` of generation_config.json and config.json, and `eos_token` of tokenizer_config.json: published models
+/// state some of them in each.
+fn eos_tokens(directory: &Path, tokenizer: &tokenizers::Tokenizer) -> Result<Vec<u32>, LoadError> {
+    let mut eos = Vec::new();
+    for file in ["generation_config.json", "config.json"] {
+        match &json(directory, file)?["eos_token_id"] {
+            Value::Array(ids) => eos.extend(ids.iter().filter_map(Value::as_u64)),
+            id => eos.extend(id.as_u64()),
+        }
+    }
+    let mut eos: Vec<u32> = eos.into_iter().filter_map(|id| u32::try_from(id).ok()).collect();
+    let config = json(directory, "tokenizer_config.json")?;
+    let written = config["eos_token"].as_str().or_else(|| config["eos_token"]["content"].as_str());
+    eos.extend(written.and_then(|token| tokenizer.token_to_id(token)));
+    eos.sort_unstable();
+    eos.dedup();
+    Ok(eos)
+}
+
+/// A file that is not there is `null`.
+fn json(directory: &Path, file: &'static str) -> Result<Value, LoadError> {
+    match fs::read(directory.join(file)) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|error| LoadError::Json { file, message: error.to_string() }),
+        Err(_) => Ok(Value::Null),
+    }
+}
