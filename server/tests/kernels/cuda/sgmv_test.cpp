@@ -83,8 +83,7 @@ std::vector<uint16_t> run(const Adapters<T>& adapters, const std::vector<int32_t
   const int planes = path == Path::kDecode ? chunks_of(tables.in) : 1;
   const int out = adapters.column.back(), rank_tiles = tables.slices * tables.max_rank / kRankTile;
   std::vector<float> v(static_cast<size_t>(planes) * rows * tables.slices * tables.max_rank, NAN);  // poisoned
-  int all_columns = 0;
-  for (int width : adapters.shape.out) all_columns += column_tiles(width);
+  const int all_columns = column_tiles(out) + tables.slices - 1;
   if (path == Path::kDecode) {
     launch({planes, rank_tiles, layout.tiles}, kThreads, shrink_decode<T>, tables, tiles, x.data(), int64_t{tables.in}, v.data(), rows);
     launch({all_columns, layout.tiles, 1}, kThreads, expand<T, kDecodeTile>, tables, tiles, v.data(), planes, rows, y.data(), int64_t{out});
