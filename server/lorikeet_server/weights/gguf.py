@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from gguf import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
@@ -21,6 +20,9 @@ from lorikeet_server.weights.error import WeightsError
 from lorikeet_server.weights.gguf_config import model_config
 from lorikeet_server.weights.gguf_header import GgufHeader, GgufTensor
 from lorikeet_server.weights.source import Slice
+
+if TYPE_CHECKING:
+    import torch
 
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -73,6 +75,8 @@ class GgufSource:
         return self._stored(name).shape
 
     def load(self, name: str, part: Slice | None = None) -> torch.Tensor:
+        import torch  # only here: `prepare` opens sources too, and must be quick
+
         stored = self._stored(name)
         rows, columns = _ranges(stored.shape, part, name)
         if len(stored.shape) == 1:

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from lorikeet_server.weights.demo import DEMO_ID, demo_model
 from lorikeet_server.weights.error import WeightsError
 from lorikeet_server.weights.hub import fetch, is_hub_id
-from lorikeet_server.weights.safetensors import SafetensorsSource
+from lorikeet_server.weights.safetensors import SafetensorsSource, read_json
 
 TOKENIZER_JSON = "tokenizer.json"
 
@@ -74,7 +74,7 @@ def _directory(model_id: str, directory: Path) -> Prepared:
 
 
 def _gguf_tokenizer(path: Path, cache_dir: Path) -> Path:
-    """Writes the tokenizer directory of a GGUF file once, keyed by the file's content."""
+    """Writes the tokenizer directory of a GGUF file; a tokenizer.json beside it goes first."""
     # Imported here: a safetensors model needs no gguf package.
     from lorikeet_server.weights.gguf import GgufSource
     from lorikeet_server.weights.gguf_config import generation_config
@@ -82,18 +82,22 @@ def _gguf_tokenizer(path: Path, cache_dir: Path) -> Path:
 
     source = GgufSource(path)
     own = path.parent / TOKENIZER_JSON
-    # The key covers everything the files are made from, so that an edited tokenizer.json is not missed.
-    target = cache_dir / "tokenizers" / f"{source.digest[:32]}{_stamp(own)}"
-    if (target / TOKENIZER_JSON).is_file():
-        return target
-    header = source.header
-    files = {
+    objects = {
         "config.json": source.config,
-        "generation_config.json": generation_config(header),
-        "tokenizer_config.json": tokenizer_config(header),
+        "generation_config.json": generation_config(source.header),
+        TOKENIZER_JSON: read_json(own) if own.is_file() else tokenizer_json(source.header, path),
+        "tokenizer_config.json": tokenizer_config(source.header),
     }
-    if not own.is_file():
-        files[TOKENIZER_JSON] = tokenizer_json(header, path)
+    files = {name: json.dumps(content, ensure_ascii=False, indent=1) for name, content in objects.items()}
+    return _stored(files, cache_dir)
+
+
+def _stored(files: dict[str, str], cache_dir: Path) -> Path:
+    """A directory of the cache with just `files`. Its name is their digest: it is never out of date."""
+    key = sha256(json.dumps(files).encode()).hexdigest()[:32]
+    target = cache_dir / "tokenizers" / key
+    if target.is_dir():
+        return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Renamed into place whole: a reader beside us sees all files or none.
@@ -101,21 +105,12 @@ def _gguf_tokenizer(path: Path, cache_dir: Path) -> Path:
             draft = Path(temporary) / "draft"
             draft.mkdir()
             for name, content in files.items():
-                (draft / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-            if own.is_file():
-                shutil.copyfile(own, draft / TOKENIZER_JSON)
+                (draft / name).write_text(content, encoding="utf-8")
             try:
                 draft.rename(target)
             except OSError:
-                if not (target / TOKENIZER_JSON).is_file():  # otherwise another process was first
+                if not target.is_dir():  # otherwise another process was first
                     raise
     except OSError as error:
         raise WeightsError(f"cannot write to cache {cache_dir}: {error.strerror}; set --cache-dir") from error
     return target
-
-
-def _stamp(file: Path) -> str:
-    if not file.is_file():
-        return ""
-    status = file.stat()
-    return f"-{status.st_size:x}-{status.st_mtime_ns:x}"

@@ -6,14 +6,16 @@ import json
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from lorikeet_server.weights.digest import BaseDigest, Extent
 from lorikeet_server.weights.error import WeightsError
 from lorikeet_server.weights.source import Slice
+
+if TYPE_CHECKING:
+    import torch
 
 INDEX = "model.safetensors.index.json"
 _LENGTH_BYTES = 8

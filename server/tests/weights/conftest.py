@@ -10,9 +10,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from lorikeet_server.weights.demo import demo_model
 from lorikeet_server.weights.error import WeightsError
-from transformers import LlamaConfig, LlamaForCausalLM
 
 NAMES = {
     "input_layernorm": "attn_norm",

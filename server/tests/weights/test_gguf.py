@@ -9,9 +9,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from lorikeet_server.weights import Slice, WeightsError, open_source
 from lorikeet_server.weights.gguf_header import GgufHeader
-from transformers import LlamaConfig, LlamaForCausalLM
 
 QuantizationType = gguf.GGMLQuantizationType
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from lorikeet_server.weights import Progress, ReportingSource, Slice, WeightsError, open_source
-from lorikeet_server.weights.safetensors import INDEX
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
+
+from lorikeet_server.weights import Progress, ReportingSource, Slice, WeightsError, open_source
+from lorikeet_server.weights.safetensors import INDEX
 
 
 @pytest.fixture(params=["1GB", "50KB"], ids=["one-file", "sharded"])

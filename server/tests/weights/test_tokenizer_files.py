@@ -11,13 +11,14 @@ import pytest
 from bpe import ReferenceBpe
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
 from lorikeet_server.weights import WeightsError
 from lorikeet_server.weights.gguf_config import generation_config
 from lorikeet_server.weights.gguf_header import GgufHeader
 from lorikeet_server.weights.prepare import prepare
 from lorikeet_server.weights.tokenizer import tokenizer_config, tokenizer_json
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 HARD_CASES = [
     "",
