@@ -46,9 +46,9 @@ def header_bytes(prefix: bytes, file_bytes: int, what: str) -> int:
     return length
 
 
-def parse_header(data: bytes, file_bytes: int, what: str) -> dict[str, TensorInfo]:
+def parse_header(data: bytes, file_bytes: int, what: str, max_tensors: int = MAX_TENSORS) -> dict[str, TensorInfo]:
     """Tensors by name, in the order of their bytes, which cover the file exactly. Raises `InvalidAdapterError`."""
-    _check_density(data, what)
+    _check_density(data, what, min(max_tensors, MAX_TENSORS))
     entries = parse_object(data, f"the header of {what}", MAX_HEADER_BYTES)
     _check_metadata(entries.pop("__metadata__", {}), what)
     if not entries:
@@ -69,13 +69,13 @@ def parse_header(data: bytes, file_bytes: int, what: str) -> dict[str, TensorInf
     return dict(ordered)
 
 
-def _check_density(data: bytes, what: str) -> None:
+def _check_density(data: bytes, what: str, max_tensors: int) -> None:
     """Bound the work of parsing by counting, so that a hostile header costs a scan and not a million objects."""
     if data[:1] != b"{":
         raise InvalidAdapterError(f"the header of {what} does not start with an object")
     objects = data.count(b"{")
-    if objects > MAX_TENSORS + 2:
-        raise InvalidAdapterError(f"{what} has more than {MAX_TENSORS} tensors")
+    if objects > max_tensors + 2:
+        raise InvalidAdapterError(f"{what} has more than {max_tensors} tensors; this model has no use for as many")
     sparse = len(data) > _MAX_METADATA_BYTES + objects * _MAX_BYTES_PER_TENSOR
     if sparse or data.count(b",") > 1024 + objects * _MAX_COMMAS_PER_TENSOR:
         raise InvalidAdapterError(f"the header of {what} is larger than its {objects} objects explain")

@@ -100,7 +100,7 @@ class AdapterLibrary:
         """All checks that need no tensor data."""
         config = parse_config(config_bytes, self.model.max_rank)
         BaseModel(self.model.names).check(config.base_model)
-        tensors = read_header(weights)
+        tensors = read_header(weights, len(self.model.targets))
         return config, tensors, plan(config, tensors, self.model.targets)
 
 

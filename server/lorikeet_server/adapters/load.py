@@ -35,11 +35,13 @@ class Reader(Protocol):
         ...
 
 
-def read_header(reader: Reader) -> dict[str, TensorInfo]:
+def read_header(reader: Reader, num_targets: int) -> dict[str, TensorInfo]:
     """The header, leaving `reader` at the first tensor. Raises `InvalidAdapterError`."""
+    # Two tensors each can be used. Twice that, so that one too many is still refused by its name.
+    max_tensors = 4 * num_targets + 64
     prefix = reader.read(min(LENGTH_BYTES, reader.weights_bytes))
     length = header_bytes(bytes(prefix), reader.weights_bytes, WEIGHTS_FILE)
-    return parse_header(bytes(reader.read(length)), reader.weights_bytes, WEIGHTS_FILE)
+    return parse_header(bytes(reader.read(length)), reader.weights_bytes, WEIGHTS_FILE, max_tensors)
 
 
 def load_pairs(
@@ -89,8 +91,3 @@ def _check_values(values: Tensor, name: str) -> None:
         if not peak <= _MAX_VALUE:
             what = "NaN" if math.isnan(peak) else "an infinite value" if math.isinf(peak) else f"the value {peak:g}"
             raise InvalidAdapterError(f"tensor {name} holds {what}; values up to {_MAX_VALUE:g} are accepted")
-
-
-def target_names(targets: Sequence[LoraTarget]) -> list[str]:
-    """Last components of the modules that adapters may target, e.g. "q_proj"."""
-    return sorted({target.name.rpartition(".")[2] for target in targets})

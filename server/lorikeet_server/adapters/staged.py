@@ -1,6 +1,6 @@
 """An adapter in host memory: this rank's slice, checked, in one allocation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ class StagedAdapter:
 
     digest: str
     base_model: str
-    memory: Tensor  # [elements], one dtype
-    pairs: tuple[LoraPair, ...]
+    memory: Tensor = field(repr=False)  # [elements], one dtype
+    pairs: tuple[LoraPair, ...] = field(repr=False)
 
     @property
     def memory_bytes(self) -> int:

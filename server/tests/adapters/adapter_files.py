@@ -13,7 +13,7 @@ from lorikeet_server.adapters.library import AdapterLibrary, ServedModel
 from lorikeet_server.adapters.store import Store
 from lorikeet_server.adapters.targets import LoraTarget
 
-HIDDEN, KV, MLP, VOCAB, LAYERS = 32, 16, 48, 64, 2
+HIDDEN, KV, MLP, VOCAB, LAYERS = 32, 16, 48, 64, 3
 SHAPES = {  # outputs, inputs
     "self_attn.q_proj": (HIDDEN, HIDDEN),
     "self_attn.k_proj": (KV, HIDDEN),
