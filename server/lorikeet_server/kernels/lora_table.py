@@ -38,7 +38,13 @@ class LoraTable:
         self._held: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def set_slot(
-        self, slot: int, slice_index: int, a: Tensor, b: Tensor, scale: float, channel_scale: Tensor | None = None
+        self,
+        slot: int,
+        slice_index: int,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        channel_scale: Tensor | None = None,
     ) -> None:
         """Put `a` [rank, in] and `b` [out, rank] into a slot; the table keeps them alive until the slot is cleared.
 
@@ -91,7 +97,9 @@ class LoraTable:
         if list(b.shape) != [out, a.shape[0]]:
             raise ValueError(f"B must be [{out}, {a.shape[0]}], not {list(b.shape)}")
         if a.dtype != b.dtype or a.dtype not in dtype_codes:
-            raise TypeError(f"A and B must share one of float32, float16, bfloat16, not {a.dtype} and {b.dtype}")
+            raise TypeError(
+                f"A and B must share one of float32, float16, bfloat16, not {a.dtype} and {b.dtype}"
+            )
         g = channel_scale
         if g is not None and (g.dtype != torch.float32 or list(g.shape) != [out] or not g.is_contiguous()):
             raise ValueError(f"the channel scale must be contiguous float32 [{out}]")

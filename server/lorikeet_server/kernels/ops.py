@@ -32,7 +32,9 @@ class Greedy(NamedTuple):
 
     tokens: Tensor  # i64 [T], the lowest index of the largest logit
     logprobs: Tensor  # f32 [T], the log-probability of that token
-    logsumexp: Tensor  # f32 [T]; log-probability of any token v is logits[:, v] - logsumexp. Not finite = bad row
+    logsumexp: (
+        Tensor  # f32 [T]; log-probability of any token v is logits[:, v] - logsumexp. Not finite = bad row
+    )
 
 
 class Kernels(Protocol):

@@ -31,6 +31,16 @@ class ReferenceLinear:
         return self.weight.shape[0]
 
 
+def round_weight(weight: Tensor, mode: LinearMode) -> Tensor:
+    """`weight` [out, in] in the dtype that `mode` names. Raises `ValueError` if a finite weight would overflow."""
+    if weight.dim() != 2 or mode not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"cannot pack a weight of shape {list(weight.shape)} as {mode}")
+    rounded = weight.to(getattr(torch, mode))
+    if mode == "float16" and bool((rounded.isinf() & weight.isfinite()).any()):
+        raise ValueError("a weight is beyond the range of float16; use bfloat16 or float32")
+    return rounded
+
+
 class ReferenceKernels:
     """The reference backend; see `ops.Kernels` for the meaning and shapes of each op."""
 
@@ -40,7 +50,7 @@ class ReferenceKernels:
         del isa  # torch chooses its own instruction set
 
     def pack_linear(self, weight: Tensor, mode: LinearMode) -> PackedLinear:
-        return ReferenceLinear(weight.to(getattr(torch, mode)).float().contiguous(), mode)
+        return ReferenceLinear(round_weight(weight, mode).float().contiguous(), mode)
 
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         assert isinstance(packed, ReferenceLinear)
@@ -101,7 +111,7 @@ class ReferenceKernels:
         starts = query_start.tolist()
         for s, context in enumerate(context_len.tolist()):
             rows = slice(starts[s], starts[s + 1])
-            queries = q[rows].reshape(starts[s + 1] - starts[s], num_heads, -1).transpose(0, 1)  # [H, n, D]
+            queries = q[rows].reshape(-1, num_heads, q.shape[1] // num_heads).transpose(0, 1)  # [H, n, D]
             blocks = block_tables[s, : -(-context // k_cache.shape[1])].long()
             k, v = (c[blocks].flatten(0, 1)[:context].float().transpose(0, 1) for c in (k_cache, v_cache))
             k, v = (c.repeat_interleave(num_heads // num_kv_heads, 0) for c in (k, v))  # [H, context, D]
@@ -126,7 +136,9 @@ class ReferenceKernels:
         largest = logits.amax(dim=-1, keepdim=True)
         index = torch.arange(logits.shape[1]).where(logits == largest, logits.shape[1])
         logsumexp = logits.logsumexp(dim=-1)
-        return Greedy(index.amin(dim=-1).clamp(max=logits.shape[1] - 1), largest.squeeze(-1) - logsumexp, logsumexp)
+        return Greedy(
+            index.amin(dim=-1).clamp(max=logits.shape[1] - 1), largest.squeeze(-1) - logsumexp, logsumexp
+        )
 
     def decoder(self, spec: DecoderSpec) -> Decoder | None:
         return None

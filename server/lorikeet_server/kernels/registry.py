@@ -24,7 +24,9 @@ def select(name: str = "auto", isa: str = "auto") -> Kernels:
     try:
         return _load("cpu", isa)
     except (ImportError, OSError, RuntimeError) as error:
-        log.warning("C++ kernels are unavailable, falling back to torch, which is several times slower: %s", error)
+        log.warning(
+            "C++ kernels are unavailable, falling back to torch, which is several times slower: %s", error
+        )
         return _load("reference", isa)
 
 

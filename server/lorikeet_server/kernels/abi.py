@@ -1,0 +1,137 @@
+"""The C++ library as ctypes sees it: structures of csrc/cpu/types.h field by field, and the functions of api.cpp."""
+
+import ctypes
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+
+
+class Linear(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        ("data", c_void_p),
+        ("in_features", c_int32),
+        ("out_features", c_int32),
+        ("dtype", c_int32),
+        ("padding", c_int32),
+    ]
+
+
+class LoraTable(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        *((name, c_void_p) for name in ("columns", "a", "b", "g", "rank", "dtype", "scale")),
+        *((name, c_int32) for name in ("slices", "slots", "in_features", "out_features")),
+    ]
+
+
+class LoraBatch(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        *((name, c_void_p) for name in ("permutation", "starts", "slots")),
+        ("segments", c_int32),
+        ("rows", c_int32),
+    ]
+
+
+class KvCache(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        ("k", c_void_p),
+        ("v", c_void_p),
+        *((name, c_int32) for name in ("dtype", "block_size", "blocks", "padding")),
+    ]
+
+
+class Rope(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        *((name, c_void_p) for name in ("positions", "slot_mapping", "cos_sin")),
+        ("max_position", c_int32),
+        ("padding", c_int32),
+    ]
+
+
+class Sequences(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        *((name, c_void_p) for name in ("block_tables", "query_start", "context_len")),
+        ("count", c_int32),
+        ("max_blocks", c_int32),
+    ]
+
+
+class Heads(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [("query", c_int32), ("kv", c_int32), ("dim", c_int32), ("scale", c_float)]
+
+
+class DecoderLayer(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        *((name, c_void_p) for name in ("input_norm", "post_norm", "qkv_bias", "q_norm", "k_norm")),
+        *((name, Linear) for name in ("qkv", "o", "gate_up", "down")),
+        *((name, POINTER(LoraTable)) for name in ("qkv_lora", "o_lora", "gate_up_lora", "down_lora")),
+        ("cache", KvCache),
+    ]
+
+
+class Decoder(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        ("layers", POINTER(DecoderLayer)),
+        ("final_norm", c_void_p),
+        ("cos_sin", c_void_p),
+        ("heads", Heads),
+        *((name, c_int32) for name in ("count", "hidden", "ffn", "max_position")),
+        ("eps", c_float),
+        ("padding", c_int32),
+    ]
+
+
+class Step(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        ("rope", Rope),
+        ("sequences", Sequences),
+        ("batch", POINTER(LoraBatch)),
+        ("rows", c_int32),
+    ]
+
+
+class GreedyResult(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [(name, c_void_p) for name in ("tokens", "logprobs", "logsumexp")]
+
+
+STRUCTURES = (Linear, LoraTable, LoraBatch, KvCache, Rope, Sequences, Heads, DecoderLayer, Decoder, Step)
+
+# Result and arguments. A c_char_p result is null, or says which argument is out of range. ctypes releases the
+# interpreter lock around each call.
+FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
+    "lk_struct_bytes": (c_int, [c_int]),
+    "lk_open": (c_void_p, [c_char_p]),
+    "lk_set_threads": (None, [c_int]),
+    "lk_pack_linear": (None, [c_void_p, c_int, c_int, c_int, c_void_p]),
+    "lk_linear": (None, [c_void_p, c_void_p, c_int, POINTER(Linear), c_void_p]),
+    "lk_rms_norm": (None, [c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_int, c_float, c_void_p]),
+    "lk_silu_mul": (None, [c_void_p, c_void_p, c_int, c_int, c_void_p]),
+    "lk_rope_and_cache": (
+        c_char_p,
+        [c_void_p, c_void_p, c_int, POINTER(Rope), POINTER(KvCache), POINTER(Heads)],
+    ),
+    "lk_attention": (
+        c_char_p,
+        [c_void_p, c_void_p, c_int64, c_int, POINTER(KvCache), POINTER(Sequences), POINTER(Heads), c_void_p],
+    ),
+    "lk_lora": (None, [c_void_p, c_void_p, c_void_p, POINTER(LoraTable), POINTER(LoraBatch)]),
+    "lk_greedy": (None, [c_void_p, c_void_p, c_int, c_int, POINTER(GreedyResult)]),
+    "lk_decoder_open": (c_void_p, [c_char_p, POINTER(Decoder)]),
+    "lk_decoder_close": (None, [c_void_p]),
+    "lk_decoder_run": (c_char_p, [c_void_p, POINTER(Step), c_void_p, c_void_p]),
+}
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """Open the library and declare its functions. Raises `OSError` if it does not load or has other structures."""
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    for index, structure in enumerate(STRUCTURES):
+        if (size := library.lk_struct_bytes(index)) != ctypes.sizeof(structure):
+            raise OSError(
+                f"{path} has a {structure.__name__} of {size} bytes, expected {ctypes.sizeof(structure)}"
+            )
+    return library

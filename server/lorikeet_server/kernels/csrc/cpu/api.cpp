@@ -1,0 +1,118 @@
+// The C interface that Python calls through ctypes. Arguments were checked in Python; nothing here throws on bad shapes.
+#include <cstring>
+
+#include "decoder.h"
+#include "range.h"
+
+using namespace lorikeet;  // every name below is a thin wrapper over this namespace
+
+namespace {
+
+// The tiles for a named instruction set, or null where this processor or this build lacks it.
+const KernelTable* find(const char* isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (!std::strcmp(isa, "avx512")) return avx512 ? avx512_table() : nullptr;
+  if (!std::strcmp(isa, "avx2")) return avx2 ? avx2_table() : nullptr;
+#endif
+  return !std::strcmp(isa, "portable") ? portable_table() : nullptr;
+}
+
+template <typename T>
+void pack(const T* weight, int out, int in, int pair, T* packed) {
+  const int depth = round_up(in, pair);
+  Pool::instance().run(ceil_div(out, kPanel), [&](int panel) {
+    T* target = packed + int64_t{panel} * depth * kPanel;
+    for (int k = 0; k < depth; ++k) {
+      for (int c = 0; c < kPanel; ++c) {
+        const int column = panel * kPanel + c;
+        target[(k / pair * kPanel + c) * pair + k % pair] =
+            column < out && k < in ? weight[int64_t{column} * in + k] : T{};
+      }
+    }
+  });
+}
+
+}  // namespace
+
+#define EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+// Sizes of the structures in types.h, so that Python can tell a stale library from a fresh one.
+EXPORT int lk_struct_bytes(int which) {
+  constexpr size_t sizes[] = {sizeof(Linear), sizeof(LoraTable),    sizeof(LoraBatch), sizeof(KvCache), sizeof(Rope),
+                              sizeof(Sequences), sizeof(Heads), sizeof(DecoderLayer), sizeof(Decoder), sizeof(Step)};
+  return which < int(sizeof(sizes) / sizeof(sizes[0])) ? int(sizes[which]) : -1;
+}
+
+// Null if this processor or this build lacks the instruction set.
+EXPORT Ops* lk_open(const char* isa) {
+  const KernelTable* table = find(isa);
+  return table ? new Ops(*table) : nullptr;
+}
+
+EXPORT void lk_set_threads(int count) { Pool::instance().set_threads(count); }
+
+EXPORT void lk_pack_linear(const void* weight, int out, int in, int dtype, void* packed) {
+  switch (DType(dtype)) {
+    case DType::kFloat32:
+      return pack(static_cast<const float*>(weight), out, in, 1, static_cast<float*>(packed));
+    case DType::kFloat16:
+      return pack(static_cast<const uint16_t*>(weight), out, in, 1, static_cast<uint16_t*>(packed));
+    case DType::kBFloat16:
+      return pack(static_cast<const uint16_t*>(weight), out, in, 2, static_cast<uint16_t*>(packed));
+  }
+}
+
+EXPORT void lk_linear(Ops* ops, const float* x, int rows, const Linear* linear, float* y) {
+  ops->linear(x, rows, *linear, y);
+}
+
+EXPORT void lk_rms_norm(Ops* ops, const float* x, float* residual, const float* weight, int rows, int n, float eps,
+                        float* out) {
+  ops->rms_norm(x, residual, weight, rows, n, eps, out);
+}
+
+EXPORT void lk_silu_mul(Ops* ops, const float* gate_up, int rows, int n, float* out) {
+  ops->silu_mul(gate_up, rows, n, out);
+}
+
+EXPORT const char* lk_rope_and_cache(Ops* ops, float* qkv, int rows, const Rope* rope, const KvCache* cache,
+                                     const Heads* heads) {
+  if (const char* error = range_error(*rope, rows, *cache)) return error;
+  ops->rope_and_cache(qkv, rows, *rope, *cache, *heads, {});
+  return nullptr;
+}
+
+EXPORT const char* lk_attention(Ops* ops, const float* q, int64_t q_stride, int rows, const KvCache* cache,
+                                const Sequences* sequences, const Heads* heads, float* out) {
+  if (const char* error = range_error(*sequences, rows, *cache)) return error;
+  ops->attention(q, q_stride, *cache, *sequences, *heads, out);
+  return nullptr;
+}
+
+EXPORT void lk_lora(Ops* ops, float* y, const float* x, const LoraTable* table, const LoraBatch* batch) {
+  ops->lora(y, x, *table, *batch);
+}
+
+EXPORT void lk_greedy(Ops* ops, const float* logits, int rows, int columns, const GreedyResult* result) {
+  ops->greedy(logits, rows, columns, *result);
+}
+
+// `decoder` and everything it points to must outlive the result.
+EXPORT DecoderRun* lk_decoder_open(const char* isa, const Decoder* decoder) {
+  const KernelTable* table = find(isa);
+  return table ? new DecoderRun(*table, *decoder) : nullptr;
+}
+
+EXPORT void lk_decoder_close(DecoderRun* run) { delete run; }
+
+EXPORT const char* lk_decoder_run(DecoderRun* run, const Step* step, float* residual, float* out) {
+  return run->run(*step, residual, out);
+}
+
+}  // extern "C"

@@ -1,0 +1,124 @@
+#include "pool.h"
+
+#include <chrono>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace lorikeet {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Between two ops of a step a helper waits a few microseconds, so sleeping at once would cost more than it saves. Longer
+// waits mean that the step is over, or that somebody else needs the core.
+constexpr auto kHelperSpin = std::chrono::microseconds(50);
+constexpr auto kCallerSpin = std::chrono::microseconds(20);
+
+constexpr uint32_t kClosed = 0x7fffffff;  // above any tile: nothing can be claimed
+constexpr uint64_t packed(uint32_t epoch, uint32_t tile) { return uint64_t{epoch} << 32 | tile; }
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+template <typename Ready>
+bool spin(std::chrono::microseconds limit, Ready ready) {
+  for (int i = 0; i < 64; ++i) {
+    if (ready()) return true;
+    pause();
+  }
+  const auto deadline = Clock::now() + limit;
+  while (Clock::now() < deadline) {
+    for (int i = 0; i < 16; ++i) {
+      if (ready()) return true;
+      pause();
+    }
+  }
+  return ready();
+}
+
+}  // namespace
+
+Pool& Pool::instance() {
+  static Pool* pool = new Pool;  // never destroyed: helpers may outlive main
+  return *pool;
+}
+
+void Pool::set_threads(int count) {
+  const std::lock_guard lock(mutex_);
+  threads_ = count < 1 ? 1 : count;
+}
+
+void Pool::start_threads() {
+  while (started_ < threads_ - 1) {
+    ++started_;
+    std::thread([this] { help(); }).detach();
+  }
+}
+
+void Pool::run(int count, Function function, const void* context) {
+  const std::lock_guard lock(mutex_);
+  if (count <= 1 || threads_ == 1) {
+    for (int tile = 0; tile < count; ++tile) function(context, tile);
+    return;
+  }
+  start_threads();
+  const uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
+  claimed_.store(packed(epoch, kClosed), std::memory_order_relaxed);  // before any field of the old job changes
+  function_.store(function, std::memory_order_release);
+  context_.store(context, std::memory_order_release);
+  count_.store(count, std::memory_order_release);
+  done_.store(0, std::memory_order_relaxed);
+  claimed_.store(packed(epoch, 0), std::memory_order_release);
+  epoch_.store(epoch);  // sequentially consistent with sleeping_: either we see the sleeper or it sees the epoch
+  if (sleeping_.load() > 0) epoch_.notify_all();
+
+  work_on(epoch);
+  const auto all_done = [&] { return done_.load(std::memory_order_acquire) == count; };
+  if (spin(kCallerSpin, all_done)) return;
+  caller_sleeps_.store(true);
+  for (int seen = done_.load(); seen != count; seen = done_.load()) done_.wait(seen);
+  caller_sleeps_.store(false);
+}
+
+bool Pool::claim(uint32_t epoch, int* tile) {
+  uint64_t seen = claimed_.load(std::memory_order_acquire);
+  const int count = count_.load(std::memory_order_acquire);
+  do {
+    *tile = int(uint32_t(seen));
+    if (uint32_t(seen >> 32) != epoch || *tile >= count) return false;
+  } while (!claimed_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire));
+  return true;
+}
+
+void Pool::work_on(uint32_t epoch) {
+  // Read before the first claim: a successful claim proves that the job was still this one.
+  const Function function = function_.load(std::memory_order_acquire);
+  const void* context = context_.load(std::memory_order_acquire);
+  for (int tile; claim(epoch, &tile);) {
+    function(context, tile);
+    done_.fetch_add(1);
+    if (caller_sleeps_.load()) done_.notify_one();
+  }
+}
+
+void Pool::help() {
+  uint32_t seen = 0;
+  for (;;) {
+    const auto changed = [&] { return epoch_.load(std::memory_order_acquire) != seen; };
+    if (!spin(kHelperSpin, changed)) {
+      sleeping_.fetch_add(1);
+      while (!changed()) epoch_.wait(seen);
+      sleeping_.fetch_sub(1);
+    }
+    seen = epoch_.load(std::memory_order_acquire);
+    work_on(seen);
+  }
+}
+
+}  // namespace lorikeet

@@ -1,0 +1,89 @@
+// Eight floats with AVX2, FMA and F16C.
+#pragma once
+#include <immintrin.h>
+
+#include "../types.h"
+
+namespace lorikeet::avx2 {
+
+struct Vec {
+  static constexpr int kWidth = 8;
+  __m256 v;
+
+  static Vec zero() { return {_mm256_setzero_ps()}; }
+  static Vec set(float value) { return {_mm256_set1_ps(value)}; }
+
+  static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static Vec load(const half_t* p) { return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))}; }
+  static Vec load(const bfloat16_t* p) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16))};
+  }
+  template <typename T>
+  static Vec load(const T* p, int count) {
+    alignas(32) T padded[kWidth] = {};
+    for (int i = 0; i < kWidth && i < count; ++i) padded[i] = p[i];
+    return load(padded);
+  }
+  static void load_pair(const bfloat16_t* p, Vec& first, Vec& second) {
+    const __m256i pairs = _mm256_loadu_si256((const __m256i*)p);
+    first.v = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    second.v = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(int(0xffff0000))));
+  }
+
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void store(half_t* p) const {
+    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  void store(bfloat16_t* p) const {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+    rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0),
+                                 _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x08);
+    _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(packed));
+  }
+  template <typename T>
+  void store(T* p, int count) const {
+    alignas(32) T padded[kWidth];
+    store(padded);
+    for (int i = 0; i < kWidth && i < count; ++i) p[i] = padded[i];
+  }
+};
+
+inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline Vec max_of(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }  // b when either is NaN
+inline Vec min_of(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec round_nearest(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+
+// a * 2^n for integral n in -252..256: in two steps, since one factor would overflow at 2^128
+inline Vec scale_by_power(Vec a, Vec n) {
+  const __m256i whole = _mm256_cvtps_epi32(n.v), half = _mm256_srai_epi32(whole, 1);
+  const __m256i bias = _mm256_set1_epi32(127);
+  const __m256 first = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+  const __m256 second =
+      _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(whole, half), bias), 23));
+  return {_mm256_mul_ps(_mm256_mul_ps(a.v, first), second)};
+}
+
+// `kept` where `tested` >= bound or is NaN, zero elsewhere
+inline Vec keep_from(Vec kept, Vec tested, Vec bound) {
+  return {_mm256_and_ps(kept.v, _mm256_cmp_ps(tested.v, bound.v, _CMP_NLT_UQ))};
+}
+
+inline float sum_lanes(Vec a) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float max_lanes(Vec a) {
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+}  // namespace lorikeet::avx2

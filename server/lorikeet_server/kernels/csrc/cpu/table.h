@@ -1,0 +1,75 @@
+// What each instruction set implements: single-threaded work on one tile, on raw pointers. Threads, shapes and tiles are
+// chosen in ops.cpp, once for all instruction sets.
+#pragma once
+#include "types.h"
+
+namespace lorikeet {
+
+struct ShrinkTile {  // v[i][0..ranks) = x[rows[i]] . A[0..ranks)
+  const float* x;
+  int64_t x_stride;
+  const int32_t* rows;
+  int row_count;
+  const void* a;  // first rank of the tile
+  DType dtype;
+  int ranks, in;
+  float* v;
+  int64_t v_stride;
+};
+
+struct ExpandTile {  // y[rows[i]][0..columns) = g * (y + scale * v[i] B^T)
+  const float* v;
+  int64_t v_stride;
+  const int32_t* rows;
+  int row_count;
+  const void* b;  // first column of the tile, rank 0
+  int64_t b_stride;
+  DType dtype;
+  int rank, columns;
+  float scale;
+  const float* g;  // null = 1
+  float* y;        // first column of the tile, row 0
+  int64_t y_stride;
+};
+
+struct AttentionTile {  // queries of one sequence and one key/value head
+  const float* q;       // first query, first head of the group
+  int64_t q_stride;
+  int query_count, group;   // rows = query_count * group
+  int first_position;       // of the first query
+  int key_begin, key_end;   // key_begin is a multiple of kKeyChunk
+  const int32_t* blocks;    // block table of the sequence
+  KvCache cache;
+  int kv_head, kv_heads, head_dim;
+  float scale;
+  float* out;  // [query][group][head_dim], rows out_stride apart: normalised, or the raw sum where `partial`
+  int64_t out_stride;
+  float* partial;  // null, or [rows][2]: maximum and sum of the one chunk
+};
+
+struct KernelTable {
+  const char* name;
+  // One panel: y[row][0..columns) = x[row] . panel. columns <= kPanel.
+  void (*linear_panel)(const float* x, int64_t x_stride, int rows, const void* panel, DType dtype, int in, float* y,
+                       int64_t y_stride, int columns);
+  // residual may be null; where given, x + residual is written back to residual and normalised.
+  void (*rms_norm)(const float* x, float* residual, const float* weight, int n, float eps, float* out);
+  void (*add)(const float* x, float* y, int n);  // y += x
+  void (*rope)(float* head, const float* cos_sin, int head_dim);
+  void (*write_kv)(const float* k, const float* v, const KvCache& cache, int64_t slot, int kv_head, int kv_heads,
+                   int head_dim);
+  void (*silu_mul)(const float* gate, const float* up, int n, float* out);
+  void (*shrink)(const ShrinkTile& tile);
+  void (*expand)(const ExpandTile& tile);
+  void (*attention)(const AttentionTile& tile);
+  // Adds chunk `from` to the running state `to`; sums are not normalised.
+  void (*merge)(float* to, float* to_stats, const float* from, const float* from_stats, int head_dim);
+  // Maximum, its lowest index, and the sum of exp(logit - maximum).
+  void (*greedy)(const float* logits, int n, float* maximum, int* index, float* sum);
+};
+
+const KernelTable* portable_table();
+const KernelTable* avx2_table();    // null when built for another architecture
+const KernelTable* avx512_table();  // null when built for another architecture
+
+}  // namespace lorikeet

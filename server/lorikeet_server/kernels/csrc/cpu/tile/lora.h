@@ -1,0 +1,116 @@
+// The two halves of a LoRA product over the rows of one segment. Sums run in ascending k (shrink: per lane) and in
+// ascending rank (expand), whatever the block of rows.
+#pragma once
+
+namespace lorikeet::LORIKEET_ISA {
+
+template <int kRows, int kRanks, typename T>
+inline void shrink_block(const ShrinkTile& t, const T* a, const int32_t* rows, float* v) {
+  Vec sum[kRows][kRanks];
+  for (int r = 0; r < kRows; ++r) {
+    for (int j = 0; j < kRanks; ++j) sum[r][j] = Vec::zero();
+  }
+  const float* x[kRows];
+  for (int r = 0; r < kRows; ++r) x[r] = t.x + rows[r] * t.x_stride;
+  for_vectors(t.in, [&](int k, int count) {
+    Vec xk[kRows];
+    for (int r = 0; r < kRows; ++r) xk[r] = load_up_to(x[r] + k, count);
+    for (int j = 0; j < kRanks; ++j) {
+      const Vec ak = load_up_to(a + int64_t{j} * t.in + k, count);
+      for (int r = 0; r < kRows; ++r) sum[r][j] = fma(xk[r], ak, sum[r][j]);
+    }
+  });
+  for (int r = 0; r < kRows; ++r) {
+    for (int j = 0; j < kRanks; ++j) v[r * t.v_stride + j] = sum_lanes(sum[r][j]);
+  }
+}
+
+template <int kRows, typename T>
+inline void shrink_rows(const ShrinkTile& t, int first) {
+  const T* a = static_cast<const T*>(t.a);
+  constexpr int kRanks = kRows == 1 ? 8 : 4;
+  const int32_t* rows = t.rows + first;
+  float* v = t.v + first * t.v_stride;
+  int j = 0;
+  for (; j + kRanks <= t.ranks; j += kRanks) shrink_block<kRows, kRanks>(t, a + int64_t{j} * t.in, rows, v + j);
+  for (; j < t.ranks; ++j) shrink_block<kRows, 1>(t, a + int64_t{j} * t.in, rows, v + j);
+}
+
+template <typename T>
+void shrink_as(const ShrinkTile& t) {
+  constexpr int kRows = kWidth == 16 ? 4 : 2;
+  int i = 0;
+  for (; i + kRows <= t.row_count; i += kRows) shrink_rows<kRows, T>(t, i);
+  for (; i < t.row_count; ++i) shrink_rows<1, T>(t, i);
+}
+
+void shrink(const ShrinkTile& t) {
+  switch (t.dtype) {
+    case DType::kFloat32:
+      return shrink_as<float>(t);
+    case DType::kFloat16:
+      return shrink_as<half_t>(t);
+    case DType::kBFloat16:
+      return shrink_as<bfloat16_t>(t);
+  }
+}
+
+template <int kRows, int kColumns, typename T>
+inline void expand_block(const ExpandTile& t, int first, int column, int count) {
+  const T* b = static_cast<const T*>(t.b) + column;
+  const float* v = t.v + first * t.v_stride;
+  Vec sum[kRows][kColumns];
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < kColumns; ++c) sum[r][c] = Vec::zero();
+  }
+  for (int j = 0; j < t.rank; ++j, b += t.b_stride) {
+    Vec bj[kColumns];
+    for (int c = 0; c < kColumns; ++c) bj[c] = load_up_to(b + c * kWidth, count);
+    for (int r = 0; r < kRows; ++r) {
+      const Vec vj = Vec::set(v[r * t.v_stride + j]);
+      for (int c = 0; c < kColumns; ++c) sum[r][c] = fma(vj, bj[c], sum[r][c]);
+    }
+  }
+  const Vec scale = Vec::set(t.scale);
+  for (int r = 0; r < kRows; ++r) {
+    float* y = t.y + t.rows[first + r] * t.y_stride + column;
+    for (int c = 0; c < kColumns; ++c) {
+      Vec value = fma(scale, sum[r][c], load_up_to(y + c * kWidth, count));
+      if (t.g) value = value * load_up_to(t.g + column + c * kWidth, count);
+      store_up_to(value, y + c * kWidth, count);
+    }
+  }
+}
+
+template <int kRows, typename T>
+inline void expand_rows(const ExpandTile& t, int first) {
+  constexpr int kColumns = kWidth == 16 ? 4 : 2;
+  int column = 0;
+  for (; column + kColumns * kWidth <= t.columns; column += kColumns * kWidth) {
+    expand_block<kRows, kColumns, T>(t, first, column, kWidth);
+  }
+  for (; column < t.columns; column += kWidth) {
+    const int count = t.columns - column;
+    expand_block<kRows, 1, T>(t, first, column, count < kWidth ? count : kWidth);
+  }
+}
+
+template <typename T>
+void expand_as(const ExpandTile& t) {
+  int i = 0;
+  for (; i + 4 <= t.row_count; i += 4) expand_rows<4, T>(t, i);
+  for (; i < t.row_count; ++i) expand_rows<1, T>(t, i);
+}
+
+void expand(const ExpandTile& t) {
+  switch (t.dtype) {
+    case DType::kFloat32:
+      return expand_as<float>(t);
+    case DType::kFloat16:
+      return expand_as<half_t>(t);
+    case DType::kBFloat16:
+      return expand_as<bfloat16_t>(t);
+  }
+}
+
+}  // namespace lorikeet::LORIKEET_ISA

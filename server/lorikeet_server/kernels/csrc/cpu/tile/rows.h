@@ -1,0 +1,107 @@
+// Work on one row: norms, rotation, activation, cache writes, the arg max.
+#pragma once
+
+namespace lorikeet::LORIKEET_ISA {
+
+void rms_norm(const float* x, float* residual, const float* weight, int n, float eps, float* out) {
+  Vec squares = Vec::zero();
+  for_vectors(n, [&](int i, int count) {
+    Vec value = load_up_to(x + i, count);
+    if (residual) {
+      value = value + load_up_to(residual + i, count);
+      store_up_to(value, residual + i, count);
+    }
+    squares = fma(value, value, squares);
+  });
+  const float* source = residual ? residual : x;
+  const Vec factor = Vec::set(1.0f / __builtin_sqrtf(sum_lanes(squares) / float(n) + eps));
+  for_vectors(n, [&](int i, int count) {
+    store_up_to(load_up_to(source + i, count) * factor * load_up_to(weight + i, count), out + i, count);
+  });
+}
+
+void add(const float* x, float* y, int n) {
+  for_vectors(n, [&](int i, int count) { store_up_to(load_up_to(x + i, count) + load_up_to(y + i, count), y + i, count); });
+}
+
+void rope(float* head, const float* cos_sin, int head_dim) {
+  const int half = head_dim / 2;
+  for_vectors(half, [&](int i, int count) {
+    const Vec cos = load_up_to(cos_sin + i, count), sin = load_up_to(cos_sin + half + i, count);
+    const Vec first = load_up_to(head + i, count), second = load_up_to(head + half + i, count);
+    store_up_to(first * cos - second * sin, head + i, count);
+    store_up_to(second * cos + first * sin, head + half + i, count);
+  });
+}
+
+template <typename T>
+void write_kv_as(const float* k, const float* v, const KvCache& cache, int64_t slot, int kv_head, int kv_heads,
+                 int head_dim) {
+  const int64_t block = slot / cache.block_size, offset = slot % cache.block_size;
+  const int64_t head = block * kv_heads + kv_head;
+  T* keys = static_cast<T*>(cache.k) + (head * cache.block_size + offset / kKeyTile * kKeyTile) * head_dim;
+  T* values = static_cast<T*>(cache.v) + (head * cache.block_size + offset) * round_up(head_dim, 16);
+  for_vectors(head_dim, [&](int i, int count) {
+    T column[kWidth];
+    load_up_to(k + i, count).store(column);
+    for (int d = 0; d < count; ++d) keys[(i + d) * kKeyTile + offset % kKeyTile] = column[d];
+    store_up_to(load_up_to(v + i, count), values + i, count);
+  });
+}
+
+void write_kv(const float* k, const float* v, const KvCache& cache, int64_t slot, int kv_head, int kv_heads,
+              int head_dim) {
+  switch (cache.dtype) {
+    case DType::kFloat32:
+      return write_kv_as<float>(k, v, cache, slot, kv_head, kv_heads, head_dim);
+    case DType::kFloat16:
+      return write_kv_as<half_t>(k, v, cache, slot, kv_head, kv_heads, head_dim);
+    case DType::kBFloat16:
+      return write_kv_as<bfloat16_t>(k, v, cache, slot, kv_head, kv_heads, head_dim);
+  }
+}
+
+void silu_mul(const float* gate, const float* up, int n, float* out) {
+  const Vec one = Vec::set(1.0f);
+  for_vectors(n, [&](int i, int count) {
+    const Vec g = load_up_to(gate + i, count);
+    store_up_to(g / (one + exp_of(Vec::zero() - g)) * load_up_to(up + i, count), out + i, count);
+  });
+}
+
+void greedy(const float* logits, int n, float* maximum, int* index, float* sum) {
+  const Vec lowest = Vec::set(-__builtin_inff());
+  Vec largest = lowest;
+  for_vectors(n, [&](int i, int count) {
+    if (count == kWidth) {
+      largest = max_of(Vec::load(logits + i), largest);
+    } else {
+      for (int j = i; j < n; ++j) largest = max_of(Vec::set(logits[j]), largest);
+    }
+  });
+  *maximum = max_lanes(largest);
+  *index = 0;
+  for (int i = 0; i < n; ++i) {
+    if (logits[i] == *maximum) {
+      *index = i;
+      break;
+    }
+  }
+  const Vec shift = Vec::set(*maximum == -__builtin_inff() ? 0.0f : *maximum);
+  Vec total = Vec::zero();
+  float rest = 0.0f;
+  for_vectors(n, [&](int i, int count) {
+    if (count == kWidth) {
+      total = total + exp_of(Vec::load(logits + i) - shift);
+    } else {
+      for (int j = i; j < n; ++j) {
+        float lanes[kWidth];
+        exp_of(Vec::set(logits[j]) - shift).store(lanes);
+        rest += lanes[0];
+      }
+    }
+  });
+  *sum = sum_lanes(total) + rest;
+}
+
+}  // namespace lorikeet::LORIKEET_ISA

@@ -1,0 +1,105 @@
+// Plain data shared by every translation unit. No torch, no Python, no instruction set.
+#pragma once
+#include <cstdint>
+
+namespace lorikeet {
+
+enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+struct half_t {
+  uint16_t bits;
+};
+struct bfloat16_t {
+  uint16_t bits;
+};
+
+// Output columns of a packed weight are grouped in panels of this width, each stored k by k, so that one cache line
+// (f16) or two (f32) feed one step of k for the whole panel.
+constexpr int kPanel = 32;
+
+// Keys of a cache block are stored in tiles of this many positions, transposed, so that scores need no horizontal sum.
+constexpr int kKeyTile = 16;
+
+// Softmax is merged over chunks of this many keys, whatever the thread count: results do not depend on the split.
+constexpr int kKeyChunk = 256;
+
+constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
+
+// All structures below are filled by Python through ctypes; abi.py mirrors them field by field.
+
+struct Linear {
+  const void* data;  // [panels][k][kPanel], bfloat16: [panels][k / 2][kPanel][2]
+  int32_t in, out;
+  DType dtype;
+  int32_t pad_;
+};
+
+struct LoraTable {
+  const int32_t* columns;  // [slices], output width of each slice
+  const int64_t* a;        // [slices][slots], address of A [rank][in], 0 = absent
+  const int64_t* b;        // [slices][slots], address of B^T [rank][columns]
+  const int64_t* g;        // [slices][slots], address of DoRA's scale [columns], 0 = none
+  const int32_t* rank;     // [slices][slots]
+  const int32_t* dtype;    // [slices][slots]
+  const float* scale;      // [slices][slots]
+  int32_t slices, slots, in, out;
+};
+
+struct LoraBatch {
+  const int32_t* permutation;  // [rows]
+  const int32_t* starts;       // [segments + 1]
+  const int32_t* slots;        // [segments]
+  int32_t segments, rows;      // rows with an adapter
+};
+
+struct KvCache {
+  void* k;  // [blocks][kv_heads][block_size / kKeyTile][head_dim][kKeyTile]
+  void* v;  // [blocks][kv_heads][block_size][round_up(head_dim, 16)]
+  DType dtype;
+  int32_t block_size, blocks, pad_;
+};
+
+struct Rope {
+  const int64_t* positions;     // [rows]
+  const int64_t* slot_mapping;  // [rows], negative = do not write
+  const float* cos_sin;         // [max_position][head_dim]
+  int32_t max_position, pad_;
+};
+
+struct Sequences {
+  const int32_t* block_tables;  // [count][max_blocks]
+  const int32_t* query_start;   // [count + 1]
+  const int32_t* context_len;   // [count]
+  int32_t count, max_blocks;
+};
+
+struct Heads {
+  int32_t query, kv, dim;
+  float scale;
+};
+
+struct DecoderLayer {
+  const float *input_norm, *post_norm, *qkv_bias, *q_norm, *k_norm;  // the last three may be null
+  Linear qkv, o, gate_up, down;
+  const LoraTable *qkv_lora, *o_lora, *gate_up_lora, *down_lora;  // may be null
+  KvCache cache;
+};
+
+struct Decoder {
+  const DecoderLayer* layers;
+  const float* final_norm;
+  const float* cos_sin;
+  Heads heads;
+  int32_t count, hidden, ffn, max_position;
+  float eps;
+  int32_t pad_;
+};
+
+struct GreedyResult {
+  int64_t* tokens;
+  float* logprobs;
+  float* logsumexp;
+};
+
+}  // namespace lorikeet
