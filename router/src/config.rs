@@ -66,6 +66,9 @@ pub struct Http {
     /// Seconds that requests in flight are given to finish once the server is told to stop
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "30", value_parser = seconds)]
     pub drain_timeout: Duration,
+    /// Seconds of these in which new requests are still taken, for a balancer to notice that the server is not ready
+    #[arg(long, env = "LAME_DUCK_TIMEOUT", default_value = "1", value_parser = seconds)]
+    pub lame_duck_timeout: Duration,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -151,7 +154,7 @@ pub struct Adapters {
     #[arg(long, env = "ADAPTER_FAILURE_TTL", default_value = "10", value_parser = seconds)]
     pub adapter_failure_ttl: Duration,
     /// Adapter names remembered at once, with their digests
-    #[arg(long, env = "MAX_ADAPTER_NAMES", default_value_t = 100_000)]
+    #[arg(long, env = "MAX_ADAPTER_NAMES", default_value_t = 20_000)]
     pub max_adapter_names: usize,
     /// Adapters that load before the server is ready
     #[arg(long, env = "PRELOADED_ADAPTER_IDS", value_delimiter = ',')]
@@ -248,6 +251,13 @@ impl Config {
             "--adapter-disk-bytes",
             adapters.adapter_disk_bytes,
         )?;
+        if http.lame_duck_timeout > http.drain_timeout {
+            return Err(ConfigError {
+                flag: "--lame-duck-timeout",
+                given: format!("{} seconds", http.lame_duck_timeout.as_secs_f64()),
+                bound: format!("at most {}, the value of --drain-timeout", http.drain_timeout.as_secs_f64()),
+            });
+        }
         let preloaded = adapters.preloaded_adapter_ids.len() as u64;
         at_most(
             "the number of --preloaded-adapter-ids",

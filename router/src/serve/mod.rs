@@ -1,0 +1,100 @@
+//! Connections: accepted up to a bound, each with deadlines, told to end when the server stops.
+
+mod io;
+
+use std::{io as std_io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+    service::TowerToHyperService,
+};
+use io::Guarded;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::config::Http;
+
+/// Requests that one HTTP/2 connection may have open.
+const MAX_STREAMS: u32 = 256;
+/// Between two HTTP/2 pings, and how long their answer may take.
+const PING: Duration = Duration::from_secs(20);
+/// When accepting fails (file descriptors used up, say), before the next try.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Listens where the configuration says; port 0 is any free one.
+pub async fn bind(http: &Http) -> std_io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind((http.hostname.as_str(), http.port)).await?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+/// Serves connections until `stopping`, then waits for those that are open. They finish the request they are at.
+pub async fn serve(listener: TcpListener, router: Router, http: Http, stopping: CancellationToken) {
+    let builder = Arc::new(builder(&http));
+    let places = Arc::new(Semaphore::new(http.max_connections.min(Semaphore::MAX_PERMITS)));
+    let connections = TaskTracker::new();
+    while let Some(accepted) = stopping.run_until_cancelled(accept(&listener, &places)).await {
+        let (stream, place) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (builder, router, stopping) = (Arc::clone(&builder), router.clone(), stopping.clone());
+        let (header_timeout, write_timeout) = (http.header_timeout, http.write_timeout);
+        connections.spawn(async move {
+            let stream = TokioIo::new(Guarded::new(stream, header_timeout, write_timeout));
+            let connection = builder.serve_connection(stream, TowerToHyperService::new(router));
+            tokio::pin!(connection);
+            let ended = tokio::select! {
+                ended = &mut connection => ended,
+                () = stopping.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(error, "a connection ended early");
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> std_io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.map_err(std_io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    // Tokens are small, and each should leave at once.
+    stream.set_nodelay(true).ok();
+    Ok((stream, place))
+}
+
+fn builder(http: &Http) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(http.header_timeout)
+        .max_buf_size(http.max_header_bytes);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(u32::try_from(http.max_header_bytes).unwrap_or(u32::MAX))
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING);
+    builder
+}
