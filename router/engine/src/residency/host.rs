@@ -222,6 +222,7 @@ impl<F: Clone> HostTier<F> {
     }
 
     /// Gives a pin back. The adapter stays staged until its room is wanted.
+    #[expect(clippy::needless_pass_by_value, reason = "a pin is given back once")]
     pub fn release(&mut self, pin: Pin) {
         if pin.generation == self.generation {
             self.update(&pin.digest, |adapter| adapter.pins = adapter.pins.saturating_sub(1));

@@ -1,0 +1,242 @@
+//! Building a step: adapter moves, then every running decode, then prefill chunks by fair turns.
+
+use lorikeet_proto::v1::{Admission, Step};
+
+use crate::{
+    Engine, Event,
+    fairness::Turn,
+    flight::{Row, StepBuilder},
+    queue::QueueKey,
+    residency::MoveContext,
+    sequence::{Run, SequenceId},
+};
+
+impl Engine {
+    pub(crate) fn plan_step(&mut self, events: &mut Vec<Event>) -> Option<Step> {
+        let mut builder = StepBuilder::new(self.next_step, self.config.max_step_tokens as usize);
+        self.plan_moves(&mut builder);
+        self.plan_decodes(&mut builder);
+        self.plan_prefills(&mut builder, events);
+        let polls = self.device.is_loading() && self.in_flight.is_empty();
+        if builder.is_empty() && !polls {
+            return None;
+        }
+        let (mut step, in_flight) = builder.finish();
+        step.releases = std::mem::take(&mut self.releases);
+        self.next_step += 1;
+        self.in_flight.push_back(in_flight);
+        Some(step)
+    }
+
+    fn plan_moves(&mut self, builder: &mut StepBuilder) {
+        let context = MoveContext {
+            now: self.now,
+            step: builder.id(),
+            answered: self.answered,
+            newest: SequenceId(self.next_sequence),
+        };
+        self.device.plan_moves(context, &mut builder.step.moves);
+        self.refresh_adapters();
+    }
+
+    /// A row for every sequence that has one more token to sample, oldest first. Its input may be a token that an
+    /// unanswered step is still to sample.
+    fn plan_decodes(&mut self, builder: &mut StepBuilder) {
+        let block_size = self.kv.block_size();
+        let running: Vec<_> = self.running.iter().copied().collect();
+        for id in running {
+            if builder.budget == 0 {
+                break;
+            }
+            let Some(run) = self.sequences.get_mut(&id).and_then(|sequence| sequence.decoding()) else {
+                continue;
+            };
+            let mut new_block = None;
+            if run.room(block_size) == 0 {
+                new_block = self.grow(id, builder.id());
+                if new_block.is_none() {
+                    continue;
+                }
+            }
+            let Some(sequence) = self.sequences.get_mut(&id) else { continue };
+            let (queue, weight) = (sequence.queue, sequence.weight);
+            let Some(run) = &mut sequence.run else { continue };
+            run.blocks.extend(new_block);
+            run.planned += 1;
+            run.unanswered += 1;
+            run.last_step = builder.id();
+            let row = Row { sequence: id, run: run.number, slot: run.slot, end: run.planned, sample: true };
+            builder.push_decode(row, new_block);
+            self.served(queue, 1, weight, builder.id());
+        }
+    }
+
+    /// A block for a sequence, if need be at the cost of the youngest that runs. `None`: it was preempted itself, or
+    /// the youngest is already in this step and has to be waited for.
+    fn grow(&mut self, id: SequenceId, step: u64) -> Option<u32> {
+        loop {
+            if let Some(block) = self.kv.allocate() {
+                return Some(block);
+            }
+            let youngest = *self.running.last()?;
+            let run = self.sequences.get(&youngest)?.run.as_ref()?;
+            if run.last_step == step {
+                return None;
+            }
+            self.preempt(youngest);
+            if youngest == id {
+                return None;
+            }
+        }
+    }
+
+    fn plan_prefills(&mut self, builder: &mut StepBuilder, events: &mut Vec<Event>) {
+        let mut admissions = true;
+        while builder.budget > 0 {
+            match self.fairness.next(admissions) {
+                None => break,
+                Some(Turn::Admission(queue)) => admissions = self.admit(queue, builder, events),
+                // With no block left for the queue whose turn it is, there is none for the others.
+                Some(Turn::Chunk(queue)) => {
+                    let Some(id) = self.queues.first_prefilling(queue) else { break };
+                    if !self.plan_chunk(id, builder) && self.running.contains(&id) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds the next chunk of a prompt, as much as the step and the blocks have room for. False: there is no room.
+    fn plan_chunk(&mut self, id: SequenceId, builder: &mut StepBuilder) -> bool {
+        let block_size = self.kv.block_size();
+        let Some(run) = self.sequences.get(&id).and_then(|sequence| sequence.run.as_ref()) else {
+            return false;
+        };
+        let wanted = (run.prefill - run.planned).min(builder.budget);
+        let mut room = run.room(block_size);
+        let mut new_blocks = Vec::new();
+        while room < wanted {
+            let block = if room == 0 { self.grow(id, builder.id()) } else { self.kv.allocate() };
+            let Some(block) = block else { break };
+            new_blocks.push(block);
+            room += block_size;
+        }
+        let length = wanted.min(room);
+        let Some(sequence) = self.sequences.get_mut(&id) else { return false };
+        let (queue, weight) = (sequence.queue, sequence.weight);
+        let Some(run) = sequence.run.as_mut().filter(|_| length > 0) else { return false };
+
+        let start = run.planned;
+        self.committed -= run.blocks_to_come(block_size);
+        run.blocks.extend_from_slice(&new_blocks);
+        self.committed += run.blocks_to_come(block_size);
+        run.planned += length;
+        run.last_step = builder.id();
+        let sample = !run.is_prefilling();
+        run.unanswered += usize::from(sample);
+        let next_token = match sequence.wants_prompt {
+            Some(_) if !sample => sequence.tokens[run.planned],
+            _ => 0,
+        };
+        let row = Row { sequence: id, run: run.number, slot: run.slot, end: run.planned, sample };
+        builder.push_prefill(row, &sequence.tokens[start..start + length], &new_blocks, next_token);
+        if sample {
+            self.queues.stop_prefilling(queue, id);
+            self.refresh(queue);
+        }
+        self.served(queue, length, weight, builder.id());
+        true
+    }
+
+    /// Gives the first sequence of a queue a slot and its first chunk. False: nobody is admitted in this step, neither
+    /// those of other queues, or a long prompt would wait for ever.
+    fn admit(&mut self, queue: QueueKey, builder: &mut StepBuilder, events: &mut Vec<Event>) -> bool {
+        let adapter_slot = queue.adapter.map(|adapter| self.device.slot(adapter));
+        let (Some(id), false) = (self.queues.first_waiting(queue), adapter_slot == Some(None)) else {
+            return false;
+        };
+        let available = self.kv.available();
+        let is_blocked = self.blocked.is_some_and(|(blocked, seen)| blocked == id && available <= seen);
+        if is_blocked || self.free_slots.is_empty() {
+            return false;
+        }
+        let Some(sequence) = self.sequences.get(&id) else { return false };
+        let block_size = self.kv.block_size();
+        let total = sequence.tokens.len();
+        // The last token is computed even if its KV is known: the next is sampled from its logits.
+        let reusable = if sequence.wants_prompt.is_some() { &[] } else { &sequence.tokens[..total - 1] };
+        let blocks = self.kv.reuse(sequence.namespace(), reusable);
+        let needed = total.div_ceil(block_size) - blocks.len();
+        // Whoever runs already may need another block before one is given back.
+        let reserve = self.running.len();
+        if needed + self.committed + reserve > self.kv.available() {
+            for block in blocks {
+                self.kv.release(block);
+            }
+            self.blocked = Some((id, available));
+            return false;
+        }
+        self.dequeue(id);
+        let (Some(slot), Some(sequence)) = (self.free_slots.pop(), self.sequences.get_mut(&id)) else {
+            return false;
+        };
+
+        let cached = blocks.len() * block_size;
+        sequence.runs += 1;
+        let history = if sequence.has_penalty() { sequence.tokens.clone() } else { Vec::new() };
+        let admission = Admission {
+            slot,
+            adapter_slot: adapter_slot.flatten().map_or(-1, u32::cast_signed),
+            sampling: Some(sequence.sampling.clone()),
+            prompt_logprobs: sequence.wants_prompt.is_some(),
+            prompt_top_logprobs: sequence.wants_prompt.unwrap_or(0),
+            cached_tokens: cached as u32,
+            blocks: blocks.clone(),
+            history_output: if history.is_empty() { 0 } else { sequence.output() as u32 },
+            history,
+        };
+        sequence.run = Some(Run {
+            slot,
+            number: sequence.runs,
+            published: blocks.len(),
+            tail: blocks.last().copied(),
+            blocks,
+            twins: Vec::new(),
+            prefill: total,
+            planned: cached,
+            computed: cached,
+            unanswered: 0,
+            last_step: 0,
+        });
+        if !sequence.started {
+            sequence.started = true;
+            let queued = self.now.saturating_sub(sequence.submitted);
+            events.push(Event::Started { id: sequence.id, queued, cached_tokens: cached as u32 });
+            self.counters.prompt_tokens += sequence.prompt as u64;
+        }
+        self.counters.prefix_queries_tokens += reusable_tokens(total, sequence.wants_prompt.is_some());
+        self.counters.prefix_hits_tokens += cached as u64;
+        self.running.insert(id);
+        self.committed += needed;
+        self.queues.prefill(queue, id);
+        if let Some(adapter) = queue.adapter {
+            self.device.run(adapter, self.now);
+        }
+        self.refresh(queue);
+        builder.step.admissions.push(admission);
+        self.plan_chunk(id, builder)
+    }
+
+    /// Counts tokens given to a step for a queue.
+    fn served(&mut self, queue: QueueKey, tokens: usize, weight: f32, step: u64) {
+        self.fairness.charge(queue, tokens, weight);
+        if let Some(adapter) = queue.adapter {
+            self.device.used_by(adapter, step);
+        }
+    }
+}
+
+fn reusable_tokens(total: usize, wants_prompt: bool) -> u64 {
+    if wants_prompt { 0 } else { total as u64 }
+}
