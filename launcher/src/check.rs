@@ -33,9 +33,17 @@ pub fn model(args: &ServeArgs) -> anyhow::Result<()> {
     let metadata =
         path.metadata().with_context(|| format!("--model-id {name} cannot be read: give another path"))?;
     if metadata.is_dir() {
+        for file in ["config.json", "tokenizer.json"] {
+            ensure!(
+                path.join(file).is_file(),
+                "--model-id {name} has no {file}: give a directory in the hub's layout"
+            );
+        }
+        let weights = path.read_dir().with_context(|| format!("--model-id {name} cannot be listed"))?;
+        let mut names = weights.flatten().map(|entry| entry.path());
         ensure!(
-            path.join("config.json").is_file(),
-            "--model-id {name} has no config.json: give the directory of a model in the hub's layout"
+            names.any(|file| file.extension().is_some_and(|extension| extension == "safetensors")),
+            "--model-id {name} has no *.safetensors file: convert the weights, or give a .gguf file"
         );
         return Ok(());
     }

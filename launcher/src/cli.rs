@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use router_flags::RouterFlags;
 pub use values::{Device, Dtype, LogLevel, ModelId};
@@ -82,8 +82,8 @@ pub struct ServeArgs {
     /// Directory of the adapter store [default: adapters in --cache-dir]
     #[arg(long, env = "STORE_DIR", value_name = "DIR")]
     pub store_dir: Option<PathBuf>,
-    /// Directory of the hub's own cache [default: as huggingface-hub has it]
-    #[arg(long, env = "HUGGINGFACE_HUB_CACHE", value_name = "DIR")]
+    /// Directory of models from the hub [default: --cache-dir if that is given, else as huggingface-hub has it]
+    #[arg(long, env = "HUGGINGFACE_HUB_CACHE", value_name = "DIR", conflicts_with = "cache_dir")]
     pub huggingface_hub_cache: Option<PathBuf>,
     /// Python that has the lorikeet package [default: the one beside this executable, else python3]
     #[arg(long, env = "LORIKEET_PYTHON", value_name = "FILE")]
@@ -134,7 +134,14 @@ pub struct DoctorArgs {
 /// # Errors
 /// What to print and how to exit; `--help` and `--version` come this way too.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(args)
+    // So that `--port -1` is a bad value of --port, not an unknown flag `-1`.
+    let command = Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| {
+            let takes_values = arg.get_action().takes_values();
+            if takes_values { arg.allow_negative_numbers(true) } else { arg }
+        })
+    });
+    Cli::from_arg_matches(&command.try_get_matches_from(args)?)
 }
 
 /// A parser's complaint on one line: the complaint and its tips, without the usage that follows.

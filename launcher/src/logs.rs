@@ -36,42 +36,23 @@ struct Record {
     message: String,
 }
 
-/// Our compact form, `{"level": "INFO", "message": …}`, or what loguru writes with `serialize`.
+/// A record as the shard writes it, of which this is used.
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Line {
-    Compact { level: String, message: String, exception: Option<String> },
-    Loguru { text: String, record: LoguruRecord },
-}
-
-#[derive(Deserialize)]
-struct LoguruRecord {
-    level: LoguruLevel,
+struct Line {
+    level: String,
     message: String,
-    exception: Option<serde_json::Value>,
-}
-
-#[derive(Deserialize)]
-struct LoguruLevel {
-    name: String,
+    error: Option<String>,
+    traceback: Option<String>,
 }
 
 impl Record {
     /// Reads a line; whatever is not a record of ours (a traceback, a library's warning) is passed on as it is.
     fn parse(line: &str) -> Self {
         match serde_json::from_str(line) {
-            Ok(Line::Compact { level, message, exception }) => {
-                let message = match exception {
-                    Some(exception) => format!("{message}\n{exception}"),
-                    None => message,
-                };
-                Self { level: level_of(&level), message }
-            }
-            // With an exception, `text` holds the traceback as well.
-            Ok(Line::Loguru { text, record }) => {
-                let message =
-                    if record.exception.is_some() { text.trim_end().to_owned() } else { record.message };
-                Self { level: level_of(&record.level.name), message }
+            Ok(Line { level, message, error, traceback }) => {
+                let parts = [Some(message), error, traceback.map(|text| text.trim_end().to_owned())];
+                let parts: Vec<_> = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect();
+                Self { level: level_of(&level), message: parts.join("\n") }
             }
             Err(_) => Self { level: Level::WARN, message: line.to_owned() },
         }
@@ -180,14 +161,13 @@ mod tests {
 
     #[test]
     fn records_of_shards_are_read() {
-        let compact = Record::parse(r#"{"time": "now", "level": "WARNING", "message": "slow", "rank": 1}"#);
-        assert_eq!(compact, Record { level: Level::WARN, message: "slow".into() });
-
-        let loguru = r#"{"text": "x\n", "record": {"level": {"name": "SUCCESS", "no": 25}, "message": "loaded", "exception": null}}"#;
-        assert_eq!(Record::parse(loguru), Record { level: Level::INFO, message: "loaded".into() });
-
-        let failed = r#"{"text": "boom\nTraceback\n", "record": {"level": {"name": "ERROR"}, "message": "boom", "exception": {"type": "E"}}}"#;
-        assert_eq!(Record::parse(failed).message, "boom\nTraceback");
+        let plain =
+            r#"{"timestamp": "now", "level": "WARNING", "target": "x", "message": "slow", "rank": 1}"#;
+        assert_eq!(Record::parse(plain), Record { level: Level::WARN, message: "slow".into() });
+        let success = Record::parse(r#"{"level": "SUCCESS", "message": "loaded"}"#);
+        assert_eq!(success, Record { level: Level::INFO, message: "loaded".into() });
+        let failed = r#"{"level": "ERROR", "message": "boom", "error": "E: why", "traceback": "  here\n"}"#;
+        assert_eq!(Record::parse(failed).message, "boom\nE: why\n  here");
     }
 
     #[test]

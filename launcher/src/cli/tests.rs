@@ -22,7 +22,6 @@ fn refused(flags: &[&str]) -> String {
 
 #[test]
 fn the_command_line_is_consistent() {
-    use clap::CommandFactory;
     Cli::command().debug_assert();
 }
 

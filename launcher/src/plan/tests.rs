@@ -144,8 +144,6 @@ fn settings_reach_the_process_that_needs_them() {
         "debug",
         "--store-dir",
         "/store",
-        "--cache-dir",
-        "/c",
         "--huggingface-hub-cache",
         "/hub",
         "--max-total-tokens",
@@ -164,10 +162,11 @@ fn settings_reach_the_process_that_needs_them() {
     assert_eq!(prepare.args[..3], ["-m", "lorikeet_server", "prepare"]);
     assert_eq!(values(&prepare, "--model-id"), ["org/m"]);
     assert_eq!(values(&prepare, "--revision"), ["r1"]);
-    assert_eq!(values(&prepare, "--cache-dir"), ["/c"]);
+    assert!(values(&prepare, "--cache-dir").is_empty());
     assert_eq!(variable(&prepare, "HF_HUB_CACHE").as_deref(), Some("/hub"));
-    let store = planned(&["--cache-dir", "/c"]);
-    assert_eq!(values(&store.shards[0], "--store-dir"), ["/c/adapters"]);
+    let cache = ["--cache-dir", "/c"];
+    assert_eq!(values(&planned(&cache).shards[0], "--store-dir"), ["/c/adapters"]);
+    assert_eq!(values(&super::prepare(&args(&cache), &host()), "--cache-dir"), ["/c"]);
 }
 
 #[test]

@@ -1,0 +1,6 @@
+//! Tests of the `lorikeet` executable from outside.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+mod flags;
+mod supervision;
+mod support;
