@@ -1,14 +1,18 @@
 """Whether an adapter was trained for the model that is served, as far as names can tell.
 
-`base_model_name_or_path` is what the trainer typed: a hub id, a directory on a machine long gone, or nothing. The rule:
+`base_model_name_or_path` is what the trainer typed: a hub id, a directory on a machine long gone, or
+nothing. The rule:
 
-- Names are compared by their last component without quantisation and format suffixes, case and punctuation, so
-  `HuggingFaceTB/SmolLM2-135M-Instruct`, `/data/SmolLM2-135M-Instruct` and `SmolLM2-135M-Instruct-Q8_0.gguf` agree.
-- A name says something only if it is a hub id (`owner/name`) or carries a size (`7b`, `135M`). Others, such as
-  `/mnt/model`, say nothing, and nothing is held against them.
-- An adapter whose name says something, and agrees with no name of a served model that says something, is refused.
+- Names are compared by their last component without quantisation and format suffixes, case and punctuation,
+  so `HuggingFaceTB/SmolLM2-135M-Instruct`, `/data/SmolLM2-135M-Instruct` and
+  `SmolLM2-135M-Instruct-Q8_0.gguf` agree.
+- A name says something only if it is a hub id (`owner/name`) or carries a size (`7b`, `135M`). Others, such
+  as `/mnt/model`, say nothing, and nothing is held against them.
+- An adapter whose name says something, and agrees with no name of a served model that says something, is
+  refused.
 
-Shapes are always checked besides; this catches the models whose shapes agree by accident (Mistral 7B and Llama 3 8B).
+Shapes are always checked besides; this catches the models whose shapes agree by accident (Mistral 7B and
+Llama 3 8B).
 """
 
 import re

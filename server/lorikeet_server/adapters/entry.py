@@ -1,7 +1,8 @@
 """One adapter in the content-addressed store: two files, and the digest that is its name.
 
 The digest is sha256 over the length and the bytes of `adapter_config.json`, then the length and the bytes of
-`adapter_model.safetensors`; the lengths, big-endian u64, keep one file's end from passing for the other's beginning.
+`adapter_model.safetensors`; the lengths, big-endian u64, keep one file's end from passing for the
+other's beginning.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ def is_digest(name: str) -> bool:
 
 
 def checked_digest(digest: str) -> str:
-    """The digest itself. Raises `InvalidAdapterError` unless it is one, so that no other string becomes a path."""
+    """The digest itself. Raises `InvalidAdapterError` unless it is one: no other string becomes a path."""
     if not is_digest(digest):
         raise InvalidAdapterError("a digest has 64 hexadecimal digits in lower case")
     return digest
@@ -43,7 +44,7 @@ def begin_digest(config: bytes, weights_bytes: int) -> "_Hash":
 
 
 class StoredAdapter:
-    """An entry opened for reading once, front to back. What was read is what was hashed: `verify` says if it is it."""
+    """An entry opened for reading once, front to back. `verify` tells whether all that was read is right."""
 
     def __init__(self, store_dir: str, digest: str) -> None:
         self._digest = checked_digest(digest)
@@ -78,10 +79,14 @@ class StoredAdapter:
         while self._left > 0:
             self.read(min(_CHUNK, self._left))
         if self._running.hexdigest() != self._digest:
-            raise DataLossError(f"the stored adapter {self._digest} no longer has this digest; fetch it again")
+            raise DataLossError(
+                f"the stored adapter {self._digest} no longer has this digest; fetch it again"
+            )
 
     def __enter__(self) -> "StoredAdapter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         os.close(self._fd)

@@ -1,7 +1,8 @@
 """The header of a safetensors file, read strictly.
 
-The format is a little-endian u64, that many bytes of JSON, then the tensors' bytes. The usual readers accept a million
-empty tensors, two tensors of one name, or a header as long as the file; a stranger's adapter gets none of that.
+The format is a little-endian u64, that many bytes of JSON, then the tensors' bytes. The usual readers accept
+a million empty tensors, two tensors of one name, or a header as long as the file. A stranger's adapter
+gets none of that.
 """
 
 import math
@@ -40,14 +41,20 @@ def header_bytes(prefix: bytes, file_bytes: int, what: str) -> int:
         raise InvalidAdapterError(f"{what} has {file_bytes} bytes, too few for a safetensors file")
     length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
     if length > MAX_HEADER_BYTES:
-        raise InvalidAdapterError(f"{what} announces a header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
+        raise InvalidAdapterError(
+            f"{what} announces a header of {length} bytes; at most {MAX_HEADER_BYTES} are read"
+        )
     if length > file_bytes - LENGTH_BYTES:
-        raise InvalidAdapterError(f"{what} is cut off: its header has {length} bytes and the file {file_bytes}")
+        raise InvalidAdapterError(
+            f"{what} is cut off: its header has {length} bytes and the file {file_bytes}"
+        )
     return length
 
 
-def parse_header(data: bytes, file_bytes: int, what: str, max_tensors: int = MAX_TENSORS) -> dict[str, TensorInfo]:
-    """Tensors by name, in the order of their bytes, which cover the file exactly. Raises `InvalidAdapterError`."""
+def parse_header(
+    data: bytes, file_bytes: int, what: str, max_tensors: int = MAX_TENSORS
+) -> dict[str, TensorInfo]:
+    """Tensors by name, in the order of their bytes, which cover the file. Raises `InvalidAdapterError`."""
     _check_density(data, what, min(max_tensors, MAX_TENSORS))
     entries = parse_object(data, f"the header of {what}", MAX_HEADER_BYTES)
     _check_metadata(entries.pop("__metadata__", {}), what)
@@ -59,7 +66,7 @@ def parse_header(data: bytes, file_bytes: int, what: str, max_tensors: int = MAX
     for name, info in ordered:
         if info.begin != at:
             raise InvalidAdapterError(
-                f"{what}: tensor {name} starts at byte {info.begin} where {at} is expected (a hole or an overlap)"
+                f"{what}: tensor {name} starts at byte {info.begin}, not at {at} (a hole or an overlap)"
             )
         at = info.end
     if LENGTH_BYTES + len(data) + at != file_bytes:
@@ -70,12 +77,14 @@ def parse_header(data: bytes, file_bytes: int, what: str, max_tensors: int = MAX
 
 
 def _check_density(data: bytes, what: str, max_tensors: int) -> None:
-    """Bound the work of parsing by counting, so that a hostile header costs a scan and not a million objects."""
+    """Bound the work of parsing by counting: a hostile header costs a scan and not a million objects."""
     if data[:1] != b"{":
         raise InvalidAdapterError(f"the header of {what} does not start with an object")
     objects = data.count(b"{")
     if objects > max_tensors + 2:
-        raise InvalidAdapterError(f"{what} has more than {max_tensors} tensors; this model has no use for as many")
+        raise InvalidAdapterError(
+            f"{what} has more than {max_tensors} tensors; this model has no use for as many"
+        )
     sparse = len(data) > _MAX_METADATA_BYTES + objects * _MAX_BYTES_PER_TENSOR
     if sparse or data.count(b",") > 1024 + objects * _MAX_COMMAS_PER_TENSOR:
         raise InvalidAdapterError(f"the header of {what} is larger than its {objects} objects explain")
@@ -88,17 +97,25 @@ def _check_metadata(metadata: Any, what: str) -> None:
 
 def _tensor(name: str, entry: Any, what: str) -> TensorInfo:
     if _NAME.fullmatch(name) is None:
-        raise InvalidAdapterError(f"{what}: the tensor name {shown(name)} has characters other than A-Z a-z 0-9 _ .")
+        raise InvalidAdapterError(
+            f"{what}: the tensor name {shown(name)} has characters other than A-Z a-z 0-9 _ ."
+        )
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise InvalidAdapterError(f"{what}: tensor {name} needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise InvalidAdapterError(f"{what}: tensor {name} has dtype {shown(dtype)}; F32, F16 and BF16 are read")
+        raise InvalidAdapterError(
+            f"{what}: tensor {name} has dtype {shown(dtype)}; F32, F16 and BF16 are read"
+        )
     if not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
-        raise InvalidAdapterError(f"{what}: tensor {name} has a shape or data_offsets that are not whole numbers")
+        raise InvalidAdapterError(
+            f"{what}: tensor {name} has a shape or data_offsets that are not whole numbers"
+        )
     elements = math.prod(shape) if len(shape) <= 8 else 0
     if not 0 < elements <= _MAX_TENSOR_ELEMENTS:
-        raise InvalidAdapterError(f"{what}: tensor {name} has the shape {shown(shape)}, which is empty or too large")
+        raise InvalidAdapterError(
+            f"{what}: tensor {name} has the shape {shown(shape)}, which is empty or too large"
+        )
     begin, end = offsets
     if end - begin != elements * ITEM_BYTES[dtype]:
         raise InvalidAdapterError(

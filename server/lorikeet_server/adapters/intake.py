@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lorikeet_server.adapters.config import CONFIG_FILE
+from lorikeet_server.adapters.durable import create_file
 from lorikeet_server.adapters.entry import begin_digest
 from lorikeet_server.adapters.load import WEIGHTS_FILE
 from lorikeet_server.adapters.source_local import SourceAdapter
-from lorikeet_server.adapters.store import NewEntry, Store
+from lorikeet_server.adapters.store import Store
 from lorikeet_server.errors import SourceUnavailableError, TooLargeError
 
 _CHUNK = 4 << 20
@@ -26,10 +27,10 @@ class FetchProgress:
 
 
 def take_in(source: SourceAdapter, store: Store, max_bytes: int) -> Iterator[FetchProgress]:
-    """Copy both files; the last progress carries the digest. Closing the iterator early leaves nothing behind.
+    """Copy both files; the last progress carries the digest. Closing the iterator early undoes it.
 
-    Raises `TooLargeError` (more than `max_bytes`, if that is not 0, or no room), `SourceUnavailableError` (the source
-    changed or broke off).
+    Raises `TooLargeError` (more than `max_bytes`, if that is not 0, or no room), `SourceUnavailableError`
+    (the source changed or broke off).
     """
     total = len(source.config) + source.weights_bytes
     if max_bytes and total > max_bytes:
@@ -38,9 +39,9 @@ def take_in(source: SourceAdapter, store: Store, max_bytes: int) -> Iterator[Fet
     try:
         with store.new_entry(total) as entry:
             running = begin_digest(source.config, source.weights_bytes)
-            _write(entry, CONFIG_FILE, source.config)
+            _write(os.path.join(entry.path, CONFIG_FILE), source.config)
             done = len(source.config)
-            fd = entry.create(WEIGHTS_FILE, source.weights_bytes)
+            fd = create_file(os.path.join(entry.path, WEIGHTS_FILE), source.weights_bytes)
             try:
                 while done < total:
                     data = _read(source, min(_CHUNK, total - done))
@@ -56,7 +57,9 @@ def take_in(source: SourceAdapter, store: Store, max_bytes: int) -> Iterator[Fet
             entry.publish(digest)
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise TooLargeError(f"the adapter has {total} bytes and the disk of the adapter store is full") from None
+            raise TooLargeError(
+                f"the adapter has {total} bytes and the disk of the adapter store is full"
+            ) from None
         raise SourceUnavailableError(f"copying the adapter failed: {error.strerror}") from None
     yield FetchProgress(total, total, digest)
 
@@ -69,8 +72,8 @@ def _read(source: SourceAdapter, count: int) -> bytes:
     return data
 
 
-def _write(entry: NewEntry, name: str, data: bytes) -> None:
-    fd = entry.create(name, len(data))
+def _write(path: str, data: bytes) -> None:
+    fd = create_file(path, len(data))
     try:
         _write_all(fd, data)
         os.fsync(fd)

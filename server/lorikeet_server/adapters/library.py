@@ -1,13 +1,9 @@
 """What a shard does with adapters: fetch them into the store, stage them into memory, forget them.
 
-Every method blocks and belongs on the pool of `staging_pool`, never on the event loop or the compute thread.
+Every method blocks: it belongs on a thread of low priority, never on the event loop or the compute thread.
 """
 
-import contextlib
-import os
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -33,7 +29,7 @@ Plan = tuple[AdapterConfig, dict[str, TensorInfo], tuple[PlannedPair, ...]]
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What adapters are checked against: the model's names, the modules they may change, the dtype they are kept in."""
+    """What adapters are checked against, and the dtype that they are kept in."""
 
     names: Sequence[str]
     targets: Sequence[LoraTarget]
@@ -52,10 +48,10 @@ class AdapterLibrary:
     staged: HostTier = field(default_factory=HostTier)
 
     def fetch(self, source: str, adapter_id: str, max_bytes: int) -> Iterator[FetchProgress]:
-        """Copy an adapter into the store; the last progress carries its digest. Closing the iterator abandons it.
+        """Copy an adapter into the store; the last progress carries its digest. Closing it early undoes it.
 
-        Everything but the values of its tensors is checked before a byte is copied. Raises `InvalidAdapterError`,
-        `NotFoundError`, `TooLargeError`, `SourceUnavailableError`.
+        Everything but the values of its tensors is checked before a byte is copied. Raises
+        `InvalidAdapterError`, `NotFoundError`, `TooLargeError`, `SourceUnavailableError`.
         """
         if source != "local":
             raise InvalidAdapterError(f'adapter source {shown(source)} is not served here; use "local"')
@@ -93,7 +89,9 @@ class AdapterLibrary:
 
     def _read(self, digest: str, stored: StoredAdapter) -> StagedAdapter:
         config, tensors, planned = self._plan(stored.config, stored)
-        memory, pairs = load_pairs(stored, tensors, planned, self.model.adapter_dtype, self.model.pinned_memory)
+        memory, pairs = load_pairs(
+            stored, tensors, planned, self.model.adapter_dtype, self.model.pinned_memory
+        )
         return StagedAdapter(digest, config.base_model, memory, pairs)
 
     def _plan(self, config_bytes: bytes, weights: Reader) -> Plan:
@@ -102,13 +100,3 @@ class AdapterLibrary:
         BaseModel(self.model.names).check(config.base_model)
         tensors = read_header(weights, len(self.model.targets))
         return config, tensors, plan(config, tensors, self.model.targets)
-
-
-def staging_pool(workers: int = 2) -> ThreadPoolExecutor:
-    """Threads for fetching and staging, which give way to the threads that compute."""
-    return ThreadPoolExecutor(workers, thread_name_prefix="adapters", initializer=_give_way)
-
-
-def _give_way() -> None:
-    with contextlib.suppress(OSError):  # Linux: the nice value of this thread alone
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -1,7 +1,7 @@
-"""From stored bytes to this rank's slice: read once in file order, each tensor checked, cast and sliced as it passes.
+"""From stored bytes to this rank's slice: read once, each tensor checked, cast and sliced as it passes.
 
-Work on data is done in pieces below torch's threshold for going parallel, so that loading takes one core and never the
-threads of the token path.
+Work on data is done in pieces below torch's threshold for going parallel, so that loading takes one core and
+never the threads of the token path.
 """
 
 import math
@@ -14,14 +14,13 @@ from torch import Tensor
 from lorikeet_server.adapters.header import LENGTH_BYTES, TensorInfo, header_bytes, parse_header
 from lorikeet_server.adapters.plan import PlannedPair
 from lorikeet_server.adapters.staged import Layout, LoraPair
-from lorikeet_server.adapters.targets import LoraTarget
 from lorikeet_server.errors import InvalidAdapterError, TooLargeError
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SERIAL = 32_768  # elements; at::internal::GRAIN_SIZE
-# The largest float16. No trained LoRA weight comes near, products of two such stay finite in float32, and whether an
-# adapter is accepted does not depend on the dtype that this server happens to run in.
+# The largest float16. No trained LoRA weight comes near, products of two such stay finite in float32, and
+# whether an adapter is accepted does not depend on the dtype that this server happens to run in.
 _MAX_VALUE = 65_504.0
 
 
@@ -51,7 +50,7 @@ def load_pairs(
     dtype: torch.dtype,
     pinned: bool,
 ) -> tuple[Tensor, tuple[LoraPair, ...]]:
-    """Read the data of every tensor into one new allocation. Raises `InvalidAdapterError` naming the tensor."""
+    """Read every tensor into one new allocation. Raises `InvalidAdapterError` naming the tensor."""
     layout = Layout(dtype)
     for pair in planned:
         layout.reserve(pair.target, pair.rank)
@@ -89,5 +88,6 @@ def _check_values(values: Tensor, name: str) -> None:
         low, high = (bound.item() for bound in values[at : at + _SERIAL].aminmax())
         peak = max(-low, high) if low == low and high == high else math.nan
         if not peak <= _MAX_VALUE:
-            what = "NaN" if math.isnan(peak) else "an infinite value" if math.isinf(peak) else f"the value {peak:g}"
-            raise InvalidAdapterError(f"tensor {name} holds {what}; values up to {_MAX_VALUE:g} are accepted")
+            raise InvalidAdapterError(
+                f"tensor {name} holds the value {peak:g}; values up to {_MAX_VALUE:g} are accepted"
+            )

@@ -1,12 +1,13 @@
 """Which options of a PEFT config change the numbers, and which do not.
 
-Every key of `adapter_config.json` falls in one of these tables or is read by `config`. A key in none of them is
-accepted only while it is off (null, false, empty): it may come from a newer PEFT, and off means that it does nothing.
+Every key of `adapter_config.json` falls in one of these tables or is read by `config`. A key in none of them
+is accepted only while it is off (null, false, empty): it may come from a newer PEFT, and off means that it
+does nothing.
 """
 
 from typing import Any
 
-from lorikeet_server.adapters.strict_json import shown
+from lorikeet_server.adapters.strict_json import shown, wrong_value
 from lorikeet_server.errors import InvalidAdapterError
 
 # Read and applied by `config`.
@@ -18,12 +19,13 @@ APPLIED = frozenset(
     }
 )  # fmt: skip
 
-# Any value gives the same numbers at inference: about training, initialisation, provenance or how PEFT itself runs.
-# The configs of initialisations count only together with `init_lora_weights`, which is checked apart.
+# Any value gives the same numbers at inference: about training, initialisation, provenance or how PEFT itself
+# runs. The configs of initialisations count only together with `init_lora_weights`, which is checked apart.
 IGNORED = frozenset(
     {
-        "peft_version", "revision", "auto_mapping", "inference_mode", "lora_dropout", "runtime_config", "megatron_core",
-        "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "merge_weights",
+        "peft_version", "revision", "auto_mapping", "inference_mode", "lora_dropout", "runtime_config",
+        "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+        "merge_weights",
         "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr",  # written by ms-swift
     }
 )  # fmt: skip
@@ -46,7 +48,7 @@ REFUSED = {
     "megatron_config": "Megatron layers are not supported",
     "ensure_weight_tying": "tied adapters are not supported",
     "enable_lora": "merged linear layers of old PEFT versions are not supported",
-    "fan_in_fan_out": "transposed weights are not supported; the modules of this model are not stored that way",
+    "fan_in_fan_out": "transposed weights are not supported; no module of this model is stored that way",
 }
 
 # `init_lora_weights` only says how training began, except where it also rewrote the base weights.
@@ -55,19 +57,19 @@ REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def check_options(config: dict[str, Any]) -> None:
-    """Refuse, by name, each option that changes the numbers and is not applied. Raises `InvalidAdapterError`."""
+    """Raises `InvalidAdapterError` naming an option that changes the numbers and is not applied."""
     for key, reason in REFUSED.items():
         if _is_on(config.get(key)):
             raise InvalidAdapterError(f"adapter_config.json sets {key} to {shown(config[key])}: {reason}")
     bias = config.get("bias", "none")
     if bias not in (None, "none"):
-        raise InvalidAdapterError(f'adapter_config.json sets bias to {shown(bias)}; only "none" is supported')
+        raise wrong_value("bias", bias, '"none"')
     _check_init(config.get("init_lora_weights", True))
     for key, value in config.items():
         known = key in APPLIED or key in IGNORED or key in REFUSED or key == "bias"
         if not known and _is_on(value):
             raise InvalidAdapterError(
-                f"adapter_config.json sets {shown(key)} to {shown(value)}, an option that this server does not know"
+                f"adapter_config.json sets {shown(key)} to {shown(value)}, an option unknown to this server"
             )
 
 
@@ -82,7 +84,7 @@ def _check_init(init: Any) -> None:
             f"adapter_config.json sets init_lora_weights to {shown(init)}, which rewrites the base weights; "
             "save the adapter with path_initial_model_for_weight_conversion to turn it into plain LoRA"
         )
-    raise InvalidAdapterError(f"adapter_config.json sets init_lora_weights to {shown(init)}, which is not known")
+    raise wrong_value("init_lora_weights", init, "an initialisation that PEFT knows")
 
 
 def _is_on(value: Any) -> bool:

@@ -1,9 +1,9 @@
 """Regular expressions from strangers, matched without backtracking.
 
-PEFT configs name modules by regular expression, and Python's `re` can be made to run for years on a name of sixty
-characters. Here an expression is walked over *sets* of positions instead, so that no choice is ever undone, and every
-walk is counted against a budget. The answer to "does it match" is the one `re` gives; what cannot be answered that
-way (back references, atomic groups, inline flags) is refused.
+PEFT configs name modules by regular expression, and Python's `re` can be made to run for years on a name of
+sixty characters. Here an expression is walked over *sets* of positions instead, so that no choice is ever
+undone, and every walk is counted against a budget. The answer to "does it match" is the one `re` gives; what
+cannot be answered that way (back references, atomic groups, inline flags) is refused.
 """
 
 import re
@@ -39,12 +39,16 @@ class Pattern:
     def __init__(self, source: str, field: str, budget: Budget) -> None:
         self._source, self._field, self._budget = source, field, budget
         if len(source) > _MAX_LENGTH:
-            raise InvalidAdapterError(f"{field} is an expression of {len(source)} characters; at most {_MAX_LENGTH}")
+            raise InvalidAdapterError(
+                f"{field} is an expression of {len(source)} characters; at most {_MAX_LENGTH}"
+            )
         try:
             compiled = re.compile(source)
             tree = _parser.parse(source)
         except (re.error, RecursionError, OverflowError, ValueError) as error:
-            raise InvalidAdapterError(f"{field} {shown(source)} is not a regular expression: {error}") from None
+            raise InvalidAdapterError(
+                f"{field} {shown(source)} is not a regular expression: {error}"
+            ) from None
         if compiled.flags != re.UNICODE:
             self._refuse("inline flags")
         # A name, or the end of one: here `re` is linear, and much faster than walking the tree.
@@ -76,7 +80,9 @@ class Pattern:
             raise InvalidAdapterError(f"{self._field} {shown(self._source)} is nested too deeply") from None
 
     def _refuse(self, what: str) -> None:
-        raise InvalidAdapterError(f"{self._field} {shown(self._source)} uses {what}, which this server refuses")
+        raise InvalidAdapterError(
+            f"{self._field} {shown(self._source)} uses {what}, which this server refuses"
+        )
 
     def _ends(self, nodes: Iterable[Any], text: str, starts: set[int]) -> set[int]:
         """Where a match of `nodes` can end, if it starts at any of `starts`."""

@@ -1,7 +1,7 @@
-"""Which tensor of an adapter's file goes to which module: decided from names and shapes alone, before any data is read.
+"""Which tensor of an adapter's file goes to which module, from names and shapes alone.
 
-Every module that the config targets must have its A and B, and every tensor must belong to one; PEFT warns about
-either and serves something else.
+Every module that the config targets must have its A and B, and every tensor must belong to one; PEFT warns
+about either and serves something else.
 """
 
 import re
@@ -58,7 +58,7 @@ def plan(
     pairs = tuple(_pair(config, target, tensors, found) for target in wanted)
     if found:
         raise InvalidAdapterError(
-            f"tensor {next(iter(found.values()))} belongs to a module that adapter_config.json does not target"
+            f"tensor {next(iter(found.values()))} is of a module that adapter_config.json does not target"
         )
     return pairs
 
@@ -67,16 +67,24 @@ def _module_of(name: str) -> tuple[str, str]:
     key = _KEY.fullmatch(name)
     if key is not None:
         return key["module"], key["side"]
-    reason = next((reason for part, reason in _KINDS.items() if part in name), "it is not a LoRA matrix known to PEFT")
+    reason = next(
+        (reason for part, reason in _KINDS.items() if part in name), "it is not a LoRA matrix known to PEFT"
+    )
     raise InvalidAdapterError(f"tensor {name} cannot be used: {reason}")
 
 
 def _pair(
-    config: AdapterConfig, target: LoraTarget, tensors: Mapping[str, TensorInfo], found: dict[tuple[str, str], str]
+    config: AdapterConfig,
+    target: LoraTarget,
+    tensors: Mapping[str, TensorInfo],
+    found: dict[tuple[str, str], str],
 ) -> PlannedPair:
     scaling = config.scaling(target.name)
     sides = []
-    for side, shape in (("A", (scaling.rank, target.in_features)), ("B", (target.out_features, scaling.rank))):
+    for side, shape in (
+        ("A", (scaling.rank, target.in_features)),
+        ("B", (target.out_features, scaling.rank)),
+    ):
         name = found.pop((target.name, side), None)
         if name is None:
             raise InvalidAdapterError(

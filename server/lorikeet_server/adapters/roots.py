@@ -1,7 +1,7 @@
 """Opening below a directory and never outside it, whatever the name says and whoever moves things meanwhile.
 
-An adapter id comes from a tenant. It is checked as text first; then the kernel resolves it with openat2 below the
-root, without symbolic links, or, where openat2 is missing, one component at a time does the same.
+An adapter id comes from a tenant. It is checked as text first; then the kernel resolves it with openat2
+below the root, without symbolic links, or, where openat2 is missing, one component at a time does the same.
 """
 
 import ctypes
@@ -61,8 +61,8 @@ def _openat2(root_fd: int, path: str) -> int | None:
     how = _OpenHow(_DIRECTORY, 0, _NO_MAGICLINKS | _NO_SYMLINKS | _BENEATH)
     while True:
         fd = _libc.syscall(
-            ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(root_fd), ctypes.c_char_p(path.encode()), ctypes.byref(how),
-            ctypes.c_size_t(ctypes.sizeof(how)),
+            ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(root_fd), ctypes.c_char_p(path.encode()),
+            ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)),
         )  # fmt: skip
         if fd >= 0:
             return int(fd)

@@ -22,7 +22,7 @@ class FailedMove:
 
 
 class AdapterSlots:
-    """Applies the router's moves to `tables`, by name of the fused module. `staged` looks a digest up on the host."""
+    """Applies the router's moves to `tables`, by name of the fused module. `staged` knows the host tier."""
 
     def __init__(
         self,

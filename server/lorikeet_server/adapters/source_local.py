@@ -1,7 +1,8 @@
 """Adapters in directories of this machine, below the roots that the operator named.
 
-Two files are opened and nothing else is looked into: no pickle, no code, no tokenizer. Both are opened before either is
-read, and `check_unchanged` afterwards tells whether what was read was one version of one adapter.
+Two files are opened and nothing else is looked into: no pickle, no code, no tokenizer. Both are opened
+before either is read, and `check_unchanged` afterwards tells whether what was read was one version of one
+adapter.
 """
 
 import os
@@ -45,8 +46,8 @@ class SourceAdapter:
                 named = None
             if named is None or not _identity(named) == _identity(os.fstat(fd)) == self._before[name]:
                 raise SourceUnavailableError(
-                    f"{name} of adapter {self._id} changed while it was copied; publish an adapter by renaming a "
-                    "complete directory into place"
+                    f"{name} of adapter {self._id} changed while it was copied; publish an adapter by "
+                    "renaming a complete directory into place"
                 )
 
     def close(self) -> None:
@@ -63,7 +64,9 @@ class SourceAdapter:
         except FileNotFoundError:
             raise self._missing(name) from None
         except OSError as error:
-            raise InvalidAdapterError(f"{name} of adapter {self._id} cannot be opened: {error.strerror}") from None
+            raise InvalidAdapterError(
+                f"{name} of adapter {self._id} cannot be opened: {error.strerror}"
+            ) from None
         try:
             self._check_kind(name, os.fstat(fd))  # it may have been swapped since
         except BaseException:
@@ -73,19 +76,21 @@ class SourceAdapter:
 
     def _check_kind(self, name: str, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
-            raise InvalidAdapterError(f"{name} of adapter {self._id} is not a regular file; copy the file itself there")
+            raise InvalidAdapterError(
+                f"{name} of adapter {self._id} is not a regular file; copy the file itself there"
+            )
         if status.st_nlink > 1:
             raise InvalidAdapterError(
-                f"{name} of adapter {self._id} has {status.st_nlink} hard links, so it may be a file from elsewhere; "
-                "copy it instead (cp --reflink=auto)"
+                f"{name} of adapter {self._id} has {status.st_nlink} hard links, so it may be a file from "
+                "elsewhere; copy it instead (cp --reflink=auto)"
             )
 
     def _missing(self, name: str) -> InvalidAdapterError:
         for pickle in _PICKLES if name == WEIGHTS_FILE else ():
             if _exists(self._directory, pickle):
                 return InvalidAdapterError(
-                    f"adapter {self._id} has {pickle} and no {name}; a pickle is never opened, so save the adapter "
-                    "with safe_serialization=True"
+                    f"adapter {self._id} has {pickle} and no {name}; a pickle is never opened, so save the "
+                    "adapter with safe_serialization=True"
                 )
         return InvalidAdapterError(f"adapter {self._id} has no {name}")
 
@@ -99,7 +104,9 @@ class SourceAdapter:
     def __enter__(self) -> "SourceAdapter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -121,8 +128,8 @@ class Peek:
 def open_local(roots: Sequence[str], adapter_id: str) -> SourceAdapter:
     """The adapter of this id in the first root that has it.
 
-    Raises `InvalidAdapterError` (the id, or what lies there), `NotFoundError`, `SourceUnavailableError` (a root cannot
-    be read).
+    Raises `InvalidAdapterError` (the id, or what lies there), `NotFoundError`, `SourceUnavailableError` (a
+    root cannot be read).
     """
     checked_id(adapter_id)
     named = shown(adapter_id)

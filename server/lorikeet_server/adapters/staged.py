@@ -12,7 +12,7 @@ _ALIGN = 64  # bytes; A and B start on cache lines
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
-    """A and B of one module on this rank. `b` is a view of memory laid out rank by rank, as CPU kernels stream it."""
+    """A and B of one module on this rank. `b` is a view of memory laid out rank by rank."""
 
     target: LoraTarget
     rank: int

@@ -1,7 +1,7 @@
 """JSON from strangers: bounded, UTF-8, and with one meaning only.
 
-`json.loads` lets the last of two equal keys win and reads NaN; both would let a file say one thing to a checker and
-another to its user.
+`json.loads` lets the last of two equal keys win and reads NaN; both would let a file say one thing to a
+checker and another to its user.
 """
 
 import json
@@ -68,3 +68,8 @@ def shown(value: object) -> str:
     """A value from a stranger as it may appear in a message: ASCII, quoted, short."""
     text = ascii(value) if not isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 120 else f"{text[:110]}...{text[-1]}"
+
+
+def wrong_value(field: str, value: object, expected: str) -> InvalidAdapterError:
+    """The error for a field of adapter_config.json that holds something unusable."""
+    return InvalidAdapterError(f"adapter_config.json sets {field} to {shown(value)}; expected is {expected}")

@@ -8,8 +8,8 @@ class LoraTarget:
     """One module as PEFT names it, its full shape, and where its A and B live on this rank.
 
     `table` and `slice_index` say which fused module's `LoraTable` takes it, and as which slice. `inputs` and
-    `outputs` are the columns of A and the rows of B that this rank holds: everything without tensor parallelism; a
-    column-parallel module narrows `outputs`, a row-parallel one `inputs`.
+    `outputs` are the columns of A and the rows of B that this rank holds: everything without tensor
+    parallelism; a column-parallel module narrows `outputs`, a row-parallel one `inputs`.
     """
 
     name: str  # "model.layers.3.self_attn.q_proj"

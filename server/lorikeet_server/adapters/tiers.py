@@ -1,4 +1,4 @@
-"""The host tier: adapters in memory. It obeys; which adapter stays and which goes is the router's decision."""
+"""The host tier: adapters in memory. It obeys; which adapter stays is the router's decision."""
 
 import threading
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class HostTier:
             return self._staged.get(digest)
 
     def get_or_load(self, digest: str, load: Callable[[], StagedAdapter]) -> StagedAdapter:
-        """The adapter, loaded by the first caller while the others wait. A load that raises leaves no trace."""
+        """The adapter, loaded by the first caller while others wait. A load that raises leaves no trace."""
         with self._lock:
             turn = self._loading.setdefault(digest, threading.Lock())
         with turn:

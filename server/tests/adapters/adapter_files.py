@@ -28,7 +28,13 @@ FUSED = {
     "gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 1), "down_proj": ("down_proj", 0),
 }  # fmt: skip
 ROW_PARALLEL = ("o_proj", "down_proj")
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "I64": torch.int64}
+DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "I64": torch.int64,
+}
 
 
 def targets(layers: int = LAYERS, rank: int = 0, world: int = 1) -> list[LoraTarget]:
@@ -41,11 +47,14 @@ def targets(layers: int = LAYERS, rank: int = 0, world: int = 1) -> list[LoraTar
             split_in, split_out = (world, 1) if leaf in ROW_PARALLEL else (1, world)
             result.append(
                 LoraTarget(
-                    f"model.layers.{layer}.{module}", inputs, outputs, f"model.layers.{layer}.{block}.{table}", index,
+                    f"model.layers.{layer}.{module}", inputs, outputs,
+                    f"model.layers.{layer}.{block}.{table}", index,
                     _part(inputs, rank % split_in, split_in), _part(outputs, rank % split_out, split_out),
                 )
             )  # fmt: skip
-    result.append(LoraTarget("lm_head", HIDDEN, VOCAB, "lm_head", 0, range(HIDDEN), _part(VOCAB, rank, world)))
+    result.append(
+        LoraTarget("lm_head", HIDDEN, VOCAB, "lm_head", 0, range(HIDDEN), _part(VOCAB, rank, world))
+    )
     return result
 
 
@@ -128,7 +137,8 @@ def safetensors(values: Mapping[str, Tensor]) -> bytes:
     for name, value in values.items():
         piece = value.contiguous().view(torch.uint8).numpy().tobytes()
         header[name] = {
-            "dtype": names[value.dtype], "shape": list(value.shape), "data_offsets": [len(data), len(data) + len(piece)]
+            "dtype": names[value.dtype], "shape": list(value.shape),
+            "data_offsets": [len(data), len(data) + len(piece)],
         }  # fmt: skip
         data += piece
     return raw_safetensors(header, data)

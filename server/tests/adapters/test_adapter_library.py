@@ -1,4 +1,6 @@
-"""The way of a good adapter: fetched, staged, in a slot, dropped; and what other threads and processes may do."""
+"""The way of a good adapter: fetched, staged, in a slot, dropped; and what other threads and processes may
+do.
+"""
 
 import threading
 from pathlib import Path
@@ -37,9 +39,7 @@ def test_from_directory_to_slot(tmp_path: Path) -> None:
     staged = lib.stage(digest)
     assert lib.stage(digest) is staged
     assert (staged.max_rank, len(staged.pairs)) == (4, 2 * build.LAYERS)
-    assert staged.memory_bytes == sum(
-        (p.a.numel() + p.b.numel()) * 4 for p in staged.pairs
-    )
+    assert staged.memory_bytes == sum((p.a.numel() + p.b.numel()) * 4 for p in staged.pairs)
     found = tables()
     slots = AdapterSlots(found, 2, torch.device("cpu"), lib.staged.get)
     assert slots.move(1, digest) is None
@@ -58,7 +58,9 @@ def test_from_directory_to_slot(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         lib.stage(digest)
     assert slots.move(1, "") is None
-    assert all(table.get(1, index) is None for table in found.values() for index in range(len(table.out_features)))
+    assert all(
+        table.get(1, index) is None for table in found.values() for index in range(len(table.out_features))
+    )
 
 
 def test_a_move_replaces_what_was_there(tmp_path: Path) -> None:
@@ -88,7 +90,9 @@ def test_a_failed_move_leaves_the_slot_empty(tmp_path: Path) -> None:
     del found["model.layers.1.self_attn.qkv_proj"]  # fails half way
     failed = slots.move(0, digest)
     assert failed is not None and slots.held(0) == ""
-    assert all(table.get(0, index) is None for table in found.values() for index in range(len(table.out_features)))
+    assert all(
+        table.get(0, index) is None for table in found.values() for index in range(len(table.out_features))
+    )
     assert slots.move(7, digest) is not None
 
 

@@ -1,4 +1,6 @@
-"""What PEFT computes for a config is what we compute for it: the weight update of every module, and none besides."""
+"""What PEFT computes for a config is what we compute for it: the weight update of every module, and none
+besides.
+"""
 
 import json
 import random
@@ -61,7 +63,8 @@ CASES: dict[str, dict[str, Any]] = {
     "pattern ends the name": {"target_modules": ALL, "rank_pattern": {"proj": 2, "self_attn": 3, "_proj": 4}},
     "pattern breaks out of its group": {"target_modules": ALL, "rank_pattern": {"q_proj)|(model.*up": 2}},
     "rslora with patterns": {
-        "target_modules": ALL, "use_rslora": True, "rank_pattern": {"k_proj": 9}, "alpha_pattern": {"k_proj": 3.5},
+        "target_modules": ALL, "use_rslora": True, "rank_pattern": {"k_proj": 9},
+        "alpha_pattern": {"k_proj": 3.5},
     },
     "gaussian": {"target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
     "no init": {"target_modules": ["q_proj"], "init_lora_weights": False},
@@ -74,7 +77,8 @@ def tiny_llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             hidden_size=build.HIDDEN, intermediate_size=build.MLP, vocab_size=build.VOCAB,
-            num_hidden_layers=build.LAYERS, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
+            num_hidden_layers=build.LAYERS, num_attention_heads=4, num_key_value_heads=2,
+            tie_word_embeddings=False,
         )
     )  # fmt: skip
 
@@ -90,7 +94,9 @@ def save(options: dict[str, Any], directory: Path, dtype: torch.dtype = torch.fl
 
 
 def load(directory: Path) -> PeftModel:
-    """What PEFT makes of the files. That can differ from what it trained: patterns are sorted when they are saved."""
+    """What PEFT makes of the files. That can differ from what it trained: patterns are sorted when they are
+    saved.
+    """
     return PeftModel.from_pretrained(tiny_llama(), str(directory))
 
 
@@ -105,7 +111,9 @@ def assert_same(staged: StagedAdapter, model: PeftModel, tolerance: float = 0.0)
     assert {pair.target.name for pair in staged.pairs} == set(wanted)
     for pair in staged.pairs:
         ours = (pair.b.float() @ pair.a.float()) * pair.scale
-        torch.testing.assert_close(ours, wanted[pair.target.name], rtol=1e-5 + tolerance, atol=1e-5 + tolerance)
+        torch.testing.assert_close(
+            ours, wanted[pair.target.name], rtol=1e-5 + tolerance, atol=1e-5 + tolerance
+        )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -133,7 +141,9 @@ def test_random_configs(seed: int, tmp_path: Path) -> None:
     save(options, tmp_path / "root/a")
     try:
         model = load(tmp_path / "root/a")
-    except RuntimeError:  # the sorted patterns give other ranks than the ones trained: PEFT cannot read its own file
+    except (
+        RuntimeError
+    ):  # the sorted patterns give other ranks than the ones trained: PEFT cannot read its own file
         with pytest.raises(InvalidAdapterError, match="has the shape"):
             build.fetch(lib, "a")
     else:
@@ -143,7 +153,14 @@ def test_random_configs(seed: int, tmp_path: Path) -> None:
 def pattern(rng: random.Random) -> str:
     leaf, layer = rng.choice(ALL), rng.randrange(build.LAYERS)
     return rng.choice(
-        [leaf, rf"layers\.{layer}\..*", rf".*\.{layer}\.\w+\.{leaf}", f"{leaf[0]}.*", r"mlp\.(up|gate)_proj", "attn"]
+        [
+            leaf,
+            rf"layers\.{layer}\..*",
+            rf".*\.{layer}\.\w+\.{leaf}",
+            f"{leaf[0]}.*",
+            r"mlp\.(up|gate)_proj",
+            "attn",
+        ]
     )
 
 
@@ -174,19 +191,22 @@ def test_slices_of_all_ranks_make_the_whole(world: int, tmp_path: Path) -> None:
 OLD_FORMATS: dict[str, dict[str, Any]] = {
     "peft 0.2": {
         "base_model_name_or_path": "x", "bias": "none", "enable_lora": None, "fan_in_fan_out": False,
-        "inference_mode": True, "lora_alpha": 16, "lora_dropout": 0.05, "merge_weights": False, "modules_to_save": None,
+        "inference_mode": True, "lora_alpha": 16, "lora_dropout": 0.05, "merge_weights": False,
+        "modules_to_save": None,
         "peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM",
     },
     "peft 0.6": {
         "alpha_pattern": {}, "auto_mapping": None, "base_model_name_or_path": "x", "bias": "none",
         "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True, "layers_pattern": None,
         "layers_to_transform": None, "lora_alpha": 16, "lora_dropout": 0.0, "modules_to_save": None,
-        "peft_type": "LORA", "r": 8, "rank_pattern": {}, "revision": None, "target_modules": ["q_proj", "v_proj"],
+        "peft_type": "LORA", "r": 8, "rank_pattern": {}, "revision": None,
+        "target_modules": ["q_proj", "v_proj"],
         "task_type": "CAUSAL_LM",
     },
     "as little as possible": {"peft_type": "LORA", "target_modules": ["v_proj", "q_proj"], "lora_alpha": 16},
     "a newer peft, new options off": {
-        "peft_type": "LORA", "target_modules": ["v_proj", "q_proj"], "lora_alpha": 16, "peft_version": "9.9.9",
+        "peft_type": "LORA", "target_modules": ["v_proj", "q_proj"], "lora_alpha": 16,
+        "peft_version": "9.9.9",
         "use_future": False, "future_config": None, "future_list": [], "future_name": "",
     },
 }  # fmt: skip
