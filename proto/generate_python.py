@@ -1,7 +1,7 @@
 """Generates the Python side of the step protocol into `server/lorikeet_server/pb`.
 
-Run it from anywhere with the development environment's Python: `python proto/generate_python.py [OUTPUT_DIR]`.
-The output is committed; `server/tests/service/test_generated.py` fails when it is out of date.
+Run it from anywhere with the development environment's Python: `python proto/generate_python.py
+[OUTPUT_DIR]`. The output is committed; `server/tests/service/test_generated.py` fails when it is out of date.
 """
 
 import sys
@@ -26,7 +26,9 @@ def generate(target: Path = TARGET) -> None:
         for name in NAMES:
             text = (Path(scratch) / "lorikeet" / "v1" / name).read_text()
             # protoc derives the import from the proto path; the modules live in our package instead.
-            text = text.replace("from lorikeet.v1 import shard_pb2", "from lorikeet_server.pb import shard_pb2")
+            text = text.replace(
+                "from lorikeet.v1 import shard_pb2", "from lorikeet_server.pb import shard_pb2"
+            )
             # Stubs stay free of the header: it would switch off checking of the code that uses them.
             (target / name).write_text(text if name.endswith(".pyi") else HEADER + text)
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn, Optional
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -21,20 +21,26 @@ def main() -> None:
     app(prog_name="python -m lorikeet_server")
 
 
-# Imports of torch wait inside the commands: OpenMP reads the environment as torch is loaded, and `--help` stays quick.
+# Imports of torch wait inside the commands: OpenMP reads the environment as torch is loaded, and `--help`
+# stays quick.
 
 
 @app.command()
 def serve(
-    model_path: Annotated[Path, typer.Option(help="Directory with safetensors and config.json, or a .gguf file")],
+    model_path: Annotated[
+        Path, typer.Option(help="Directory with safetensors and config.json, or a .gguf file")
+    ],
     model_id: Annotated[str, typer.Option(help="Name under which the model is served")],
     uds_path: Annotated[Path, typer.Option(help="Unix socket to create, in a directory of mode 0700")],
     store_dir: Annotated[Path, typer.Option(help="Directory of the adapter store")],
     adapter_root: Annotated[
-        Optional[list[Path]], typer.Option(help="Directory below which adapters may be fetched; may be repeated")
+        list[Path] | None,
+        typer.Option(help="Directory below which adapters may be fetched; may be repeated"),
     ] = None,
     disk_bytes: Annotated[int, typer.Option(min=0, help="Bound of the adapter store; 0: none")] = 0,
-    dtype: Annotated[Dtype, typer.Option(help="How weights are stored; auto: as in the checkpoint")] = Dtype.AUTO,
+    dtype: Annotated[
+        Dtype, typer.Option(help="How weights are stored; auto: as in the checkpoint")
+    ] = Dtype.AUTO,
     device: Annotated[Device, typer.Option(help="Where the model runs")] = Device.AUTO,
     threads: Annotated[
         int, typer.Option(min=0, help="Kernel threads; 0: OMP_NUM_THREADS, else one per physical core")
@@ -72,8 +78,8 @@ def serve(
 @app.command()
 def prepare(
     model_id: Annotated[str, typer.Option(help="A directory, a .gguf file, `smollm2`, or a hub id")],
-    revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a hub id")] = None,
-    cache_dir: Annotated[Optional[Path], typer.Option(help="Where fetched and generated files are kept")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where fetched and generated files are kept")] = None,
 ) -> None:
     """Resolve a model to files on this machine and print one JSON line that names them."""
     from lorikeet_server.weights import WeightsError

@@ -1,4 +1,5 @@
-"""Settings of the process: flags and environment, read once into frozen values. Nothing else reads the environment."""
+"""Settings of the process: flags and environment, read once into frozen values. Nothing else reads the
+environment."""
 
 import os
 from collections.abc import Mapping, MutableMapping
@@ -16,9 +17,10 @@ MASTER_PORT = "MASTER_PORT"  # its port; required when WORLD_SIZE > 1
 OMP_NUM_THREADS = "OMP_NUM_THREADS"  # threads of the compute kernels, unless --threads says otherwise
 GOMP_SPINCOUNT = "GOMP_SPINCOUNT"  # how long an idle kernel thread spins before it sleeps
 
-# Kernel threads meet at a barrier several times per layer. Sleeping there costs a wake-up of 5-50 us each time, spinning
-# without end (libgomp's default is about 1 ms) takes the cores from the router, and starves a preempted thread that the
-# others wait for. So: spin for some tens of microseconds, the time between two kernels, then sleep.
+# Kernel threads meet at a barrier several times per layer. Sleeping there costs a wake-up of 5-50 us each
+# time, spinning without end (libgomp's default is about 1 ms) takes the cores from the router, and starves a
+# preempted thread that the others wait for. So: spin for some tens of microseconds, the time between two
+# kernels, then sleep.
 SPIN_COUNT = 20_000
 
 
@@ -89,8 +91,9 @@ def environment() -> Mapping[str, str]:
 
 
 def prepare_threads(threads: int, environment: MutableMapping[str, str] = os.environ) -> int:
-    """Settles the number of kernel threads and how they wait. To be called before torch is imported, since the
-    OpenMP runtime reads both once, as it is loaded. `threads` 0: OMP_NUM_THREADS, else one per physical core."""
+    """Settles the number of kernel threads and how they wait. To be called before torch is imported, since
+    the OpenMP runtime reads both once, as it is loaded. `threads` 0: OMP_NUM_THREADS, else one per physical
+    core."""
     count = threads or _integer(environment, OMP_NUM_THREADS, 0, 0, 4096) or physical_cores()
     environment[OMP_NUM_THREADS] = str(count)
     environment.setdefault(GOMP_SPINCOUNT, str(SPIN_COUNT))
@@ -104,7 +107,12 @@ def physical_cores() -> int:
     for cpu in allowed:
         topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
         try:
-            cores.add((topology.joinpath("physical_package_id").read_text(), topology.joinpath("core_id").read_text()))
+            cores.add(
+                (
+                    topology.joinpath("physical_package_id").read_text(),
+                    topology.joinpath("core_id").read_text(),
+                )
+            )
         except OSError:
             return len(allowed)
     return len(cores)

@@ -23,7 +23,8 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Looks at everything; what raises becomes a finding, so that one broken part does not hide the others."""
+    """Looks at everything; what raises becomes a finding, so that one broken part does not hide the
+    others."""
     probes: list[tuple[str, Callable[[], Finding]]] = [
         ("lorikeet_server", lambda: Finding("lorikeet_server", __version__)),
         ("python", lambda: Finding("python", platform.python_version())),

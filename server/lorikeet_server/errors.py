@@ -1,7 +1,8 @@
 """What can go wrong, named for the caller's problem.
 
-Each class carries the gRPC status that a caller sees (`service/status.py` is the one place that maps it). Messages
-say what was given, what is allowed and how to mend it; they never carry paths outside what the caller sent.
+Each class carries the gRPC status that a caller sees (`service/status.py` is the one place that maps it).
+Messages say what was given, what is allowed and how to mend it; they never carry paths outside what the
+caller sent.
 """
 
 from typing import ClassVar

@@ -60,5 +60,9 @@ class _Intercept(logging.Handler):
     """Hands records of the standard library's loggers to loguru."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        level = record.levelname if record.levelname in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL") else "INFO"
+        level = (
+            record.levelname
+            if record.levelname in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+            else "INFO"
+        )
         logger.opt(exception=record.exc_info, depth=6).log(level, record.getMessage())

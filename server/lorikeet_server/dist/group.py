@@ -1,7 +1,7 @@
 """The ranks that compute one model together, and the three collectives they need.
 
-Every rank receives the same steps from the router, so nothing about scheduling is exchanged here. With one rank all
-of this is the identity and touches no process group.
+Every rank receives the same steps from the router, so nothing about scheduling is exchanged here. With one
+rank all of this is the identity and touches no process group.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-# Far above the longest step. A rank that waits longer has lost its peers for good, and the group is restarted.
+# Far above the longest step. A rank that waits longer has lost its peers for good, and the group is
+# restarted.
 COLLECTIVE_TIMEOUT = timedelta(seconds=120)
 
 
@@ -26,7 +27,8 @@ class TensorParallel:
             raise ValueError(f"rank {self.rank} is outside a group of {self.size}")
 
     def share(self, total: int) -> range:
-        """This rank's range of `total` units; all ranks take equally many but for the last, which may have fewer."""
+        """This rank's range of `total` units; all ranks take equally many but for the last, which may have
+        fewer."""
         width = -(-total // self.size)
         return range(min(self.rank * width, total), min((self.rank + 1) * width, total))
 
@@ -49,8 +51,8 @@ class TensorParallel:
     def agree(self, x: torch.Tensor) -> None:
         """Replaces `x` by rank 0's, in place.
 
-        Gathered logits are equal on all ranks, but a library that sums in another order on one of them would make
-        the ranks feed different tokens to the next step, and nothing downstream would notice.
+        Gathered logits are equal on all ranks, but a library that sums in another order on one of them would
+        make the ranks feed different tokens to the next step, and nothing downstream would notice.
         """
         if self.size > 1:
             dist.broadcast(x, src=0)

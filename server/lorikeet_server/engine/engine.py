@@ -38,7 +38,12 @@ class Engine:
     """Answers Info, Warmup and steps."""
 
     def __init__(
-        self, identity: Identity, model: CausalLM, kernels: Kernels, tp: TensorParallel, library: AdapterLibrary
+        self,
+        identity: Identity,
+        model: CausalLM,
+        kernels: Kernels,
+        tp: TensorParallel,
+        library: AdapterLibrary,
     ) -> None:
         self.library = library
         self._identity, self._model, self._kernels, self._tp = identity, model, kernels, tp
@@ -96,7 +101,9 @@ class Engine:
         )
         self._runner = Runner(self._model, self._kernels, self._tp, sequences, slots)
         exercise(self._runner, limits)
-        logger.info("{} KV blocks of {} tokens, {} adapter slots", num_blocks, limits.block_size, limits.adapter_slots)
+        logger.info(
+            "{} KV blocks of {} tokens, {} adapter slots", num_blocks, limits.block_size, limits.adapter_slots
+        )
         return pb.WarmupResponse(
             num_blocks=num_blocks, adapter_bytes=request.adapter_bytes or int(free * memory.ADAPTER_SHARE)
         )

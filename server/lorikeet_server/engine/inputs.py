@@ -44,7 +44,8 @@ class StepInputs:
 
 
 def build_inputs(step: pb.Step, sequences: Sequences) -> StepInputs | None:
-    """Updates block tables and lengths, and lays out the step. None if it has no rows. Raises ProtocolError."""
+    """Updates block tables and lengths, and lays out the step. None if it has no rows. Raises
+    ProtocolError."""
     prefill, decode = step.prefill, step.decode
     prefill_slots, lengths = _ints(prefill.slot), _ints(prefill.length)
     starts, sample = _ints(prefill.start), np.array(prefill.sample, np.bool_)
@@ -76,7 +77,7 @@ def build_inputs(step: pb.Step, sequences: Sequences) -> StepInputs | None:
     is_sampled = np.concatenate((sample, np.ones(decode_slots.size, np.bool_)))
     sampled_rows = (query_start[1:] - 1)[is_sampled].astype(np.int64)
     row_adapters = sequences.adapter[row_slots]
-    batch = LoraBatch.build(row_adapters) if (row_adapters >= 0).any() else None
+    batch = _batch(row_adapters)
     all_sampled = sampled_rows.size == row_slots.size
     device = sequences.last_token.device
     return StepInputs(
@@ -93,10 +94,14 @@ def build_inputs(step: pb.Step, sequences: Sequences) -> StepInputs | None:
         sampled_rows=sampled_rows,
         sampled_slots=slots[is_sampled],
         sampled_positions=context[is_sampled],
-        sampled_batch=batch if batch is None or all_sampled else LoraBatch.build(row_adapters[sampled_rows]),
+        sampled_batch=batch if all_sampled else _batch(row_adapters[sampled_rows]),
         prompt_chunks=_prompt_chunks(sequences, prefill, prefill_slots, starts, query_start, chunk_tokens),
         row_adapters=row_adapters,
     )
+
+
+def _batch(row_adapters: npt.NDArray[np.int32]) -> LoraBatch | None:
+    return LoraBatch.build(torch.from_numpy(row_adapters)) if (row_adapters >= 0).any() else None
 
 
 def _ints(values: object) -> Ints:

@@ -14,7 +14,8 @@ def available_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROU
     free = _meminfo_available(meminfo)
     limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
     if limit is not None and used is not None:
-        # `memory.current` counts page cache, which gives way: without it a freshly read model would look full.
+        # `memory.current` counts page cache, which gives way: without it a freshly read model would look
+        # full.
         cached = _stat(cgroup / "memory.stat", "inactive_file")
         free = min(free, max(0, limit - used + cached))
     return free

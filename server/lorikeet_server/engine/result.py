@@ -1,4 +1,5 @@
-"""From device tensors to the packed arrays of a StepResult: the one place where a step waits for its numbers."""
+"""From device tensors to the packed arrays of a StepResult: the one place where a step waits for its
+numbers."""
 
 import numpy as np
 import torch
@@ -37,7 +38,8 @@ def _write_alternatives(result: pb.StepResult, rows: int, sampled: Sampled) -> N
 
 
 def write_failed(result: pb.StepResult, inputs: StepInputs, message: str) -> None:
-    """The step raised: an entry for each sampled row, as the protocol wants, and an error for every sequence."""
+    """The step raised: an entry for each sampled row, as the protocol wants, and an error for every
+    sequence."""
     rows = inputs.sampled_slots.size
     result.slot.extend(inputs.sampled_slots.tolist())
     result.token.extend([0] * rows)

@@ -41,8 +41,8 @@ class Runner:
     def run(self, step: pb.Step) -> pb.StepResult:
         """Computes a step. Raises ProtocolError if the step contradicts this shard's state.
 
-        An exception from the computation fails the rows of this step and no more; with several ranks it goes to the
-        caller, since the others are inside collectives that this rank will not join.
+        An exception from the computation fails the rows of this step and no more; with several ranks it goes
+        to the caller, since the others are inside collectives that this rank will not join.
         """
         started = time.perf_counter_ns()
         result = pb.StepResult(id=step.id)
@@ -118,4 +118,4 @@ class Runner:
 
     def _rows_batch(self, inputs: StepInputs, rows: slice) -> LoraBatch | None:
         adapters = inputs.row_adapters[rows]
-        return LoraBatch.build(adapters) if (adapters >= 0).any() else None
+        return LoraBatch.build(torch.from_numpy(adapters)) if (adapters >= 0).any() else None

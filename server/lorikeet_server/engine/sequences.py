@@ -30,8 +30,8 @@ class Limits:
 
 
 class Sequences:
-    """Arrays over slots. Metadata lives on the host, where steps arrive; only tokens stay on the device, so that a
-    decode's input never makes a round trip."""
+    """Arrays over slots. Metadata lives on the host, where steps arrive; only tokens stay on the device, so
+    that a decode's input never makes a round trip."""
 
     def __init__(self, limits: Limits, vocab_size: int, device: torch.device) -> None:
         slots = limits.max_sequences
@@ -48,12 +48,15 @@ class Sequences:
         self.vocab_size = vocab_size
 
     def admit(self, admission: pb.Admission) -> None:
-        """Gives a sequence its slot. Raises ProtocolError if the slot is taken or a number is out of range."""
+        """Gives a sequence its slot. Raises ProtocolError if the slot is taken or a number is out of
+        range."""
         slot, limits = admission.slot, self.limits
         if slot >= limits.max_sequences or self.active[slot]:
             raise ProtocolError(f"sequence slot {slot} is taken or outside 0..{limits.max_sequences - 1}")
         if not -1 <= admission.adapter_slot < limits.adapter_slots:
-            raise ProtocolError(f"adapter slot {admission.adapter_slot} is outside -1..{limits.adapter_slots - 1}")
+            raise ProtocolError(
+                f"adapter slot {admission.adapter_slot} is outside -1..{limits.adapter_slots - 1}"
+            )
         sampling = admission.sampling
         tokens = [*sampling.bias_tokens, *admission.history]
         if tokens and max(tokens) >= self.vocab_size:

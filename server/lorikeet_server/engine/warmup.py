@@ -10,7 +10,14 @@ def exercise(runner: Runner, limits: Limits) -> None:
     length = min(16, limits.block_size, limits.max_step_tokens, limits.max_sequence_tokens)
     admission = pb.Admission(slot=0, adapter_slot=-1, sampling=pb.Sampling(temperature=1.0, top_p=0.9))
     prefill = pb.Prefill(
-        slot=[0], start=[0], length=[length], tokens=[0] * length, new_blocks=[1], blocks=[0], sample=[True], next_token=[0]
+        slot=[0],
+        start=[0],
+        length=[length],
+        tokens=[0] * length,
+        new_blocks=[1],
+        blocks=[0],
+        sample=[True],
+        next_token=[0],
     )
     steps = [pb.Step(admissions=[admission], prefill=prefill)]
     if length < min(limits.block_size, limits.max_sequence_tokens):

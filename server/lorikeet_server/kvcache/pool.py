@@ -52,6 +52,7 @@ def count_blocks(shape: KvShape, block_size: int, kv_bytes: int, max_blocks: int
     blocks = kv_bytes // (block_size * shape.bytes_per_token)
     if blocks < 1:
         raise ConfigError(
-            f"{kv_bytes} bytes of KV memory hold no block of {block_size} tokens ({shape.bytes_per_token} bytes each)"
+            f"{kv_bytes} bytes of KV memory hold no block of {block_size} tokens "
+            f"of {shape.bytes_per_token} bytes"
         )
     return min(blocks, max_blocks)

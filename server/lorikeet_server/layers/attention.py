@@ -24,7 +24,7 @@ class Heads:
         heads, kv_heads = config.num_heads, config.num_kv_heads
         if heads % size or (kv_heads % size and size % kv_heads):
             raise ModelError(
-                f"{heads} attention heads with {kv_heads} key/value heads cannot be divided over {size} shards"
+                f"{heads} attention heads with {kv_heads} key/value heads do not divide over {size} shards"
             )
         query = heads // size
         key = max(1, kv_heads // size)

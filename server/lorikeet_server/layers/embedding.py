@@ -22,7 +22,8 @@ class Embedding:
 
     @property
     def weight(self) -> torch.Tensor:
-        """This rank's rows, rounded to the storage mode as every weight is: what a tied lm_head multiplies by."""
+        """This rank's rows, rounded to the storage mode as every weight is: what a tied lm_head multiplies
+        by."""
         return self._weight
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -41,7 +42,12 @@ class LmHead:
     """Logits over the whole vocabulary, on every rank."""
 
     def __init__(
-        self, build: Build, tied: torch.Tensor | None, vocab_size: int, hidden_size: int, name: str = "lm_head"
+        self,
+        build: Build,
+        tied: torch.Tensor | None,
+        vocab_size: int,
+        hidden_size: int,
+        name: str = "lm_head",
     ) -> None:
         self._tp, self._vocab_size = build.tp, vocab_size
         rows = build.tp.share(vocab_size)

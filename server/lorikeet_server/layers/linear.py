@@ -12,7 +12,8 @@ from lorikeet_server.weights import Slice
 
 
 class Linear:
-    """`y = x W^T`, plus the adapters' products, plus bias. Several checkpoint modules may be fused along the output."""
+    """`y = x W^T`, plus the adapters' products, plus bias. Several checkpoint modules may be fused along the
+    output."""
 
     __slots__ = ("_all_reduce", "_kernels", "bias", "packed", "site")
 
@@ -50,7 +51,8 @@ class Part:
 def column_parallel(
     build: Build, prefix: str, fused: str, parts: Sequence[Part], in_features: int, *, bias: bool
 ) -> Linear:
-    """Fuses modules that read the same input; each rank computes some of their outputs. `fused` names the site."""
+    """Fuses modules that read the same input; each rank computes some of their outputs. `fused` names the
+    site."""
     weights, biases = [], []
     site = LoraSite(f"{prefix}.{fused}", in_features, tuple(len(part.rows) for part in parts))
     for part in parts:
@@ -70,4 +72,6 @@ def row_parallel(
     weight = build.load(f"{name}.weight", (out_features, in_features), part)
     site = LoraSite(name, len(columns), (out_features,))
     site.add_target(name, in_features, out_features, columns, range(out_features))
-    return Linear(build, weight, build.vector(f"{name}.bias", out_features) if bias else None, site, reduce=True)
+    return Linear(
+        build, weight, build.vector(f"{name}.bias", out_features) if bias else None, site, reduce=True
+    )

@@ -1,7 +1,7 @@
 """Where adapters attach: one site per fused linear, one target per checkpoint module in it.
 
-A rank's part of a target: a column-parallel module shards B and replicates A, a row-parallel one the other way round.
-Its product joins the base's before the base's own all-reduce, so LoRA adds no collective.
+A rank's part of a target: a column-parallel module shards B and replicates A, a row-parallel one the other
+way round. Its product joins the base's before the base's own all-reduce, so LoRA adds no collective.
 """
 
 from lorikeet_server.adapters.targets import LoraTarget
@@ -9,7 +9,8 @@ from lorikeet_server.kernels import LoraTable
 
 
 class LoraSite:
-    """The adapter table of one fused linear on this rank. The table exists once the number of slots is known."""
+    """The adapter table of one fused linear on this rank. The table exists once the number of slots is
+    known."""
 
     def __init__(self, name: str, in_features: int, out_features: tuple[int, ...]) -> None:
         self.name = name
@@ -21,11 +22,13 @@ class LoraSite:
     def add_target(
         self, name: str, in_features: int, out_features: int, inputs: range, outputs: range
     ) -> None:
-        """Appends a module; the order of calls is the order of the fused outputs. Sizes are the whole module's."""
+        """Appends a module; the order of calls is the order of the fused outputs. Sizes are the whole
+        module's."""
         self.targets.append(
             LoraTarget(name, in_features, out_features, self.name, len(self.targets), inputs, outputs)
         )
 
     def allocate(self, num_slots: int) -> None:
-        """Replaces the table by an empty one of `num_slots`; without slots there is none, and LoRA costs nothing."""
+        """Replaces the table by an empty one of `num_slots`; without slots there is none, and LoRA costs
+        nothing."""
         self.table = LoraTable(self.in_features, self.out_features, num_slots) if num_slots else None

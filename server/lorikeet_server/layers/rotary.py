@@ -1,4 +1,5 @@
-"""Rotary position tables, computed in the float32 steps that transformers uses, so that the values are equal."""
+"""Rotary position tables, computed in the float32 steps that transformers uses, so that the values are
+equal."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ class Rope:
         settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
         kind = settings.get("rope_type", settings.get("type", "default"))
         if kind not in ("default", "linear", "llama3"):
-            raise ModelError(f"rope scaling {kind!r} in config.json is not supported; known: default, linear, llama3")
+            raise ModelError(
+                f"rope scaling {kind!r} in config.json is not supported; known: default, linear, llama3"
+            )
         if float(settings.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))) != 1.0:
             raise ModelError("partial_rotary_factor in config.json is not supported; heads must rotate whole")
         return cls(

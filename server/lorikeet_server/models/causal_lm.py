@@ -2,12 +2,12 @@
 
 import torch
 
+from lorikeet_server.adapters.targets import LoraTarget
 from lorikeet_server.kernels import Decoder, DecoderSpec, LoraBatch, LoraTable, StepTensors
 from lorikeet_server.kvcache.pool import KvPool
 from lorikeet_server.layers.block import Block
 from lorikeet_server.layers.build import Build
 from lorikeet_server.layers.embedding import Embedding, LmHead
-from lorikeet_server.adapters.targets import LoraTarget
 from lorikeet_server.layers.rotary import cos_sin_table
 from lorikeet_server.models.config import ModelConfig
 
@@ -35,7 +35,8 @@ class CausalLM:
         return [target for site in self._sites for target in site.targets]
 
     def lora_tables(self) -> dict[str, LoraTable]:
-        """The adapter table of each fused linear, by the name that targets give it. Empty before `prepare`."""
+        """The adapter table of each fused linear, by the name that targets give it. Empty before
+        `prepare`."""
         return {site.name: site.table for site in self._sites if site.table is not None}
 
     def prepare(self, pool: KvPool, adapter_slots: int, max_positions: int) -> None:
@@ -72,7 +73,8 @@ class CausalLM:
         return self._lm_head(hidden, batch)
 
     def _fuse(self, cos_sin: torch.Tensor) -> Decoder | None:
-        """The blocks as one call, where the backend and the family allow it. Ranks must meet between the ops."""
+        """The blocks as one call, where the backend and the family allow it. Ranks must meet between the
+        ops."""
         layers = [block.as_data() for block in self._blocks]
         if self._tp.size > 1:
             return None

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from lorikeet_server.dist import TensorParallel
 from lorikeet_server.errors import ModelError
 from lorikeet_server.kernels import Kernels, LinearMode
-from lorikeet_server.dist import TensorParallel
 from lorikeet_server.layers.build import Build
 from lorikeet_server.models.causal_lm import CausalLM
 from lorikeet_server.models.config import ModelConfig, architecture

@@ -1,8 +1,8 @@
 """Top-k, top-p and typical-p, and the draw from what they leave.
 
-A row is drawn by inverting its cumulative distribution at one uniform number. Sorting a whole vocabulary costs
-milliseconds a row on a CPU, and nearly every row keeps a few tokens, so rows are first tried on their `CANDIDATES`
-best tokens. Whether that is enough depends on the row alone, never on its batch mates.
+A row is drawn by inverting its cumulative distribution at one uniform number. Sorting a whole vocabulary
+costs milliseconds a row on a CPU, and nearly every row keeps a few tokens, so rows are first tried on their
+`CANDIDATES` best tokens. Whether that is enough depends on the row alone, never on its batch mates.
 """
 
 from dataclasses import dataclass
@@ -34,8 +34,9 @@ def draw(
 ) -> torch.Tensor:
     """Token `[rows]` of each row of `scores` `[rows, vocab]` (already divided by temperature).
 
-    `filtered` marks the rows with any filter on, `short` those of them that may fit into the candidates. Both are
-    known on the host, so nothing here waits for a device but the search for rows that did not fit (CPU only).
+    `filtered` marks the rows with any filter on, `short` those of them that may fit into the candidates. Both
+    are known on the host, so nothing here waits for a device but the search for rows that did not fit (CPU
+    only).
     """
     if not filtered.any():
         return _invert(scores.softmax(-1), filters.uniform)
@@ -85,7 +86,8 @@ def _top_k(width: int, top_k: torch.Tensor) -> torch.Tensor:
 
 
 def _typical(scores: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
-    """Keeps the tokens whose surprise is nearest to the entropy, up to `mass`; all of them where mass is 1."""
+    """Keeps the tokens whose surprise is nearest to the entropy, up to `mass`; all of them where mass is
+    1."""
     logprob = scores.log_softmax(-1)
     probability = logprob.exp()
     entropy = -(logprob * probability).nansum(-1, keepdim=True)
@@ -97,7 +99,8 @@ def _typical(scores: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
 
 
 def _invert(probability: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Index `[rows]` at which the cumulative distribution passes `uniform`. Never an entry of probability zero.
+    """Index `[rows]` at which the cumulative distribution passes `uniform`. Never an entry of probability
+    zero.
 
     Double precision: in single, the tail of a 100k vocabulary falls below the resolution of the sum.
     """

@@ -33,8 +33,8 @@ class SamplingParams:
 class SlotParams:
     """Host arrays `[slots]`, written at admission and gathered by row each step.
 
-    Bias and penalties cost a pass over the vocabulary, so the rows that use them are tracked by slot and everyone
-    else pays nothing.
+    Bias and penalties cost a pass over the vocabulary, so the rows that use them are tracked by slot and
+    everyone else pays nothing.
     """
 
     def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
@@ -60,7 +60,10 @@ class SlotParams:
         self.top_logprobs[slot] = min(params.top_logprobs, self._vocab_size)
         if params.bias_tokens:
             tokens = torch.tensor(params.bias_tokens, dtype=torch.int64, device=self._device)
-            self.bias[slot] = (tokens, torch.tensor(params.bias_values, dtype=torch.float32, device=self._device))
+            self.bias[slot] = (
+                tokens,
+                torch.tensor(params.bias_values, dtype=torch.float32, device=self._device),
+            )
         if params.penalised:
             self.penalties.admit(
                 slot,

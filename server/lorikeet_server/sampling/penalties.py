@@ -8,7 +8,8 @@ import torch
 
 
 class PenaltyCounts:
-    """Token counts `[lanes, vocab]`. A slot with a penalty holds a lane; the others hold none and cost nothing.
+    """Token counts `[lanes, vocab]`. A slot with a penalty holds a lane; the others hold none and cost
+    nothing.
 
     Lanes are allocated on demand and doubled, since a count row of a 128k vocabulary takes 640 kB.
     """

@@ -14,7 +14,8 @@ from lorikeet_server.sampling.rng import uniforms
 
 @dataclass(slots=True)
 class Sampled:
-    """Results on the device, one entry per row. `finite` is false for a row whose logits hold NaN or infinity."""
+    """Results on the device, one entry per row. `finite` is false for a row whose logits hold NaN or
+    infinity."""
 
     tokens: torch.Tensor  # [rows] int64
     logprobs: torch.Tensor  # [rows] float32

@@ -11,8 +11,8 @@ from lorikeet_server.engine.engine import Engine
 from lorikeet_server.errors import LorikeetError
 from lorikeet_server.pb import shard_pb2 as pb
 
-# The router keeps two steps in flight. Reading a little ahead hides the event loop's latency; reading on without
-# bound would let a broken peer fill the memory.
+# The router keeps two steps in flight. Reading a little ahead hides the event loop's latency; reading on
+# without bound would let a broken peer fill the memory.
 STEPS_AHEAD = 4
 
 
@@ -21,25 +21,36 @@ class SupersededError(Exception):
 
 
 class Session:
-    """One open Execute stream. `ended` is also read by the compute thread."""
+    """One open Execute stream. The flags are also read by the compute thread."""
 
     def __init__(self) -> None:
-        self.ended = False
+        self.superseded = False
+        self.failed = False  # a step was refused: those behind it must not run
         self.permits = asyncio.Semaphore(STEPS_AHEAD)
         # Bounded by the permits. None: no more steps, or ended.
         self.results: asyncio.Queue[Future[pb.StepResult] | None] = asyncio.Queue()
 
     def end(self) -> None:
         """Steps that have not started will not run. The one that runs is finished, and its result dropped."""
-        self.ended = True
+        self.superseded = True
         self.results.put_nowait(None)
+
+    async def next_result(self) -> pb.StepResult | None:
+        """The next step's result, None after the last. Raises SupersededError, and what the step raised."""
+        result: pb.StepResult | None = None
+        step = await self.results.get()
+        if step is not None and not self.superseded:
+            result = await asyncio.wrap_future(step)
+        if self.superseded:
+            raise SupersededError
+        return result
 
 
 class StepStreams:
-    """Feeds the compute thread from the newest stream. `fatal` is called, on the compute thread, when the engine has
-    failed in a way that leaves its state in doubt."""
+    """Feeds the compute thread from the newest stream. `fatal` is called, on the compute thread, when the
+    engine has failed in a way that leaves its state in doubt."""
 
-    def __init__(self, engine: Engine, compute: Executor, fatal: Callable[[], None]) -> None:
+    def __init__(self, engine: Engine, compute: Executor, fatal: Callable[[], object]) -> None:
         self._engine, self._compute, self._fatal = engine, compute, fatal
         self._session: Session | None = None
 
@@ -58,14 +69,9 @@ class StepStreams:
             # Queued behind the step that may still run for the old stream.
             await asyncio.wrap_future(self._compute.submit(self._engine.reset))
             reader = asyncio.create_task(self._read(steps, session))
-            while (step := await session.results.get()) is not None and not session.ended:
-                result = await asyncio.wrap_future(step)
-                if session.ended:
-                    break
+            while (result := await session.next_result()) is not None:
                 yield result
                 session.permits.release()
-            if session.ended:
-                raise SupersededError
             await reader  # raises what reading raised
         finally:
             if reader is not None:
@@ -84,19 +90,19 @@ class StepStreams:
             session.results.put_nowait(None)
 
     def _execute(self, step: pb.Step, session: Session, arrived: int) -> pb.StepResult:
-        # Checked here and not where steps are read: a step of an ended stream must not run after the reset that
-        # opened the next one.
-        if session.ended:
+        # Checked here and not where steps are read: a step of an ended stream must not run after the reset
+        # that opened the next one.
+        if session.superseded or session.failed:
             raise SupersededError
         started = time.perf_counter_ns()
         try:
             result = self._engine.execute(step)
         except LorikeetError as error:
-            session.ended = True
+            session.failed = True
             logger.error("step {} is refused, the stream ends: {}", step.id, error)
             raise
         except Exception:
-            session.ended = True
+            session.failed = True
             logger.exception("step {} failed beyond its rows, this shard stops", step.id)
             self._fatal()
             raise

@@ -21,8 +21,8 @@ PROGRESS_SECONDS = 5.0
 
 
 def load_engine(config: ServeConfig) -> Engine:
-    """Blocks until the weights are in memory, and with several ranks until all have joined. Raises ConfigError,
-    ModelError, WeightsError."""
+    """Blocks until the weights are in memory, and with several ranks until all have joined. Raises
+    ConfigError, ModelError, WeightsError."""
     started = time.monotonic()
     source = open_source(config.model_path)
     registry.configure(source.config)  # refuse an unknown model before waiting for anything
@@ -43,8 +43,8 @@ def load_engine(config: ServeConfig) -> Engine:
 
 
 def storage_mode(dtype: Dtype, source: WeightSource) -> LinearMode:
-    """`auto` rounds nothing that the checkpoint holds in 16 bits. A GGUF file was quantised far below that, so its
-    dequantised values lose nothing that matters in float16, and take half the memory traffic."""
+    """`auto` rounds nothing that the checkpoint holds in 16 bits. A GGUF file was quantised far below that,
+    so its dequantised values lose nothing that matters in float16, and take half the memory traffic."""
     if dtype is Dtype.FLOAT32:
         return "float32"
     if dtype is Dtype.BFLOAT16:

@@ -22,7 +22,8 @@ from lorikeet_server.service.threads import compute_thread, staging_pool
 from lorikeet_server.weights import WeightsError
 
 SERVICE = "lorikeet.v1.Shard"
-# A step of 100k tokens takes 0.5 MB. Log-probabilities of a long prompt with alternatives are the largest result.
+# A step of 100k tokens takes 0.5 MB. Log-probabilities of a long prompt with alternatives are the largest
+# result.
 MAX_REQUEST_BYTES = 16 << 20
 MAX_RESULT_BYTES = 256 << 20
 GRACE_SECONDS = 1.0
@@ -80,7 +81,8 @@ async def serve(config: ServeConfig) -> int:
 
 
 async def _listen(path: Path, servicer: ShardServicer, health: health_aio.HealthServicer) -> aio.Server:
-    """Binds the socket, mode 0600. Raises ConfigError if anything is at its path: it is not ours to remove."""
+    """Binds the socket, mode 0600. Raises ConfigError if anything is at its path: it is not ours to
+    remove."""
     if os.path.lexists(path):
         raise ConfigError(f"--uds-path {path} exists already; use a fresh directory")
     server = aio.server(
@@ -89,7 +91,7 @@ async def _listen(path: Path, servicer: ShardServicer, health: health_aio.Health
             ("grpc.max_send_message_length", MAX_RESULT_BYTES),
         ]
     )
-    rpc.add_ShardServicer_to_server(servicer, server)
+    rpc.add_ShardServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     await _set_health(health, HealthCheckResponse.NOT_SERVING)
     previous = os.umask(0o177)

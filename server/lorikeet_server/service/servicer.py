@@ -1,15 +1,16 @@
 """The Shard service: decode, call, encode, and map errors to status codes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import Executor
 from contextlib import aclosing
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar, cast
 
 import grpc
 from grpc import aio
 from loguru import logger
 
+from lorikeet_server.adapters.intake import FetchProgress
 from lorikeet_server.engine.engine import Engine
 from lorikeet_server.errors import LorikeetError, NotReadyError
 from lorikeet_server.pb import shard_pb2 as pb
@@ -19,13 +20,12 @@ from lorikeet_server.service.status import status_of
 from lorikeet_server.weights import WeightsError
 
 T = TypeVar("T")
-Context = aio.ServicerContext[Any, Any]
 
 
 class ShardServicer(rpc.ShardServicer):
     """Answers UNAVAILABLE until `ready` is called with the loaded engine."""
 
-    def __init__(self, compute: Executor, staging: Executor, fatal: Callable[[], None]) -> None:
+    def __init__(self, compute: Executor, staging: Executor, fatal: Callable[[], object]) -> None:
         self._compute, self._staging, self._fatal = compute, staging, fatal
         self._engine: Engine | None = None
         self._streams: StepStreams | None = None
@@ -34,17 +34,17 @@ class ShardServicer(rpc.ShardServicer):
         """The model is loaded."""
         self._engine, self._streams = engine, StepStreams(engine, self._compute, self._fatal)
 
-    async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:  # noqa: N802
+    async def Info(self, request: pb.InfoRequest, context: aio.ServicerContext) -> pb.InfoResponse:  # noqa: N802
         engine, _ = await self._loaded(context)
         return engine.info()
 
-    async def Warmup(self, request: pb.WarmupRequest, context: Context) -> pb.WarmupResponse:  # noqa: N802
+    async def Warmup(self, request: pb.WarmupRequest, context: aio.ServicerContext) -> pb.WarmupResponse:  # noqa: N802
         engine, streams = await self._loaded(context)
         streams.end_current()
         return await self._call(context, self._compute, lambda: engine.warmup(request))
 
     async def Execute(  # noqa: N802
-        self, request_iterator: AsyncIterator[pb.Step], context: Context
+        self, request_iterator: AsyncIterator[pb.Step], context: aio.ServicerContext
     ) -> AsyncIterator[pb.StepResult]:
         _, streams = await self._loaded(context)
         try:
@@ -57,24 +57,25 @@ class ShardServicer(rpc.ShardServicer):
             await _abort(context, error)
 
     async def FetchAdapter(  # noqa: N802
-        self, request: pb.FetchAdapterRequest, context: Context
+        self, request: pb.FetchAdapterRequest, context: aio.ServicerContext
     ) -> AsyncIterator[pb.FetchAdapterProgress]:
         engine, _ = await self._loaded(context)
-        steps = await self._call(
-            context, self._staging, lambda: engine.library.fetch(request.source, request.id, request.max_bytes)
-        )
+        fetch = engine.library.fetch(request.source, request.id, request.max_bytes)
+        copying = cast(Generator[FetchProgress, None, None], fetch)
         try:
-            while (done := await self._call(context, self._staging, lambda: next(steps, None))) is not None:
-                stored = done.bytes_total if done.digest else 0
+            while (done := await self._call(context, self._staging, lambda: next(copying, None))) is not None:
                 yield pb.FetchAdapterProgress(
-                    bytes_done=done.bytes_done, bytes_total=done.bytes_total, digest=done.digest, stored_bytes=stored
+                    bytes_done=done.bytes_done,
+                    bytes_total=done.bytes_total,
+                    digest=done.digest,
+                    stored_bytes=done.bytes_total if done.digest else 0,
                 )
         finally:
             # Also when the caller has gone: closing takes back what was copied.
-            self._staging.submit(steps.close)
+            self._staging.submit(copying.close)
 
     async def StageAdapter(  # noqa: N802
-        self, request: pb.StageAdapterRequest, context: Context
+        self, request: pb.StageAdapterRequest, context: aio.ServicerContext
     ) -> pb.StageAdapterResponse:
         engine, _ = await self._loaded(context)
         staged = await self._call(context, self._staging, lambda: engine.library.stage(request.digest))
@@ -88,19 +89,21 @@ class ShardServicer(rpc.ShardServicer):
         )
 
     async def DropAdapter(  # noqa: N802
-        self, request: pb.DropAdapterRequest, context: Context
+        self, request: pb.DropAdapterRequest, context: aio.ServicerContext
     ) -> pb.DropAdapterResponse:
         engine, _ = await self._loaded(context)
-        await self._call(context, self._staging, lambda: engine.library.drop(request.digest, request.from_store))
+        await self._call(
+            context, self._staging, lambda: engine.library.drop(request.digest, request.from_store)
+        )
         return pb.DropAdapterResponse()
 
-    async def _loaded(self, context: Context) -> tuple[Engine, StepStreams]:
+    async def _loaded(self, context: aio.ServicerContext) -> tuple[Engine, StepStreams]:
         if self._engine is None or self._streams is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the model is still loading")
             raise NotReadyError("unreachable: abort raises")
         return self._engine, self._streams
 
-    async def _call(self, context: Context, executor: Executor, function: Callable[[], T]) -> T:
+    async def _call(self, context: aio.ServicerContext, executor: Executor, function: Callable[[], T]) -> T:
         """Runs a blocking call off the event loop, and turns what it raises into a status."""
         try:
             return await asyncio.get_running_loop().run_in_executor(executor, function)
@@ -108,7 +111,7 @@ class ShardServicer(rpc.ShardServicer):
             await _abort(context, error)
 
 
-async def _abort(context: Context, error: Exception) -> NoReturn:
+async def _abort(context: aio.ServicerContext, error: Exception) -> NoReturn:
     if isinstance(error, aio.AbortError):
         raise error
     if not isinstance(error, LorikeetError | WeightsError):

@@ -7,8 +7,8 @@ from lorikeet_server.weights import WeightsError
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
-    """Code and message for a caller. An unexpected error is INTERNAL, and says its type but not its text, which may
-    hold paths."""
+    """Code and message for a caller. An unexpected error is INTERNAL, and says its type but not its text,
+    which may hold paths."""
     if isinstance(error, LorikeetError):
         return grpc.StatusCode[error.code], str(error)
     if isinstance(error, WeightsError):

@@ -22,8 +22,8 @@ def compute_thread(threads: int) -> ThreadPoolExecutor:
 
 
 def staging_pool() -> ThreadPoolExecutor:
-    """Threads for fetching and staging adapters, below the compute thread's priority: a decode never waits for a
-    core that reads files."""
+    """Threads for fetching and staging adapters, below the compute thread's priority: a decode never waits
+    for a core that reads files."""
 
     def initialise() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), STAGING_NICENESS)

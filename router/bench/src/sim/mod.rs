@@ -1,0 +1,173 @@
+//! A shard without a model: it keeps the protocol, computes tokens from a hash, and fails when told to.
+//!
+//! It reads its "context" back through the block tables that the router sent, so a block reused wrongly or not released
+//! shows in the tokens. [`expected`] says what a right router streams.
+
+mod adapters;
+mod model;
+mod service;
+
+use std::{
+    io,
+    ops::Range,
+    os::unix::net::UnixListener as StdListener,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+pub use adapters::digest;
+use lorikeet_proto::v1::shard_server::ShardServer;
+pub use model::{expected, next_token};
+use service::Service;
+use tokio::{net::UnixListener, runtime, sync::watch};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+/// What the shard is like.
+#[derive(Clone, Debug)]
+pub struct SimConfig {
+    pub rank: u32,
+    pub world_size: u32,
+    pub vocab_size: u32,
+    pub max_position_embeddings: u32,
+    pub num_blocks: u32,
+    /// Time that every step takes, and each token in it.
+    pub step_time: Duration,
+    pub token_time: Duration,
+    /// How sequences end by themselves.
+    pub eos: Option<Eos>,
+    /// The tokens that are sampled, and the one of `eos`.
+    pub sampled: Range<u32>,
+    /// Bytes of every adapter, in the store, in host memory and in a device slot.
+    pub adapter_bytes: u64,
+    /// Bytes of adapters on the device.
+    pub adapter_budget: u64,
+    /// What fetching and staging an adapter takes.
+    pub fetch_time: Duration,
+    pub stage_time: Duration,
+}
+
+/// The token that ends a sequence, and once in how many it is sampled.
+#[derive(Clone, Copy, Debug)]
+pub struct Eos {
+    pub token: u32,
+    pub once_in: u64,
+}
+
+impl Default for SimConfig {
+    fn default() -> Self {
+        Self {
+            rank: 0,
+            world_size: 1,
+            vocab_size: 256,
+            max_position_embeddings: 4096,
+            num_blocks: 4096,
+            step_time: Duration::ZERO,
+            token_time: Duration::ZERO,
+            eos: None,
+            sampled: 0..256,
+            adapter_bytes: 1 << 20,
+            adapter_budget: 64 << 20,
+            fetch_time: Duration::ZERO,
+            stage_time: Duration::ZERO,
+        }
+    }
+}
+
+/// What was asked of a shard, and what it is told to do wrong.
+#[derive(Debug)]
+pub struct Control {
+    pub fetches: AtomicU64,
+    pub stagings: AtomicU64,
+    pub drops: AtomicU64,
+    pub steps: AtomicU64,
+    /// Sequence slots in use after the last step.
+    pub live_slots: AtomicU64,
+    /// Rows whose adapter slot was empty or whose block was missing: the router's mistakes.
+    pub violations: AtomicU64,
+    /// A sequence whose context holds this token fails with `numeric_error`; `u32::MAX`: none.
+    pub poison: AtomicU32,
+    /// Steps are answered with another id.
+    pub wrong_ids: AtomicBool,
+    frozen: watch::Sender<bool>,
+}
+
+impl Control {
+    fn new() -> Self {
+        Self {
+            fetches: AtomicU64::new(0),
+            stagings: AtomicU64::new(0),
+            drops: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
+            live_slots: AtomicU64::new(0),
+            violations: AtomicU64::new(0),
+            poison: AtomicU32::new(u32::MAX),
+            wrong_ids: AtomicBool::new(false),
+            frozen: watch::Sender::new(false),
+        }
+    }
+
+    /// Answers nothing until told otherwise, as a stopped process would.
+    pub fn freeze(&self, frozen: bool) {
+        self.frozen.send_replace(frozen);
+    }
+
+    async fn thawed(&self) {
+        self.frozen.subscribe().wait_for(|frozen| !frozen).await.ok();
+    }
+
+    pub fn count(counter: &AtomicU64) -> u64 {
+        counter.load(Relaxed)
+    }
+}
+
+/// A running shard, in threads of its own. Dropping it is its sudden death: every connection is cut.
+pub struct SimShard {
+    path: PathBuf,
+    control: Arc<Control>,
+    runtime: Option<runtime::Runtime>,
+}
+
+impl SimShard {
+    /// Listens at `path`, in place of what is there.
+    pub fn start(path: &Path, config: SimConfig) -> io::Result<Self> {
+        if path.exists() {
+            std::fs::remove_file(path)?;
+        }
+        let listener = StdListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        let control = Arc::new(Control::new());
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name(format!("sim-{}", config.rank))
+            .enable_all()
+            .build()?;
+        let service = Service::new(config, Arc::clone(&control));
+        let incoming = {
+            let _guard = runtime.enter();
+            UnixListenerStream::new(UnixListener::from_std(listener)?)
+        };
+        runtime.spawn(Server::builder().add_service(ShardServer::new(service)).serve_with_incoming(incoming));
+        Ok(Self { path: path.to_owned(), control, runtime: Some(runtime) })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+}
+
+impl Drop for SimShard {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

@@ -1,0 +1,73 @@
+"""Every family gives the numbers that transformers gives, on every backend."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shard_driver import (
+    Driver,
+    expected_logprobs,
+    expected_tokens,
+    make_engine,
+    prompt_of,
+    tiny_model,
+    warmup_request,
+)
+
+from lorikeet_server.pb import shard_pb2 as pb
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "tied": ("llama", {"tie_word_embeddings": True}),
+    "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "one-kv-head": ("llama", {"num_key_value_heads": 1}),
+    "no-grouping": ("llama", {"num_key_value_heads": 4}),
+    "wide-head": ("llama", {"head_dim": 32}),
+    "llama3-rope": ("llama", {"rope_parameters": LLAMA3}),
+    "linear-rope": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
+    ),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_matches_transformers(variant: str, backend: str, tmp_path: Path) -> None:
+    family, settings = VARIANTS[variant]
+    model = tiny_model(tmp_path / "model", family, **settings)
+    engine = make_engine(tmp_path / "model", tmp_path / "store", backend)
+    engine.warmup(warmup_request())
+    prompt = prompt_of(75, seed=1)
+    (run,) = Driver(engine).generate(
+        [prompt], 20, prompt_logprobs=True, prompt_top_logprobs=2, sampling=pb.Sampling(top_logprobs=3)
+    )
+    assert run.errors == []
+    assert run.tokens == expected_tokens(model, prompt, 20)
+
+    expected = expected_logprobs(model, prompt + run.tokens)
+    seen = torch.tensor(run.logprobs)
+    index = torch.arange(20)
+    assert torch.allclose(seen, expected[74:-1][index, torch.tensor(run.tokens)], atol=1e-4)
+    seen = torch.tensor(run.prompt_logprobs)
+    assert torch.allclose(seen, expected[:74][torch.arange(74), torch.tensor(prompt[1:])], atol=1e-4)
+
+    best = expected[74:-1].topk(3)
+    assert [[token for token, _ in row] for row in run.alternatives] == best.indices.tolist()
+    values = torch.tensor([[value for _, value in row] for row in run.alternatives])
+    assert torch.allclose(values, best.values, atol=1e-4)
+    best = expected[:74].topk(2)
+    assert [token for token, _ in run.prompt_top] == best.indices.flatten().tolist()
+    assert torch.allclose(torch.tensor([v for _, v in run.prompt_top]), best.values.flatten(), atol=1e-4)

@@ -1,0 +1,175 @@
+"""The vectorised sampler against plain references, row by row."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.generation.logits_process import (
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from lorikeet_server.kernels import select
+from lorikeet_server.sampling import filters
+from lorikeet_server.sampling.params import SamplingParams, SlotParams
+from lorikeet_server.sampling.rng import uniforms
+from lorikeet_server.sampling.sampler import Sampled, sample
+
+VOCAB = 1000
+CPU = torch.device("cpu")
+KERNELS = select("reference")
+
+MIXES: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 1.0},
+    {"temperature": 0.3},
+    {"temperature": 1.5, "top_k": 1},
+    {"temperature": 1.0, "top_k": 5},
+    {"temperature": 1.0, "top_k": 400},
+    {"temperature": 0.8, "top_p": 0.5},
+    {"temperature": 5.0, "top_p": 0.99},
+    {"temperature": 1.0, "top_p": 0.001},
+    {"temperature": 1.0, "typical_p": 0.3},
+    {"temperature": 1.2, "top_k": 50, "top_p": 0.9},
+    {"temperature": 1.2, "top_k": 700, "top_p": 0.9},
+    {"temperature": 1.0, "top_k": 30, "top_p": 0.9, "typical_p": 0.5},
+    {"temperature": 1.0, "top_p": 0.8, "typical_p": 0.7},
+    {"temperature": 1e-30},
+    {"temperature": 1e-30, "top_p": 0.9},
+]
+
+
+def logits_of(rows: int, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
+    return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def slot_params(rows: list[dict[str, Any]]) -> SlotParams:
+    params = SlotParams(len(rows), VOCAB, CPU)
+    for slot, row in enumerate(rows):
+        params.admit(slot, SamplingParams(seed=slot, **row), (), 0)
+    return params
+
+
+def run(logits: torch.Tensor, params: SlotParams, slots: list[int], position: int = 5) -> Sampled:
+    return sample(KERNELS, logits, params, np.array(slots), np.full(len(slots), position))
+
+
+def kept_distribution(logits: torch.Tensor, row: dict[str, Any]) -> torch.Tensor:
+    """What transformers' warpers leave of one row, as probabilities."""
+    scores = (logits - logits.max()).double().unsqueeze(0) / row["temperature"]
+    ids = torch.zeros(1, 1, dtype=torch.long)
+    if row.get("top_k"):
+        scores = TopKLogitsWarper(row["top_k"])(ids, scores)
+    if row.get("top_p", 1.0) < 1:
+        scores = TopPLogitsWarper(row["top_p"])(ids, scores)
+    if row.get("typical_p", 1.0) < 1:
+        scores = TypicalLogitsWarper(row["typical_p"])(ids, scores)
+    return scores.softmax(-1)[0]
+
+
+@pytest.mark.parametrize("row", MIXES[1:], ids=str)
+def test_draws_from_what_the_filters_leave(row: dict[str, Any]) -> None:
+    """Over an even grid of uniforms, each token comes up in proportion to its probability."""
+    grid = 4000
+    logits = logits_of(1).expand(grid, VOCAB)
+    params = slot_params([row] * grid)
+    expected = kept_distribution(logits[0], row)
+    patched = (np.arange(grid) + 0.5) / grid
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lorikeet_server.sampling.sampler.uniforms", lambda *_: patched)
+        tokens = run(logits, params, list(range(grid))).tokens
+    share = torch.bincount(tokens, minlength=VOCAB).double() / grid
+    assert set(tokens.tolist()) <= set(expected.nonzero().flatten().tolist())
+    assert (share - expected).abs().max() <= 1.01 / grid
+
+
+def test_rows_do_not_see_each_other() -> None:
+    logits = logits_of(len(MIXES), seed=1)
+    params = slot_params(MIXES)
+    together = run(logits, params, list(range(len(MIXES))))
+    for slot in range(len(MIXES)):
+        alone = run(logits[slot : slot + 1], params, [slot])
+        assert alone.tokens.tolist() == together.tokens[slot : slot + 1].tolist()
+    backwards = list(range(len(MIXES)))[::-1]
+    assert run(logits.flip(0), params, backwards).tokens.flip(0).tolist() == together.tokens.tolist()
+
+
+def test_greedy_rows_and_logprobs() -> None:
+    logits = logits_of(6)
+    params = slot_params([{"temperature": float(i % 2), "top_logprobs": i} for i in range(6)])
+    sampled = run(logits, params, [5, 0, 3, 2, 4, 1])
+    expected = logits.log_softmax(-1)
+    for row, slot in enumerate([5, 0, 3, 2, 4, 1]):
+        token = int(sampled.tokens[row])
+        if slot % 2 == 0:
+            assert token == int(logits[row].argmax())
+        assert float(sampled.logprobs[row]) == pytest.approx(float(expected[row, token]), abs=1e-5)
+    assert sampled.alternative_rows.tolist() == [0, 2, 3, 4, 5]
+    assert sampled.alternative_counts.tolist() == [5, 3, 2, 4, 1]
+    assert sampled.alternative_tokens is not None and sampled.alternative_logprobs is not None
+    best = expected[sampled.alternative_rows].topk(5)
+    assert torch.equal(sampled.alternative_tokens, best.indices)
+    assert torch.allclose(sampled.alternative_logprobs, best.values, atol=1e-5)
+
+
+def test_a_whole_row_is_searched_when_candidates_do_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The short cut gives the token that the full sort gives."""
+    rows = [{"temperature": 1.0, "top_p": p} for p in (0.1, 0.5, 0.9, 0.99)] * 20
+    logits, params = logits_of(80, seed=3, spread=0.5), slot_params(rows)
+    short = run(logits, params, list(range(80))).tokens
+    monkeypatch.setattr(filters, "CANDIDATES", VOCAB)
+    assert torch.equal(run(logits, params, list(range(80))).tokens, short)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("row", MIXES, ids=str)
+def test_a_row_that_is_not_finite(poison: float, row: dict[str, Any]) -> None:
+    logits = logits_of(3)
+    params = slot_params([row] * 3)
+    clean = run(logits, params, [0, 1, 2])
+    logits[1, 7] = poison
+    sampled = run(logits, params, [0, 1, 2])
+    assert sampled.finite.tolist() == [True, False, True]
+    assert sampled.tokens[[0, 2]].tolist() == clean.tokens[[0, 2]].tolist()
+    assert 0 <= int(sampled.tokens[1]) < VOCAB
+
+
+def test_slots_are_forgotten() -> None:
+    params = slot_params([{"repetition_penalty": 2.0, "bias_tokens": [3], "bias_values": [50.0]}, {}])
+    logits = logits_of(2)
+    assert run(logits, params, [0, 1]).tokens[0] == 3
+    params.release(0)
+    params.admit(0, SamplingParams(), (), 0)
+    assert torch.equal(run(logits, params, [0, 1]).tokens, logits.argmax(-1))
+    assert not params.bias and not params.penalties.in_use
+
+
+def test_penalty_lanes_are_reused_clean() -> None:
+    params = SlotParams(40, VOCAB, CPU)
+    penalised = SamplingParams(frequency_penalty=1000.0)
+    best = int(logits_of(1).argmax())
+    for _ in range(3):
+        for slot in range(40):
+            params.admit(slot, penalised, [best], 1)
+        assert best not in run(logits_of(1).expand(40, VOCAB), params, list(range(40))).tokens.tolist()
+        for slot in range(40):
+            params.admit(slot, penalised, [], 0)
+        assert set(run(logits_of(1).expand(40, VOCAB), params, list(range(40))).tokens.tolist()) == {best}
+        params.clear()
+
+
+def test_uniforms() -> None:
+    seeds = np.repeat(np.arange(100, dtype=np.uint64), 1000)
+    positions = np.tile(np.arange(1000), 100)
+    values = uniforms(seeds, positions)
+    assert values.min() >= 0 and values.max() < 1
+    assert len(np.unique(values)) == len(values)
+    assert abs(values.mean() - 0.5) < 0.005
+    assert np.abs(np.histogram(values, 20, (0, 1))[0] / len(values) - 0.05).max() < 0.003
+    grid = values.reshape(100, 1000) - 0.5
+    # Neither neighbouring positions nor neighbouring seeds move together.
+    assert abs((grid[:, 1:] * grid[:, :-1]).mean()) < 1e-3 and abs((grid[1:] * grid[:-1]).mean()) < 1e-3
+    largest = np.array([2**64 - 1], np.uint64)
+    assert 0 <= float(uniforms(largest, np.array([2**31]))[0]) < 1
