@@ -12,5 +12,5 @@ use crate::{app::AppState, telemetry::Metrics};
     responses((status = 200, body = String, content_type = "application/openmetrics-text"))
 )]
 pub async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, Metrics::CONTENT_TYPE)], state.metrics.encode())
+    ([(CONTENT_TYPE, Metrics::CONTENT_TYPE)], state.metrics.encode(&state.registry))
 }
