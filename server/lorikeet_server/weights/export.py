@@ -26,9 +26,12 @@ def export(model_id: str, out: Path, revision: str | None = None, cache_dir: Pat
     prepared = prepare(model_id, revision, cache_dir)
     source = open_source(prepared.model_path)
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {name: source.load(name) for name in source.names()}
+    tensors = {name: source.load(name).float() for name in source.names()}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "config.json").write_text(json.dumps(source.config, indent=2) + "\n", encoding="utf-8")
+    config = {key: value for key, value in source.config.items() if key != "dtype"} | {
+        "torch_dtype": "float32"
+    }
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in _TOKENIZER_FILES:
         origin = prepared.tokenizer_path / name
         if origin.is_file() and origin.parent != out:

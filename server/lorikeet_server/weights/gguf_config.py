@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gguf import GGMLQuantizationType
+
 from lorikeet_server.weights.error import WeightsError
 from lorikeet_server.weights.gguf_header import GgufHeader
 
@@ -62,7 +64,7 @@ def model_config(header: GgufHeader, path: Path) -> dict[str, Any]:
         "rms_norm_eps": _shortest(fact("attention.layer_norm_rms_epsilon")),
         "rope_theta": _shortest(metadata.get("llama.rope.freq_base", 10000.0)),
         "tie_word_embeddings": "output.weight" not in header.tensors,
-        "torch_dtype": "float32",
+        "torch_dtype": _dtype(header),
         "vocab_size": header.tensors["token_embd.weight"].shape[0]
         if "token_embd.weight" in header.tensors
         else 0,
@@ -84,6 +86,14 @@ def special_tokens(header: GgufHeader) -> dict[str, int | None]:
     """Token ids by their name in config.json; None where the model has no such token."""
     keys = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
     return {name: header.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+
+
+def _dtype(header: GgufHeader) -> str:
+    """The smallest type that keeps what the matrices hold; quantised values lose next to nothing in float16."""
+    kinds = {tensor.quantization for tensor in header.tensors.values() if len(tensor.shape) > 1}
+    if GGMLQuantizationType.F32 in kinds:
+        return "float32"
+    return "bfloat16" if GGMLQuantizationType.BF16 in kinds else "float16"
 
 
 def _shortest(value: float) -> float:

@@ -67,6 +67,19 @@ def test_config_is_that_of_the_original_model(write_gguf: Any, tiny_model: Llama
         assert getattr(config, field) == getattr(original, field), field
 
 
+@pytest.mark.parametrize(
+    ("quantization", "dtype"),
+    [
+        (QuantizationType.F32, "float32"),
+        (QuantizationType.BF16, "bfloat16"),
+        (QuantizationType.F16, "float16"),
+        (QuantizationType.Q8_0, "float16"),
+    ],
+)
+def test_config_names_a_dtype_that_fits(write_gguf: Any, quantization: QuantizationType, dtype: str) -> None:
+    assert open_source(write_gguf(quantization=quantization)).config["torch_dtype"] == dtype
+
+
 def test_tied_embeddings_have_one_tensor(write_gguf: Any) -> None:
     source = open_source(write_gguf(tied=True))
     assert source.config["tie_word_embeddings"] is True
