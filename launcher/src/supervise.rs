@@ -72,11 +72,11 @@ pub async fn supervise(plan: &Plan, signals: &mut Signals) -> anyhow::Result<End
     match watch(plan, &mut router, &mut shards, signals).await {
         Ok(signal) => {
             tracing::info!("{signal}: finishing what is in flight; a second signal ends at once");
-            Ok(drain(plan, &mut router, &mut shards, signals).await)
+            Ok(drain(plan, signal, &mut router, &mut shards, signals).await)
         }
         Err(error) => {
             shards.kill().await;
-            router.terminate();
+            router.signal(Signal::SIGINT);
             router.stop(FAILED_ROUTER_GRACE).await;
             Err(error)
         }
@@ -131,9 +131,16 @@ fn next_start(death: &Death, backoff: &mut Backoff, ever_ready: bool) -> anyhow:
     Ok(wait)
 }
 
-async fn drain(plan: &Plan, router: &mut Process, shards: &mut ShardGroup, signals: &mut Signals) -> Ending {
+/// Hands `signal` to the router, which waits for balancers to look elsewhere on SIGTERM but not on Ctrl-C.
+async fn drain(
+    plan: &Plan,
+    signal: Signal,
+    router: &mut Process,
+    shards: &mut ShardGroup,
+    signals: &mut Signals,
+) -> Ending {
     let in_order = async {
-        router.terminate();
+        router.signal(if signal == Signal::SIGTERM { signal } else { Signal::SIGINT });
         router.stop(plan.drain_deadline).await;
         shards.stop(SHARD_GRACE).await;
     };

@@ -8,6 +8,8 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use super::process::{Process, ProcessSpec, describe};
 
 /// How one rank ended, and with it the group.
@@ -68,7 +70,7 @@ impl ShardGroup {
     /// Ends every rank: asks first and kills what is left after `grace`.
     pub(super) async fn stop(&mut self, grace: Duration) {
         for process in &self.processes {
-            process.terminate();
+            process.signal(Signal::SIGTERM);
         }
         let deadline = Instant::now() + grace;
         for process in &mut self.processes {

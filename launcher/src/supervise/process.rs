@@ -101,11 +101,6 @@ impl Process {
         self.child.wait().await
     }
 
-    /// Asks the process to end.
-    pub(super) fn terminate(&self) {
-        self.signal(Signal::SIGTERM);
-    }
-
     /// Kills the process and whatever it started, without waiting.
     pub(super) fn kill(&self) {
         self.signal(Signal::SIGKILL);
@@ -122,7 +117,8 @@ impl Process {
         }
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Sends a signal to the process and whatever it started.
+    pub(super) fn signal(&self, signal: Signal) {
         match killpg(self.group, signal) {
             // Nobody left in the group: it has ended already.
             Ok(()) | Err(Errno::ESRCH) => {}

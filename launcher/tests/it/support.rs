@@ -141,7 +141,7 @@ impl Server<'_> {
             }
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => self.log.push(line),
-                Err(_) => panic!("no line with {text:?} in {:#?}", self.log),
+                Err(error) => panic!("no line with {text:?} ({error}) in {:#?}", self.log),
             }
         }
     }

