@@ -107,12 +107,16 @@ impl Engine {
         }
     }
 
-    /// Adds the next chunk of a prompt, as much as the step and the blocks have room for. False: there is no room.
+    /// Adds the next chunk of a prompt, as much as the step and the blocks have room for. False: there is no room, or
+    /// there was none for the rest of the chunk that the step has already.
     fn plan_chunk(&mut self, id: SequenceId, builder: &mut StepBuilder) -> bool {
         let block_size = self.kv.block_size();
         let Some(run) = self.sequences.get(&id).and_then(|sequence| sequence.run.as_ref()) else {
             return false;
         };
+        if run.last_step == builder.id() {
+            return false;
+        }
         let wanted = (run.prefill - run.planned).min(builder.budget);
         let mut room = run.room(block_size);
         let mut new_blocks = Vec::new();

@@ -136,8 +136,6 @@ fn namespaces_share_nothing() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
     /// Whatever is reused contains exactly the history asked for; blocks are conserved; all of them can be had back.
     #[test]
     fn reuse_is_equality_of_history(

@@ -251,11 +251,12 @@ impl Device {
     pub(super) fn update(&mut self, id: AdapterId, now: Time, change: impl FnOnce(&mut Adapter)) {
         let Some(adapter) = self.adapters.get_mut(&id) else { return };
         let before = (adapter.is_wanted(), adapter.is_loading(), adapter.is_used());
+        let since = adapter.since;
         let admitted = adapter.ready_slot().is_some() && !adapter.draining;
         change(adapter);
         let after = (adapter.is_wanted(), adapter.is_loading(), adapter.is_used());
         if before.0 && !after.0 {
-            self.wanted.remove(&(adapter.since, id));
+            self.wanted.remove(&(since, id));
         } else if after.0 && !before.0 {
             adapter.since = now;
             self.wanted.insert((now, id));

@@ -1,0 +1,11 @@
+//! A shard in memory that checks every step it is given, and a caller that checks every event it gets.
+
+#![allow(dead_code, unreachable_pub, reason = "each test crate uses its part")]
+
+mod driver;
+mod model;
+mod shard;
+
+pub use driver::{Driver, Outcome};
+pub use model::{Job, STOP, VOCABULARY};
+pub use shard::{Faults, Shard};
