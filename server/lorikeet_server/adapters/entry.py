@@ -66,7 +66,12 @@ class StoredAdapter:
         data = bytearray(count)
         view, done = memoryview(data), 0
         while done < count:
-            got = os.readv(self._fd, [view[done:]])
+            try:
+                got = os.readv(self._fd, [view[done:]])
+            except OSError as error:
+                raise DataLossError(
+                    f"the stored adapter {self._digest} cannot be read: {error.strerror}"
+                ) from None
             if got == 0:
                 raise DataLossError(f"the stored adapter {self._digest} has become shorter")
             done += got

@@ -35,7 +35,7 @@ class TensorInfo:
     end: int
 
 
-def header_bytes(prefix: bytes, file_bytes: int, what: str) -> int:
+def header_bytes(prefix: bytearray, file_bytes: int, what: str) -> int:
     """Length of the JSON part, from the file's first eight bytes. Raises `InvalidAdapterError`."""
     if len(prefix) < LENGTH_BYTES or file_bytes < LENGTH_BYTES + 2:
         raise InvalidAdapterError(f"{what} has {file_bytes} bytes, too few for a safetensors file")
@@ -52,7 +52,7 @@ def header_bytes(prefix: bytes, file_bytes: int, what: str) -> int:
 
 
 def parse_header(
-    data: bytes, file_bytes: int, what: str, max_tensors: int = MAX_TENSORS
+    data: bytearray, file_bytes: int, what: str, max_tensors: int = MAX_TENSORS
 ) -> dict[str, TensorInfo]:
     """Tensors by name, in the order of their bytes, which cover the file. Raises `InvalidAdapterError`."""
     _check_density(data, what, min(max_tensors, MAX_TENSORS))
@@ -76,7 +76,7 @@ def parse_header(
     return dict(ordered)
 
 
-def _check_density(data: bytes, what: str, max_tensors: int) -> None:
+def _check_density(data: bytearray, what: str, max_tensors: int) -> None:
     """Bound the work of parsing by counting: a hostile header costs a scan and not a million objects."""
     if data[:1] != b"{":
         raise InvalidAdapterError(f"the header of {what} does not start with an object")

@@ -30,7 +30,7 @@ def take_in(source: SourceAdapter, store: Store, max_bytes: int) -> Iterator[Fet
     """Copy both files; the last progress carries the digest. Closing the iterator early undoes it.
 
     Raises `TooLargeError` (more than `max_bytes`, if that is not 0, or no room), `SourceUnavailableError`
-    (the source changed or broke off).
+    (the source changed), `OSError`.
     """
     total = len(source.config) + source.weights_bytes
     if max_bytes and total > max_bytes:
@@ -60,7 +60,7 @@ def take_in(source: SourceAdapter, store: Store, max_bytes: int) -> Iterator[Fet
             raise TooLargeError(
                 f"the adapter has {total} bytes and the disk of the adapter store is full"
             ) from None
-        raise SourceUnavailableError(f"copying the adapter failed: {error.strerror}") from None
+        raise
     yield FetchProgress(total, total, digest)
 
 

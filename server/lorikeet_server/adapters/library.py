@@ -21,7 +21,7 @@ from lorikeet_server.adapters.store import Store
 from lorikeet_server.adapters.strict_json import shown
 from lorikeet_server.adapters.targets import LoraTarget
 from lorikeet_server.adapters.tiers import HostTier
-from lorikeet_server.errors import DataLossError, InvalidAdapterError
+from lorikeet_server.errors import DataLossError, InvalidAdapterError, SourceUnavailableError
 
 MAX_RANK = 512
 Plan = tuple[AdapterConfig, dict[str, TensorInfo], tuple[PlannedPair, ...]]
@@ -55,9 +55,12 @@ class AdapterLibrary:
         """
         if source != "local":
             raise InvalidAdapterError(f'adapter source {shown(source)} is not served here; use "local"')
-        with open_local(self.roots, adapter_id) as opened:
-            self._plan(opened.config, Peek(opened))
-            yield from take_in(opened, self.store, max_bytes)
+        try:
+            with open_local(self.roots, adapter_id) as opened:
+                self._plan(opened.config, Peek(opened))
+                yield from take_in(opened, self.store, max_bytes)
+        except OSError as error:
+            raise SourceUnavailableError(f"fetching {shown(adapter_id)} failed: {error.strerror}") from None
 
     def stage(self, digest: str) -> StagedAdapter:
         """Read an adapter from the store into memory, or find it there.

@@ -39,8 +39,8 @@ def read_header(reader: Reader, num_targets: int) -> dict[str, TensorInfo]:
     # Two tensors each can be used. Twice that, so that one too many is still refused by its name.
     max_tensors = 4 * num_targets + 64
     prefix = reader.read(min(LENGTH_BYTES, reader.weights_bytes))
-    length = header_bytes(bytes(prefix), reader.weights_bytes, WEIGHTS_FILE)
-    return parse_header(bytes(reader.read(length)), reader.weights_bytes, WEIGHTS_FILE, max_tensors)
+    length = header_bytes(prefix, reader.weights_bytes, WEIGHTS_FILE)
+    return parse_header(reader.read(length), reader.weights_bytes, WEIGHTS_FILE, max_tensors)
 
 
 def load_pairs(

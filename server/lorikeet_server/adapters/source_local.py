@@ -5,6 +5,7 @@ before either is read, and `check_unchanged` afterwards tells whether what was r
 adapter.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -145,7 +146,8 @@ def open_local(roots: Sequence[str], adapter_id: str) -> SourceAdapter:
         except FileNotFoundError:
             continue
         except OSError as error:
-            reason = f"a part of its path is a symbolic link or not a directory ({error.strerror})"
+            linked = error.errno in (errno.ELOOP, errno.ENOTDIR)
+            reason = "a part of its path is a symbolic link or not a directory" if linked else error.strerror
             raise InvalidAdapterError(f"adapter {named} cannot be opened: {reason}") from None
         finally:
             os.close(root_fd)

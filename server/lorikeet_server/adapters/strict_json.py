@@ -13,7 +13,7 @@ from lorikeet_server.errors import InvalidAdapterError
 _BOM = b"\xef\xbb\xbf"
 
 
-def parse_object(data: bytes, what: str, max_bytes: int) -> dict[str, Any]:
+def parse_object(data: bytes | bytearray, what: str, max_bytes: int) -> dict[str, Any]:
     """Parse one JSON object. Raises `InvalidAdapterError`, whose message starts with `what`."""
     if len(data) > max_bytes:
         raise InvalidAdapterError(f"{what} has {len(data)} bytes; at most {max_bytes} are read")

@@ -2,17 +2,18 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from lorikeet_server.adapters.staged import StagedAdapter
 
 
 class HostTier:
-    """Staged adapters by digest. Safe from any thread; an adapter is loaded once however many ask for it."""
+    """Staged adapters by digest. Safe from any thread; an adapter is loaded once, however many ask for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._staged: dict[str, StagedAdapter] = {}
-        self._loading: dict[str, threading.Lock] = {}
+        self._loading: dict[str, Future[StagedAdapter]] = {}
 
     def get(self, digest: str) -> StagedAdapter | None:
         """The adapter, if it is staged."""
@@ -20,21 +21,27 @@ class HostTier:
             return self._staged.get(digest)
 
     def get_or_load(self, digest: str, load: Callable[[], StagedAdapter]) -> StagedAdapter:
-        """The adapter, loaded by the first caller while others wait. A load that raises leaves no trace."""
+        """The adapter, loaded by the first caller; others wait for the same adapter or the same error."""
         with self._lock:
-            turn = self._loading.setdefault(digest, threading.Lock())
-        with turn:
-            staged = self.get(digest)
-            if staged is not None:
-                return staged
-            try:
-                staged = load()
-                with self._lock:
-                    self._staged[digest] = staged
-                return staged
-            finally:
-                with self._lock:
-                    self._loading.pop(digest, None)
+            if digest in self._staged:
+                return self._staged[digest]
+            loading = self._loading.get(digest)
+            if loading is None:
+                mine = self._loading[digest] = Future()
+        if loading is not None:
+            return loading.result()
+        try:
+            staged = load()
+        except BaseException as error:
+            with self._lock:
+                del self._loading[digest]
+            mine.set_exception(error)
+            raise
+        with self._lock:
+            self._staged[digest] = staged
+            del self._loading[digest]
+        mine.set_result(staged)
+        return staged
 
     def drop(self, digest: str) -> StagedAdapter | None:
         """Forget an adapter. Slots that hold it keep its memory until they are emptied."""

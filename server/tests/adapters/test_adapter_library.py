@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lorikeet_server.adapters.slots import AdapterSlots
+from lorikeet_server.adapters.staged import StagedAdapter
 from lorikeet_server.errors import (
     DataLossError,
     InvalidAdapterError,
@@ -205,4 +206,54 @@ def test_a_bound_on_bytes_holds_before_the_copy(tmp_path: Path) -> None:
     build.write(tmp_path / "root/a", build.config(), build.safetensors(build.tensors()))
     with pytest.raises(TooLargeError, match="at most 100 are fetched"):
         build.fetch(lib, "a", max_bytes=100)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_callers_that_meet_get_one_load_or_one_error(tmp_path: Path) -> None:
+    lib = build.library(tmp_path)
+    spoilt = build.tensors()
+    spoilt[next(iter(spoilt))][0, 0] = float("inf")
+    build.write(tmp_path / "root/a", build.config(), build.safetensors(spoilt))
+    digest = build.fetch(lib, "a")
+    waiting, loading, go = threading.Barrier(9), threading.Event(), threading.Event()
+
+    def load() -> StagedAdapter:
+        loading.set()
+        go.wait(10)
+        return lib._load(digest)
+
+    errors = []
+
+    def run() -> None:
+        waiting.wait()
+        try:
+            lib.staged.get_or_load(digest, load)
+        except InvalidAdapterError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    waiting.wait()
+    loading.wait(10)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 8
+    with pytest.raises(InvalidAdapterError):  # nothing is remembered: the next one tries again
+        lib.stage(digest)
+
+
+def test_a_source_that_breaks_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lib = build.library(tmp_path)
+    build.write(tmp_path / "root/a", build.config(), build.safetensors(build.tensors()))
+
+    def broken(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    for call in ("preadv", "read"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"os.{call}", broken)
+            with pytest.raises(SourceUnavailableError, match="Input/output error"):
+                build.fetch(lib, "a")
     assert list((tmp_path / "store").iterdir()) == []
