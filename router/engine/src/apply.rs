@@ -79,16 +79,12 @@ impl Engine {
         let Some(sequence) = self.sequences.get_mut(&row.sequence) else { return };
         let namespace = sequence.namespace();
         let Sequence { tokens, run: Some(run), .. } = sequence else { return };
-        run.computed = row.end;
-        while (run.published + 1) * block_size <= run.computed {
+        while run.publishes && (run.published + 1) * block_size <= row.end {
             let index = run.published;
-            let parent = run.tail.map_or(Parent::Root(namespace), Parent::Block);
-            let block = run.blocks[index];
-            let known = self.kv.publish(parent, &tokens[index * block_size..(index + 1) * block_size], block);
-            if known != block {
-                run.twins.push(known);
-            }
-            run.tail = Some(known);
+            let parent =
+                index.checked_sub(1).map_or(Parent::Root(namespace), |last| Parent::Block(run.blocks[last]));
+            let content = &tokens[index * block_size..(index + 1) * block_size];
+            run.publishes = self.kv.publish(parent, content, run.blocks[index]);
             run.published += 1;
         }
     }

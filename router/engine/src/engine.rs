@@ -36,8 +36,8 @@ pub struct Engine {
     pub(crate) kv: KvCache,
     /// Blocks that prefills under way will still take.
     pub(crate) committed: usize,
-    /// A sequence that did not fit, and how many blocks were available then: not tried again with no more.
-    pub(crate) blocked: Option<(SequenceId, usize)>,
+    /// The sequence that did not fit, until blocks are given back.
+    pub(crate) blocked: Option<SequenceId>,
     pub(crate) device: Device,
     pub(crate) in_flight: VecDeque<InFlight>,
     pub(crate) next_step: u64,
@@ -250,9 +250,10 @@ impl Engine {
         self.committed -= run.blocks_to_come(self.kv.block_size());
         self.releases.push(run.slot);
         self.free_slots.push(run.slot);
-        for block in run.blocks.into_iter().chain(run.twins) {
+        for block in run.blocks {
             self.kv.release(block);
         }
+        self.blocked = None;
         if let Some(adapter) = sequence.queue.adapter {
             self.device.stop_running(adapter, self.now);
         }

@@ -160,9 +160,7 @@ impl Engine {
         let (Some(id), false) = (self.queues.first_waiting(queue), adapter_slot == Some(None)) else {
             return false;
         };
-        let available = self.kv.available();
-        let is_blocked = self.blocked.is_some_and(|(blocked, seen)| blocked == id && available <= seen);
-        if is_blocked || self.free_slots.is_empty() {
+        if self.blocked == Some(id) || self.free_slots.is_empty() {
             return false;
         }
         let Some(sequence) = self.sequences.get(&id) else { return false };
@@ -178,7 +176,7 @@ impl Engine {
             for block in blocks {
                 self.kv.release(block);
             }
-            self.blocked = Some((id, available));
+            self.blocked = Some(id);
             return false;
         }
         self.dequeue(id);
@@ -204,12 +202,10 @@ impl Engine {
             slot,
             number: sequence.runs,
             published: blocks.len(),
-            tail: blocks.last().copied(),
+            publishes: true,
             blocks,
-            twins: Vec::new(),
             prefill: total,
             planned: cached,
-            computed: cached,
             unanswered: 0,
             last_step: 0,
         });

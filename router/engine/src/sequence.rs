@@ -38,18 +38,13 @@ pub(crate) struct Run {
     pub(crate) number: u32,
     /// Its block table, as the shard has it.
     pub(crate) blocks: Vec<u32>,
-    /// Blocks of other sequences with the content of some of its own, held because its later blocks are filed under
-    /// them.
-    pub(crate) twins: Vec<u32>,
     /// Tokens known when the run began. They are prefilled; the rest is decoded.
     pub(crate) prefill: usize,
     /// Positions given to steps.
     pub(crate) planned: usize,
-    /// Positions whose step has been answered.
-    pub(crate) computed: usize,
-    /// Full blocks offered for reuse, and the block that stands for the last of them.
+    /// Blocks offered for reuse, of those that answered steps have filled, and whether more will be.
     pub(crate) published: usize,
-    pub(crate) tail: Option<u32>,
+    pub(crate) publishes: bool,
     /// Tokens that unanswered steps will sample.
     pub(crate) unanswered: usize,
     /// The step that it was in last.

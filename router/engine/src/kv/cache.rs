@@ -71,18 +71,15 @@ impl<S: BuildHasher> KvCache<S> {
         found
     }
 
-    /// Offers a held block, filled with `tokens` by a step that was answered, for reuse. Returns the block that stands
-    /// for this content from now on: the given one or, if another sequence was faster, that one, held for the caller.
-    pub(crate) fn publish(&mut self, parent: Parent, tokens: &[u32], block: u32) -> u32 {
-        if !self.reuse {
-            return block;
-        }
-        if let Some(known) = self.prefix.find(parent, tokens) {
-            self.hold(known);
-            return known;
+    /// Offers a held block, filled with `tokens` by a step that was answered, for reuse. Its parent is held by the same
+    /// sequence. False: another block stands for this content already, and the rest of the sequence cannot be offered:
+    /// its blocks would be filed under one that it does not hold.
+    pub(crate) fn publish(&mut self, parent: Parent, tokens: &[u32], block: u32) -> bool {
+        if !self.reuse || self.prefix.find(parent, tokens).is_some() {
+            return false;
         }
         self.prefix.insert(parent, tokens, block);
-        block
+        true
     }
 
     pub(crate) fn release(&mut self, block: u32) {

@@ -42,6 +42,7 @@ fn run(cache: &mut Cache, contents: &mut Contents, ns: Namespace, tokens: &[u32]
     let mut held = cache.reuse(ns, tokens);
     contents.check(ns, tokens, &held);
     let mut parent = held.last().map_or(Parent::Root(ns), |block| Parent::Block(*block));
+    let mut publishes = true;
     for (i, chunk) in tokens.chunks(BLOCK).enumerate().skip(held.len()) {
         let Some(block) = cache.allocate() else {
             release(cache, &held);
@@ -50,12 +51,8 @@ fn run(cache: &mut Cache, contents: &mut Contents, ns: Namespace, tokens: &[u32]
         held.push(block);
         contents.0.insert(block, (ns, tokens[..(i * BLOCK + chunk.len())].to_vec()));
         if chunk.len() == BLOCK {
-            let known = cache.publish(parent, chunk, block);
-            if known != block {
-                held.push(known);
-                contents.check_block(ns, &tokens[..(i + 1) * BLOCK], known);
-            }
-            parent = Parent::Block(known);
+            publishes = publishes && cache.publish(parent, chunk, block);
+            parent = Parent::Block(block);
         }
     }
     Some(held)
