@@ -40,8 +40,6 @@ _BLOCK = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# Rotary factors: not a parameter, but what `gguf_config` derives the model's rope scaling from.
-_NOT_PARAMETERS = {"rope_freqs.weight"}
 
 
 class GgufSource:
@@ -51,9 +49,7 @@ class GgufSource:
         self.path = path
         self.header = GgufHeader.read(path)
         self._config = model_config(self.header, path)
-        self._names = {
-            _hf_name(stored, path): stored for stored in self.header.tensors if stored not in _NOT_PARAMETERS
-        }
+        self._names = {_hf_name(stored, path): stored for stored in self.header.tensors}
         self._data: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
 
     @property
@@ -79,12 +75,12 @@ class GgufSource:
 
         stored = self._stored(name)
         rows, columns = _ranges(stored.shape, part, name)
+        at = self._stored_rows(name, rows)
         if len(stored.shape) == 1:
-            values = _dequantize(stored, self._blocks(stored))[rows.start : rows.stop]
+            values = _dequantize(stored, self._blocks(stored))[at]
         else:
             # Rows are dequantised alone, so a rank only pays for its own.
-            blocks = self._blocks(stored)[self._stored_rows(name, rows)]
-            values = _dequantize(stored, blocks)[:, columns.start : columns.stop]
+            values = _dequantize(stored, self._blocks(stored)[at])[:, columns.start : columns.stop]
         return torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
 
     def _stored(self, name: str) -> GgufTensor:

@@ -32,16 +32,18 @@ def model_config(header: GgufHeader, path: Path) -> dict[str, Any]:
     if metadata.get("llama.expert_count", 0):
         raise WeightsError(f"model file {path} is a mixture of experts; use safetensors")
 
-    def fact(key: str) -> Any:
-        if f"llama.{key}" not in metadata:
-            raise WeightsError(
-                f"model file {path} lacks llama.{key}; convert it again with a newer llama.cpp"
-            )
-        return metadata[f"llama.{key}"]
+    if "token_embd.weight" not in header.tensors:
+        raise WeightsError(f"model file {path} has no token_embd.weight; is it an adapter or a vocabulary?")
+
+    def fact(key: str, default: float | None = None) -> Any:
+        value = metadata.get(f"llama.{key}", default)
+        if not isinstance(value, (int, float)) or value <= 0:
+            raise WeightsError(f"model file {path} has no number llama.{key} that holds for all its layers")
+        return value
 
     heads, hidden = fact("attention.head_count"), fact("embedding_length")
-    head_dim = metadata.get("llama.attention.key_length", hidden // heads)
-    if metadata.get("llama.rope.dimension_count", head_dim) != head_dim:
+    head_dim = fact("attention.key_length", hidden // heads)
+    if fact("rope.dimension_count", head_dim) != head_dim:
         raise WeightsError(f"model file {path} rotates only part of each head; use safetensors")
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -58,16 +60,14 @@ def model_config(header: GgufHeader, path: Path) -> dict[str, Any]:
         "mlp_bias": "blk.0.ffn_up.bias" in header.tensors,
         "num_attention_heads": heads,
         "num_hidden_layers": fact("block_count"),
-        "num_key_value_heads": metadata.get("llama.attention.head_count_kv", heads),
+        "num_key_value_heads": fact("attention.head_count_kv", heads),
         # Stored as fp32, whose nearest short decimal is what the original config said (9.9999997e-06 was
         # 1e-05).
         "rms_norm_eps": _shortest(fact("attention.layer_norm_rms_epsilon")),
-        "rope_theta": _shortest(metadata.get("llama.rope.freq_base", 10000.0)),
+        "rope_theta": _shortest(fact("rope.freq_base", 10000.0)),
         "tie_word_embeddings": "output.weight" not in header.tensors,
         "torch_dtype": _dtype(header),
-        "vocab_size": header.tensors["token_embd.weight"].shape[0]
-        if "token_embd.weight" in header.tensors
-        else 0,
+        "vocab_size": header.tensors["token_embd.weight"].shape[0],
     }
 
 
@@ -89,7 +89,7 @@ def special_tokens(header: GgufHeader) -> dict[str, int | None]:
 
 
 def _dtype(header: GgufHeader) -> str:
-    """The smallest type that keeps what the matrices hold; quantised values lose next to nothing in float16."""
+    """The smallest type that keeps what the matrices hold; quantised ones lose next to nothing in float16."""
     kinds = {tensor.quantization for tensor in header.tensors.values() if len(tensor.shape) > 1}
     if GGMLQuantizationType.F32 in kinds:
         return "float32"

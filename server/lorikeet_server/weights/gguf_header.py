@@ -54,10 +54,14 @@ class GgufHeader:
             raise WeightsError(f"cannot read model file {path}: {error.strerror or error}") from error
         except _DamagedError as error:
             raise WeightsError(f"{path} is not a usable GGUF file: {error}") from error
-        except (struct.error, ValueError, OverflowError) as error:
+        except _NONSENSE as error:
             raise WeightsError(
                 f"{path} is not a usable GGUF file: damaged or cut short; fetch it again"
             ) from error
+
+
+# What reading random bytes as numbers, lengths and nested arrays runs into.
+_NONSENSE = (struct.error, ValueError, OverflowError, TypeError, ZeroDivisionError, RecursionError)
 
 
 class _DamagedError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,17 @@ def test_tensors_are_those_of_the_original_model(write_gguf: Any, tiny_model: Ll
     for name, tensor in expected.items():
         assert source.shape(name) == tuple(tensor.shape)
         torch.testing.assert_close(source.load(name), tensor, rtol=0, atol=0)
+
+
+def test_biases_of_q_and_k_follow_their_rows(write_gguf: Any) -> None:
+    """llama.cpp's converter reorders them as it does the weights."""
+    bias = np.arange(64, dtype=np.float32)
+    stored = bias.reshape(4, 2, 8).swapaxes(1, 2).reshape(64)
+    source = open_source(write_gguf(extra={"blk.0.attn_q.bias": stored}))
+    assert source.config["attention_bias"] is True
+    assert torch.equal(source.load("model.layers.0.self_attn.q_proj.bias"), torch.from_numpy(bias))
+    part = source.load("model.layers.0.self_attn.q_proj.bias", Slice(0, 16, 32))
+    assert torch.equal(part, torch.arange(16.0, 32.0))
 
 
 @pytest.mark.parametrize("quantization", [QuantizationType.F16, QuantizationType.BF16, QuantizationType.Q8_0])
@@ -92,7 +104,9 @@ def test_tied_embeddings_have_one_tensor(write_gguf: Any) -> None:
         ({"llama.rope.scaling.type": "yarn"}, "scales its rotary positions"),
         ({"llama.expert_count": 8}, "mixture of experts"),
         ({"split.count": 3}, "one of 3 parts"),
-        ({"llama.block_count": None}, "lacks llama.block_count"),
+        ({"llama.block_count": None}, "no number llama.block_count"),
+        ({"llama.attention.head_count_kv": [1, 2]}, "no number llama.attention.head_count_kv"),
+        ({"llama.attention.head_count": 0}, "no number llama.attention.head_count"),
         ({"llama.rope.dimension_count": 8}, "rotates only part of each head"),
     ],
 )
@@ -147,6 +161,14 @@ def test_damaged_headers_never_raise_anything_else(write_gguf: Any, tmp_path: Pa
             open_source(damaged)
         except WeightsError as error:
             assert "\n" not in str(error)
+
+
+def test_arrays_nested_without_end_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "nested.gguf"
+    key = struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key + struct.pack("<IQ", 9, 1) * 5000)
+    with pytest.raises(WeightsError, match="damaged or cut short"):
+        open_source(path)
 
 
 def test_header_agrees_with_the_gguf_package(demo_gguf: Path) -> None:
