@@ -71,6 +71,8 @@ pub fn router(state: AppState) -> Router {
     let cors = cors(&state.config.http.cors_allow_origin);
     let spec = description.to_json().unwrap_or_default();
     let router = router
+        // Adapter ids have slashes, which not every client escapes.
+        .route("/v1/models/{owner}/{*id}", get(openai::models::model_of_owner))
         .route("/api-doc/openapi.json", get(|| async { ([(CONTENT_TYPE, "application/json")], spec) }))
         .merge(SwaggerUi::new("/docs").url("/openapi.json", description))
         .fallback(|| async { Error::RouteNotFound })

@@ -1,6 +1,7 @@
 //! Measuring: a load generator for a running server, and a simulated shard to run the router without a model.
 
 pub mod load;
+pub mod sim;
 
 use clap::Subcommand;
 

@@ -12,6 +12,7 @@ use utoipa::{
     openapi::{self, ContentBuilder, Ref, RefOr, ResponseBuilder},
 };
 
+use super::extract::BODY;
 use crate::error::Error;
 
 /// Whose shapes a route speaks.
@@ -40,7 +41,7 @@ impl Dialect {
                     message,
                     kind: info.openai_type.to_owned(),
                     param: match error {
-                        Error::WrongShape { path, .. } => Some(path.clone()),
+                        Error::WrongShape { path, .. } => Some(path.clone()).filter(|path| path != BODY),
                         _ => info.param.map(str::to_owned),
                     },
                     code: info.code.map(str::to_owned),

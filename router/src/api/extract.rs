@@ -15,6 +15,8 @@ use tokio::time::timeout;
 
 use crate::{app::AppState, config::Http, error::Error};
 
+/// The path of what is wrong with the body as a whole.
+pub(super) const BODY: &str = "body";
 /// Serde names the allowed values of an enum, or repeats a string of the body: as many characters as help.
 const MAX_MESSAGE: usize = 300;
 
@@ -62,12 +64,16 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     let text = str::from_utf8(bytes).map_err(|error| Error::MalformedJson(error.to_string()))?;
+    // Serde would take a list for an object with its fields in order.
+    if text.trim_start().starts_with('[') {
+        return Err(Error::WrongShape { path: BODY.to_owned(), message: "expected an object".to_owned() });
+    }
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         match error.inner().classify() {
             Category::Data => Error::WrongShape {
-                path: if path == "." { "body".to_owned() } else { path },
+                path: if path == "." { BODY.to_owned() } else { path },
                 message: shorten(&error.into_inner().to_string()),
             },
             _ => Error::MalformedJson(shorten(&error.into_inner().to_string())),

@@ -62,11 +62,24 @@ pub async fn model(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<JsonBody<Model>, Error> {
     let Path(id) = id.map_err(|_| Error::AdapterNotFound { id: String::new() })?;
+    find(&state, id)
+}
+
+/// The same for an id with slashes in it.
+pub async fn model_of_owner(
+    State(state): State<AppState>,
+    id: Result<Path<(String, String)>, PathRejection>,
+) -> Result<JsonBody<Model>, Error> {
+    let Path((owner, rest)) = id.map_err(|_| Error::AdapterNotFound { id: String::new() })?;
+    find(&state, format!("{owner}/{rest}"))
+}
+
+fn find(state: &AppState, id: String) -> Result<JsonBody<Model>, Error> {
     if id == state.config.model.model_id {
-        return Ok(JsonBody(base(&state)));
+        return Ok(JsonBody(base(state)));
     }
     let adapter = state.registry.find(&id).ok_or(Error::AdapterNotFound { id })?;
-    Ok(JsonBody(of_adapter(&state, adapter)))
+    Ok(JsonBody(of_adapter(state, adapter)))
 }
 
 fn base(state: &AppState) -> Model {

@@ -127,9 +127,7 @@ fn for_template(index: usize, message: Message, characters: &mut usize) -> Resul
             Some(text)
         }
         None if role == "assistant" => None,
-        None => {
-            return Err(parameter("messages", format!("[{index}].content cannot be null for role `{role}`")));
-        }
+        None => return Err(misshapen(format!("messages[{index}].content"), "cannot be null for this role")),
     };
     *characters += text.as_ref().map_or(0, |text| text.chars().count());
 
@@ -148,6 +146,10 @@ fn for_template(index: usize, message: Message, characters: &mut usize) -> Resul
         object.insert("tool_call_id".to_owned(), id.into());
     }
     Ok(Value::Object(object))
+}
+
+fn misshapen(path: String, message: &str) -> Error {
+    Error::WrongShape { path, message: message.to_owned() }
 }
 
 /// OpenAI writes arguments as JSON in a string; templates write an object as JSON themselves.

@@ -22,14 +22,17 @@ impl Table {
         Self { alternatives: alternatives as usize, offset: 0, rows: CompletionLogprobs::default() }
     }
 
-    pub(super) fn prompt(&mut self, tokens: &[PromptToken]) {
+    /// The tokens of a prompt whose text is `text`. A special token that the text does not show takes no place in it.
+    pub(super) fn prompt(&mut self, tokens: &[PromptToken], mut text: &str) {
         for token in tokens {
-            self.row(&token.text, token.logprob, &token.alternatives);
+            let rest = text.strip_prefix(&*token.text);
+            self.row(&token.text, token.logprob, &token.alternatives, rest.is_some());
+            text = rest.unwrap_or(text);
         }
     }
 
     pub(super) fn token(&mut self, token: &TokenOutput) {
-        self.row(&token.text, Some(token.logprob), &token.alternatives);
+        self.row(&token.text, Some(token.logprob), &token.alternatives, !token.special);
     }
 
     /// The rows since the last call.
@@ -37,7 +40,7 @@ impl Table {
         std::mem::take(&mut self.rows)
     }
 
-    fn row(&mut self, text: &str, logprob: Option<f32>, alternatives: &[Alternative]) {
+    fn row(&mut self, text: &str, logprob: Option<f32>, alternatives: &[Alternative], shown: bool) {
         let logprob = logprob.map(sendable);
         // Keyed by text: of two tokens that read the same the likelier, which comes first, is kept.
         let top = logprob.map(|logprob| {
@@ -52,7 +55,9 @@ impl Table {
         self.rows.token_logprobs.push(logprob);
         self.rows.top_logprobs.push(top);
         self.rows.text_offset.push(self.offset);
-        self.offset += text.chars().count();
+        if shown {
+            self.offset += text.chars().count();
+        }
     }
 }
 
@@ -67,14 +72,15 @@ mod tests {
     #[test]
     fn the_chosen_token_is_always_among_the_top() {
         let mut table = Table::new(1);
-        let first = PromptToken { id: 1, text: "Né".into(), logprob: None, alternatives: vec![] };
+        let begin = PromptToken { id: 0, text: "<s>".into(), logprob: None, alternatives: vec![] };
+        let first = PromptToken { id: 1, text: "Né".into(), logprob: Some(-1.0), alternatives: vec![] };
         let next = PromptToken {
             id: 2,
             text: " a".into(),
             logprob: Some(-2.0),
             alternatives: vec![alternative(" the", -0.5)],
         };
-        table.prompt(&[first, next]);
+        table.prompt(&[begin, first, next], "Né a");
         let token = TokenOutput {
             id: 3,
             text: "b".into(),
@@ -85,14 +91,19 @@ mod tests {
         };
         table.token(&token);
         let rows = table.take();
-        assert_eq!(rows.tokens, ["Né", " a", "b"]);
-        assert_eq!(rows.token_logprobs, [None, Some(-2.0), Some(-0.25)]);
-        assert_eq!(rows.text_offset, [0, 2, 4]);
+        assert_eq!(rows.tokens, ["<s>", "Né", " a", "b"]);
+        assert_eq!(rows.token_logprobs, [None, Some(-1.0), Some(-2.0), Some(-0.25)]);
+        assert_eq!(rows.text_offset, [0, 0, 2, 4]);
         let top =
             |entries: &[(&str, f32)]| entries.iter().map(|(text, p)| ((*text).to_owned(), *p)).collect();
         assert_eq!(
             rows.top_logprobs,
-            [None, Some(top(&[(" the", -0.5), (" a", -2.0)])), Some(top(&[("b", -0.25)]))]
+            [
+                None,
+                Some(top(&[("Né", -1.0)])),
+                Some(top(&[(" the", -0.5), (" a", -2.0)])),
+                Some(top(&[("b", -0.25)]))
+            ]
         );
         table.token(&token);
         assert_eq!(table.take().text_offset, [5]);

@@ -99,7 +99,7 @@ fn choice(index: usize, completed: Completed, echo: bool, logprobs: Option<u32>)
     let logprobs = logprobs.map(|count| {
         let mut table = logprobs::Table::new(count);
         if echo {
-            table.prompt(&completed.prompt);
+            table.prompt(&completed.prompt, &completed.info.prompt_text);
         }
         for token in &completed.tokens {
             table.token(token);

@@ -57,7 +57,7 @@ impl Chunks for CompletionChunks {
         let Some(choice) = self.choices.get_mut(index) else { return };
         let Some(text) = choice.echo.take() else { return };
         if let Some(table) = &mut choice.logprobs {
-            table.prompt(&prompt);
+            table.prompt(&prompt, &text);
         }
         let logprobs = self.rows(index);
         self.write(
