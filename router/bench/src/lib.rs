@@ -14,6 +14,7 @@ pub struct Args {
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     Serve(load::Args),
+    Router(load::router::Args),
 }
 
 /// # Errors
@@ -21,5 +22,6 @@ pub enum Command {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Serve(args) => load::run(args).await,
+        Command::Router(args) => load::router::run(args).await,
     }
 }

@@ -63,6 +63,16 @@ impl Target {
     }
 }
 
+/// Whether a router at this URL says that it is ready.
+pub(super) async fn is_ready(url: &str) -> bool {
+    let answer = async {
+        let target = Target::new(url, "/health", Duration::ZERO)?;
+        let request = Request::get(target.path).header(HOST, &*target.authority).body(Full::default())?;
+        anyhow::Ok(target.connect().await?.send_request(request).await?.status())
+    };
+    answer.await.is_ok_and(|status| status == StatusCode::OK)
+}
+
 /// A connection that is kept for the next request while requests succeed.
 #[derive(Debug)]
 pub(super) struct Client {

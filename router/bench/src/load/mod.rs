@@ -7,6 +7,8 @@ mod api;
 mod client;
 mod drive;
 mod report;
+pub mod router;
+mod tokenizer;
 
 use std::{io::Write, time::Duration};
 
