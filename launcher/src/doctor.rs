@@ -4,8 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 
 use crate::cli::DoctorArgs;
 use crate::environment;
@@ -26,14 +25,26 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Python {
     executable: Option<PathBuf>,
-    /// What `python -m lorikeet_server doctor` said of itself: versions, kernels and their cache.
-    #[serde(flatten)]
-    said: Option<Value>,
+    /// What `python -m lorikeet_server doctor` found: versions, kernels, devices.
+    findings: Vec<Finding>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Finding {
+    name: String,
+    value: String,
+    /// Empty where nothing needs to be done.
+    remedy: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Findings {
+    findings: Vec<Finding>,
 }
 
 #[derive(Debug, Serialize)]
 struct WouldUse {
-    device: &'static str,
+    kernels: String,
     shards: u32,
     threads_per_shard: usize,
     cache_dir: PathBuf,
@@ -65,13 +76,13 @@ impl Report {
         let hardware = Hardware::detect();
         let mut problems = Vec::new();
         let python = Python::ask(&python.unwrap_or_else(environment::python), &mut problems);
-        let on_gpu =
-            python.said.as_ref().and_then(|said| said.get("cuda")).and_then(Value::as_bool) == Some(true);
-        if !hardware.gpus.is_empty() && python.said.is_some() && !on_gpu {
+        let kernels = python.value_of("kernels").unwrap_or("none").to_owned();
+        let on_gpu = kernels.starts_with("cuda");
+        if !hardware.gpus.is_empty() && !on_gpu && !python.findings.is_empty() {
             problems.push(Problem {
                 fatal: false,
-                what: "this machine has a GPU, but torch cannot use it".into(),
-                mend: "install a torch built for the driver that nvidia-smi shows".into(),
+                what: "this machine has a GPU that would not be used".into(),
+                mend: python.value_of("cuda").unwrap_or("install a torch built for its driver").into(),
             });
         }
         if hardware.memory.is_some_and(|memory| memory.available_bytes < LITTLE_MEMORY) {
@@ -83,7 +94,7 @@ impl Report {
         }
         let shards = environment::granted_gpus().filter(|_| on_gpu).unwrap_or(1).max(1);
         let would_use = WouldUse {
-            device: if on_gpu { "cuda" } else { "cpu" },
+            kernels,
             shards,
             threads_per_shard: (hardware.cpu.cores / shards as usize).max(1),
             cache_dir: environment::cache_dir(),
@@ -96,7 +107,7 @@ impl Report {
         let mut out = String::new();
         let mut line = |name: &str, value: String| {
             // Writing to a string cannot fail.
-            let _ = writeln!(out, "{name:<11} {value}");
+            let _ = writeln!(out, "{name:<13} {value}");
         };
         line("lorikeet", self.version.to_owned());
         let cpu = &self.hardware.cpu;
@@ -118,13 +129,17 @@ impl Report {
         if let Some(executable) = &self.python.executable {
             line("python", executable.display().to_string());
         }
-        for (name, value) in self.python.said.iter().filter_map(Value::as_object).flatten() {
-            line(name, value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+        let shown_above = ["lorikeet_server", "cpu", "memory"];
+        for finding in self.python.findings.iter().filter(|it| !shown_above.contains(&it.name.as_str())) {
+            line(&finding.name, finding.value.clone());
         }
         let plan = &self.would_use;
         line(
             "would use",
-            format!("{}, {} shard(s) of {} thread(s)", plan.device, plan.shards, plan.threads_per_shard),
+            format!(
+                "{} kernels, {} shard(s) of {} thread(s)",
+                plan.kernels, plan.shards, plan.threads_per_shard
+            ),
         );
         line("cache", plan.cache_dir.display().to_string());
         line("sockets in", plan.runtime_dir.display().to_string());
@@ -150,17 +165,27 @@ impl Python {
                 mend: "python3 -m venv .venv && .venv/bin/pip install lorikeet, or name one with --python"
                     .into(),
             });
-            return Self { executable: None, said: None };
+            return Self { executable: None, findings: Vec::new() };
         };
         let output = Command::new(&executable)
             .args(["-m", "lorikeet_server", "doctor", "--json"])
             .stdin(Stdio::null())
             .output();
-        let said = match &output {
-            Ok(output) if output.status.success() => serde_json::from_slice(&output.stdout).ok(),
-            _ => None,
+        let findings = match &output {
+            Ok(output) => {
+                serde_json::from_slice(&output.stdout).map_or_else(|_| Vec::new(), |it: Findings| it.findings)
+            }
+            Err(_) => Vec::new(),
         };
-        if said.is_none() {
+        problems.extend(findings.iter().filter(|finding| !finding.remedy.is_empty()).map(|finding| {
+            Problem {
+                // Without compiled kernels the reference computes, slowly.
+                fatal: finding.name != "kernels",
+                what: format!("{}: {}", finding.name, finding.value),
+                mend: finding.remedy.clone(),
+            }
+        }));
+        if findings.is_empty() {
             let why = output.map_or_else(|error| error.to_string(), |output| last_line(&output.stderr));
             problems.push(Problem {
                 fatal: true,
@@ -168,7 +193,11 @@ impl Python {
                 mend: format!("{} -m pip install lorikeet", executable.display()),
             });
         }
-        Self { executable: Some(executable), said }
+        Self { executable: Some(executable), findings }
+    }
+
+    fn value_of(&self, name: &str) -> Option<&str> {
+        self.findings.iter().find(|finding| finding.name == name).map(|finding| finding.value.as_str())
     }
 }
 

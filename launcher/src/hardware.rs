@@ -1,5 +1,6 @@
 //! What the machine has. Everything is read; nothing is decided here.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -21,7 +22,7 @@ pub struct Hardware {
 #[derive(Debug, Clone, Serialize)]
 pub struct Cpu {
     pub model: Option<String>,
-    /// Threads that this process may run at once: affinity and cgroup quota are counted in.
+    /// Cores that this process may use.
     pub cores: usize,
     pub features: Vec<&'static str>,
 }
@@ -48,9 +49,25 @@ impl Hardware {
     }
 }
 
-/// Threads that this process may run at once.
+/// Cores that this process may use: what affinity and cgroup quota allow, hyperthreads counted once. Two
+/// kernel threads on one core only wait for each other.
 pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    physical_cores(&cpu_info).map_or(allowed, |physical| allowed.min(physical))
+}
+
+/// Distinct pairs of socket and core; `None` where the system does not tell.
+fn physical_cores(cpu_info: &str) -> Option<usize> {
+    let (mut socket, mut cores) = ("", BTreeSet::new());
+    for (key, value) in cpu_info.lines().filter_map(|line| line.split_once(':')) {
+        match key.trim() {
+            "physical id" => socket = value.trim(),
+            "core id" => _ = cores.insert((socket, value.trim())),
+            _ => {}
+        }
+    }
+    (!cores.is_empty()).then_some(cores.len())
 }
 
 impl Cpu {
@@ -124,6 +141,15 @@ mod tests {
         assert_eq!(cpu.features, ["avx2", "fma", "f16c"]);
         assert!(cpu.cores >= 1);
         assert!(Cpu::parse("").features.is_empty());
+    }
+
+    #[test]
+    fn hyperthreads_count_once() {
+        let thread = |socket, core| format!("physical id\t: {socket}\ncore id\t\t: {core}\n\n");
+        let threads: String =
+            [(0, 0), (0, 1), (0, 0), (0, 1), (1, 0)].map(|(socket, core)| thread(socket, core)).concat();
+        assert_eq!(physical_cores(&threads), Some(3));
+        assert_eq!(physical_cores("processor : 0\n"), None);
     }
 
     #[test]

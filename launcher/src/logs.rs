@@ -47,6 +47,7 @@ struct Line {
 
 impl Record {
     /// Reads a line; whatever is not a record of ours (a traceback, a library's warning) is passed on as it is.
+    /// `error: ` is how our commands end when they cannot go on.
     fn parse(line: &str) -> Self {
         match serde_json::from_str(line) {
             Ok(Line { level, message, error, traceback }) => {
@@ -54,7 +55,10 @@ impl Record {
                 let parts: Vec<_> = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect();
                 Self { level: level_of(&level), message: parts.join("\n") }
             }
-            Err(_) => Self { level: Level::WARN, message: line.to_owned() },
+            Err(_) => match line.strip_prefix("error: ") {
+                Some(error) => Self { level: Level::ERROR, message: error.to_owned() },
+                None => Self { level: Level::WARN, message: line.to_owned() },
+            },
         }
     }
 
@@ -181,6 +185,8 @@ mod tests {
     async fn the_last_error_is_remembered() {
         let output = b"{\"level\":\"ERROR\",\"message\":\"no such model\"}\nbye\n";
         assert_eq!(pump(&output[..], Role::Prepare).await.as_deref(), Some("no such model"));
+        let output = b"error: no such flag\n";
+        assert_eq!(pump(&output[..], Role::Shard(0)).await.as_deref(), Some("no such flag"));
         assert_eq!(pump(&b"fine\n"[..], Role::Shard(0)).await, None);
     }
 }

@@ -16,7 +16,7 @@ pub struct Host {
     /// This executable, which is the router's too.
     pub executable: PathBuf,
     pub python: PathBuf,
-    /// Threads that may run at once.
+    /// Cores that may be used.
     pub cores: usize,
     /// GPUs granted by the environment, if it says.
     pub granted_gpus: Option<u32>,

@@ -97,12 +97,11 @@ async fn watch(
         tokio::select! {
             biased;
             signal = signals.next() => return Ok(signal),
-            status = router.wait() => anyhow::bail!("the router ended ({})", describe(status)),
+            status = router.wait() => anyhow::bail!("the router ended ({})", describe(&status)),
             death = shards.death() => {
                 readiness.lost();
-                shards.kill().await;
-                restart_at = Some(Instant::now() + next_start(&death, &mut backoff, readiness.ever())?);
-                *shards = ShardGroup::empty();
+                let what = shards.bury(&death).await;
+                restart_at = Some(Instant::now() + next_start(&death, &what, &mut backoff, readiness.ever())?);
             }
             () = until(restart_at) => {
                 restart_at = None;
@@ -116,18 +115,20 @@ async fn watch(
 }
 
 /// How long to wait before the shards are started again, or why they are not.
-fn next_start(death: &Death, backoff: &mut Backoff, ever_ready: bool) -> anyhow::Result<Duration> {
-    if !ever_ready && death.own_choice {
-        anyhow::bail!("{} before it was ready: see its messages above, or run `lorikeet doctor`", death.what);
+fn next_start(
+    death: &Death,
+    what: &str,
+    backoff: &mut Backoff,
+    ever_ready: bool,
+) -> anyhow::Result<Duration> {
+    if !ever_ready && death.own_choice() {
+        anyhow::bail!("{what} (before it was ready; `lorikeet doctor` tells what this machine lacks)");
     }
     let Some(wait) = backoff.after(death.ran) else {
-        anyhow::bail!(
-            "{}, and --max-shard-restarts {} is used up: see its messages above",
-            death.what,
-            backoff.restarts()
-        );
+        let restarts = backoff.restarts();
+        anyhow::bail!("{what} (--max-shard-restarts {restarts} is used up; its messages are above)");
     };
-    tracing::error!("{}; all shards start again in {:.1} s", death.what, wait.as_secs_f64());
+    tracing::error!("{what}; all shards start again in {:.1} s", wait.as_secs_f64());
     Ok(wait)
 }
 

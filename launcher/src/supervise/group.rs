@@ -4,7 +4,10 @@
 //! its next all-reduce.
 
 use std::future::poll_fn;
+use std::io;
+use std::path::PathBuf;
 use std::pin::pin;
+use std::process::ExitStatus;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -15,11 +18,17 @@ use super::process::{Process, ProcessSpec, describe};
 /// How one rank ended, and with it the group.
 #[derive(Debug)]
 pub(super) struct Death {
-    pub(super) what: String,
-    /// The process ended by itself with an error code, rather than by a signal.
-    pub(super) own_choice: bool,
+    rank: usize,
+    status: io::Result<ExitStatus>,
     /// How long the group had run.
     pub(super) ran: Duration,
+}
+
+impl Death {
+    /// The process ended by itself, rather than by a signal.
+    pub(super) fn own_choice(&self) -> bool {
+        self.status.as_ref().is_ok_and(|status| status.code().is_some())
+    }
 }
 
 #[derive(Debug)]
@@ -30,11 +39,11 @@ pub(super) struct ShardGroup {
 
 impl ShardGroup {
     /// Starts every rank, or none. Sockets that an earlier group left are removed first.
-    pub(super) fn start(specs: &[ProcessSpec], sockets: &[std::path::PathBuf]) -> anyhow::Result<Self> {
+    pub(super) fn start(specs: &[ProcessSpec], sockets: &[PathBuf]) -> anyhow::Result<Self> {
         for socket in sockets {
             match std::fs::remove_file(socket) {
                 Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => anyhow::bail!("cannot remove the stale socket {}: {error}", socket.display()),
             }
         }
@@ -42,36 +51,38 @@ impl ShardGroup {
         Ok(Self { processes, started: Instant::now() })
     }
 
-    /// No process at all: what is left between a death and the restart.
-    pub(super) fn empty() -> Self {
-        Self { processes: Vec::new(), started: Instant::now() }
-    }
-
-    /// Waits until any rank ends; for ever if there is none. Cancel safe.
+    /// Waits until any rank ends, for ever if there is none. Cancel safe.
     pub(super) async fn death(&mut self) -> Death {
-        let started = self.started;
-        poll_fn(|context| {
-            for process in &mut self.processes {
+        let (rank, status) = poll_fn(|context| {
+            for (rank, process) in self.processes.iter_mut().enumerate() {
                 // `Child::wait` keeps its state in the child, so a fresh future per poll loses nothing.
                 let ended = pin!(process.wait()).poll(context);
                 if let Poll::Ready(status) = ended {
-                    return Poll::Ready(Death {
-                        own_choice: status.as_ref().is_ok_and(|status| status.code().is_some()),
-                        what: format!("{} ended ({})", process.role, describe(status)),
-                        ran: started.elapsed(),
-                    });
+                    return Poll::Ready((rank, status));
                 }
             }
             Poll::Pending
         })
-        .await
+        .await;
+        Death { rank, status, ran: self.started.elapsed() }
     }
 
-    /// Ends every rank: asks first and kills what is left after `grace`.
-    pub(super) async fn stop(&mut self, grace: Duration) {
-        for process in &self.processes {
-            process.signal(Signal::SIGTERM);
+    /// Kills what is left of the group, and says in words how it came to that.
+    pub(super) async fn bury(&mut self, death: &Death) -> String {
+        let mut what = format!("shard {} ended ({})", death.rank, describe(&death.status));
+        self.signal(Signal::SIGKILL);
+        if let Some(process) = self.processes.get_mut(death.rank)
+            && let Some(error) = process.last_error().await
+        {
+            what = format!("{what}: {error}");
         }
+        self.kill().await;
+        what
+    }
+
+    /// Ends every rank: asks first and kills what is left after `grace`. No rank is left.
+    pub(super) async fn stop(&mut self, grace: Duration) {
+        self.signal(Signal::SIGTERM);
         let deadline = Instant::now() + grace;
         for process in &mut self.processes {
             process.stop(deadline.saturating_duration_since(Instant::now())).await;
@@ -79,11 +90,15 @@ impl ShardGroup {
         self.processes.clear();
     }
 
-    /// Kills every rank at once and reaps them.
+    /// Kills every rank at once and reaps them. No rank is left.
     pub(super) async fn kill(&mut self) {
-        for process in &self.processes {
-            process.kill();
-        }
+        self.signal(Signal::SIGKILL);
         self.stop(Duration::from_secs(1)).await;
+    }
+
+    fn signal(&self, signal: Signal) {
+        for process in &self.processes {
+            process.signal(signal);
+        }
     }
 }

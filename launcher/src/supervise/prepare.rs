@@ -49,7 +49,7 @@ pub async fn prepare(spec: &ProcessSpec, signals: &mut Signals) -> anyhow::Resul
         _ = signals.next() => return Ok(None),
     };
     if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
-        let reason = last_error.unwrap_or_else(|| format!("the command ended with {}", describe(status)));
+        let reason = last_error.unwrap_or_else(|| format!("the command ended with {}", describe(&status)));
         anyhow::bail!("{reason}");
     }
     let line = answer.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();

@@ -11,9 +11,14 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::parent_death::kill_with_parent;
 use crate::logs;
+
+/// How long to wait for the last lines of a process that has ended.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What a process is to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +73,8 @@ pub(super) struct Process {
     pub(super) role: Role,
     child: Child,
     group: Pid,
+    /// Reads standard error to its end, and then has the last error that was in it.
+    errors: Option<JoinHandle<Option<String>>>,
 }
 
 impl Process {
@@ -88,12 +95,10 @@ impl Process {
         if let Some(stdout) = child.stdout.take() {
             tokio::spawn(logs::pump(stdout, spec.role));
         }
-        if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(logs::pump(stderr, spec.role));
-        }
+        let errors = child.stderr.take().map(|stderr| tokio::spawn(logs::pump(stderr, spec.role)));
         let pid = child.id().context("a child that was just started has no process id")?;
         tracing::debug!(role = %spec.role, pid, "started");
-        Ok(Self { role: spec.role, group: Pid::from_raw(pid.cast_signed()), child })
+        Ok(Self { role: spec.role, group: Pid::from_raw(pid.cast_signed()), child, errors })
     }
 
     /// Waits for the process to end. Cancel safe.
@@ -108,13 +113,19 @@ impl Process {
 
     /// Waits for the end; kills the process when it has not come after `grace`.
     pub(super) async fn stop(&mut self, grace: Duration) {
-        if tokio::time::timeout(grace, self.child.wait()).await.is_err() {
+        if timeout(grace, self.child.wait()).await.is_err() {
             tracing::warn!("the {} did not end within {grace:?} and is killed", self.role);
         }
         self.kill();
         if let Err(error) = self.child.wait().await {
             tracing::warn!("cannot wait for the {}: {error}", self.role);
         }
+    }
+
+    /// What the process, which has ended, said last of what went wrong.
+    pub(super) async fn last_error(&mut self) -> Option<String> {
+        // Something it started may hold the other end open.
+        timeout(LAST_WORDS, self.errors.take()?).await.ok()?.ok()?
     }
 
     /// Sends a signal to the process and whatever it started.
@@ -128,6 +139,9 @@ impl Process {
 }
 
 /// An exit status in words: `exit status: 3`, `signal: 9 (SIGKILL)`.
-pub(super) fn describe(status: std::io::Result<ExitStatus>) -> String {
-    status.map_or_else(|error| format!("unknown: {error}"), |status| status.to_string())
+pub(super) fn describe(status: &std::io::Result<ExitStatus>) -> String {
+    match status {
+        Ok(status) => status.to_string(),
+        Err(error) => format!("unknown: {error}"),
+    }
 }

@@ -37,9 +37,17 @@ impl Place {
     }
 
     pub(crate) fn with_prepare(shard: &str, prepare: &str) -> Self {
+        Self::with(shard, prepare, "exit 1")
+    }
+
+    pub(crate) fn with_doctor(doctor: &str) -> Self {
+        Self::with(SLEEPS, "exit 1", doctor)
+    }
+
+    fn with(shard: &str, prepare: &str, doctor: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let script = format!(
-            "#!/bin/sh\nPLACE={}\ncase \"$3\" in\nprepare) {prepare};;\nserve) echo \"$RANK $$\" >> $PLACE/shards\n\
+            "#!/bin/sh\nPLACE={}\ncase \"$3\" in\nprepare) {prepare};;\ndoctor) {doctor};;\nserve) echo \"$RANK $$\" >> $PLACE/shards\n\
              echo \"{{\\\"level\\\": \\\"INFO\\\", \\\"message\\\": \\\"rank $RANK of $WORLD_SIZE\\\"}}\" >&2\n{shard};;\nesac\n",
             directory.path().display()
         );

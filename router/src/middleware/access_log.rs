@@ -16,6 +16,9 @@ use super::{
 };
 use crate::error::Error;
 
+/// Asked every few seconds, by supervisors, balancers and scrapers; at level info they would bury everything else.
+const PROBES: [&str; 6] = ["/", "/health", "/ping", "/live", "/startup", "/metrics"];
+
 pub async fn access_log(request: Request, next: Next) -> Response {
     let mut line = Line {
         start: Instant::now(),
@@ -60,18 +63,29 @@ impl Guard for Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        tracing::info!(
-            target: "lorikeet::access",
-            method = self.method.as_str(),
-            route = self.route.as_ref().map_or("-", MatchedPath::as_str),
-            status = self.status,
-            error = self.error,
-            request_id = self.request_id.as_deref(),
-            headers_ms = self.headers_ms,
-            total_ms = self.start.elapsed().as_secs_f64() * 1e3,
-            bytes = self.bytes,
-            complete = self.complete,
-            "request"
-        );
+        let route = self.route.as_ref().map_or("-", MatchedPath::as_str);
+        macro_rules! write_at {
+            ($level:expr) => {
+                tracing::event!(
+                    target: "lorikeet::access",
+                    $level,
+                    method = self.method.as_str(),
+                    route,
+                    status = self.status,
+                    error = self.error,
+                    request_id = self.request_id.as_deref(),
+                    headers_ms = self.headers_ms,
+                    total_ms = self.start.elapsed().as_secs_f64() * 1e3,
+                    bytes = self.bytes,
+                    complete = self.complete,
+                    "request"
+                )
+            };
+        }
+        if self.method == Method::GET && PROBES.contains(&route) {
+            write_at!(tracing::Level::DEBUG);
+        } else {
+            write_at!(tracing::Level::INFO);
+        }
     }
 }
