@@ -30,6 +30,14 @@ impl Registry {
         });
     }
 
+    /// Ends a flight that is not worth running: what it fetches is lost again and again.
+    pub(super) fn give_up(self: &Arc<Self>, id: FlightId) {
+        self.end(|registry| {
+            let failure = LoadFailure::Unavailable("the store does not keep it".into());
+            registry.state.lock().tier.failed(id, failure, registry.now());
+        });
+    }
+
     async fn fly(self: &Arc<Self>, flight: Flight) {
         let id = flight.id;
         match flight.work {

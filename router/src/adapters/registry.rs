@@ -10,7 +10,7 @@ use std::{
 
 use lorikeet_engine::{
     Time,
-    residency::{Acquire, Digest, HostConfig, HostStats, HostTier, NameState, Pin},
+    residency::{Acquire, Digest, HostConfig, HostStats, HostTier, NameState, Pin, Work},
 };
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -25,6 +25,9 @@ use super::{
     name,
 };
 use crate::{config::Adapters, error::Error, infer::AdapterSource, shard::Group, telemetry::Metrics};
+
+/// Fetches for one request: a second one, should the store have lost what the first one brought.
+const MAX_FETCHES: u32 = 2;
 
 /// Knows every adapter that was asked for. One per router.
 pub struct Registry {
@@ -106,6 +109,7 @@ impl Registry {
     }
 
     async fn acquire(self: &Arc<Self>, id: &str, key: &Arc<str>) -> Result<Staged, Error> {
+        let mut fetches = 0;
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -119,7 +123,14 @@ impl Registry {
                 }
             };
             match answer {
-                Acquire::Start(flight) => self.launch(flight),
+                Acquire::Start(flight) => {
+                    fetches += u32::from(matches!(flight.work, Work::Fetch { .. }));
+                    if fetches > MAX_FETCHES {
+                        self.give_up(flight.id);
+                    } else {
+                        self.launch(flight);
+                    }
+                }
                 Acquire::Failed(failure) => {
                     return Err(failure::error(id, failure, self.config.adapter_load_timeout));
                 }

@@ -45,10 +45,20 @@ impl Detokenizer {
     pub(crate) fn push(&mut self, token: u32) -> String {
         self.window.push(token);
         let text = self.tokenizer.decode(&self.window);
-        if text.ends_with(char::REPLACEMENT_CHARACTER) && self.window.len() - self.settled < MAX_PENDING {
+        if !text.ends_with(char::REPLACEMENT_CHARACTER) {
+            return self.settle(&text, self.window.len());
+        }
+        if self.window.len() - self.settled < MAX_PENDING {
             return String::new();
         }
-        self.settle(&text)
+        // Not text, but a character may still begin in its last tokens: what is in front of it cannot change any more.
+        let whole = |cut: &usize| {
+            let (front, back) = self.window.split_at(*cut);
+            self.tokenizer.decode(front) + &self.tokenizer.decode(back) == text
+        };
+        let cut = (self.settled + 1..self.window.len()).rev().find(whole).unwrap_or(self.window.len());
+        let front = self.tokenizer.decode(&self.window[..cut]);
+        self.settle(&front, cut)
     }
 
     /// The text of what still waits for the rest of a character.
@@ -57,10 +67,11 @@ impl Detokenizer {
             return String::new();
         }
         let text = self.tokenizer.decode(&self.window);
-        self.settle(&text)
+        self.settle(&text, self.window.len())
     }
 
-    fn settle(&mut self, text: &str) -> String {
+    /// Takes the first tokens of the window, whose text this is, as given. Returns what is new of it.
+    fn settle(&mut self, text: &str, tokens: usize) -> String {
         let fresh = match text.strip_prefix(self.prefix.as_str()) {
             Some(fresh) => fresh,
             // A token changed how the ones before it are written; what is common has been given already.
@@ -68,8 +79,8 @@ impl Detokenizer {
         }
         .to_owned();
         self.window.drain(..self.settled);
-        self.settled = self.window.len();
-        self.prefix = self.tokenizer.decode(&self.window);
+        self.settled = tokens - self.settled;
+        self.prefix = self.tokenizer.decode(&self.window[..self.settled]);
         fresh
     }
 }

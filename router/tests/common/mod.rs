@@ -11,14 +11,17 @@ use std::{
 
 use clap::Parser;
 use futures::StreamExt;
-use lorikeet_bench::sim::{Eos, SimConfig, SimShard};
+use lorikeet_bench::sim::{Control, Eos, SimConfig, SimShard};
 use lorikeet_router::{
     Started,
     app::{AppState, Readiness},
     config::Config,
     driver::Driver,
     error::Error,
-    infer::{AdapterRef, AdapterSource, FinishReason, GenerateRequest, Generation, Output, Params, Prompt, TokenOutput},
+    infer::{
+        AdapterRef, AdapterSource, FinishReason, GenerateRequest, Generation, Output, Params, Prompt,
+        TokenOutput,
+    },
     validate::Tokenizer,
 };
 use serde_json::json;
@@ -65,7 +68,8 @@ pub fn write_tokenizer(directory: &Path) {
         json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": false})
     };
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let tokenizer = json!({
         "version": "1.0",
         "truncation": {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0},
@@ -82,7 +86,8 @@ pub fn write_tokenizer(directory: &Path) {
         "decoder": byte_level,
         "model": {"type": "BPE", "vocab": vocabulary, "merges": MERGES.map(|(l, r)| format!("{l} {r}"))},
     });
-    let write = |file: &str, value: &serde_json::Value| fs::write(directory.join(file), value.to_string()).unwrap();
+    let write =
+        |file: &str, value: &serde_json::Value| fs::write(directory.join(file), value.to_string()).unwrap();
     write("tokenizer.json", &tokenizer);
     write("tokenizer_config.json", &json!({"eos_token": {"content": "</s>"}, "chat_template": TEMPLATE}));
     write("generation_config.json", &json!({"eos_token_id": [EOS]}));
@@ -143,7 +148,9 @@ impl Harness {
         let directory = tempfile::tempdir().unwrap();
         write_tokenizer(directory.path());
         let sims = (0..ranks)
-            .map(|rank| Some(start_sim(directory.path(), SimConfig { rank, world_size: ranks, ..sim.clone() })))
+            .map(|rank| {
+                Some(start_sim(directory.path(), SimConfig { rank, world_size: ranks, ..sim.clone() }))
+            })
             .collect();
         let config = config(directory.path(), ranks, flags);
         config.check().unwrap();
@@ -181,8 +188,13 @@ impl Harness {
         Arc::clone(self.state.validator.tokenizer())
     }
 
+    /// The whole output. A request that hangs is a failed test.
     pub async fn generate(&self, request: GenerateRequest) -> Result<Collected, Error> {
-        collect(self.state.infer.generate(request).await?).await
+        let whole = async { collect(self.state.infer.generate(request).await?).await };
+        match timeout(Duration::from_secs(30), whole).await {
+            Ok(outcome) => outcome,
+            Err(_) => panic!("a request hangs: {:?}", self.state.metrics.engine()),
+        }
     }
 
     /// The tokens of a right answer.
@@ -191,14 +203,20 @@ impl Harness {
         lorikeet_bench::sim::expected(&tokens, adapter, limit, &self.sim_config)
     }
 
+    /// Mistakes of the router that the first shard has seen.
+    pub fn violations(&self) -> u64 {
+        Control::count(&self.sim().control().violations)
+    }
+
     /// Waits until nothing is held for any request, here or on the shard.
     pub async fn wait_idle(&self) {
         let idle = || {
             let engine = self.state.metrics.engine();
             let stats = &engine.stats;
             let host = self.state.registry.stats();
-            let held = (stats.queued_requests, stats.running_sequences, stats.blocks_used, stats.adapters_pinned);
-            (held, host.pinned) == ((0, 0, 0, 0), 0)
+            let held =
+                (stats.queued_requests, stats.running_sequences, stats.blocks_used, stats.adapters_pinned);
+            (held, host.pinned, host.flights) == ((0, 0, 0, 0), 0, 0)
         };
         for _ in 0..500 {
             if idle() {

@@ -1,8 +1,39 @@
 //! The adapters that the simulated source has, by the beginning of their ids.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use tonic::Status;
+
+/// The digests on a simulated disk, with the ids they came from. Clones are the same disk.
+#[derive(Clone, Debug, Default)]
+pub struct Store(Arc<Mutex<HashMap<String, String>>>);
+
+impl Store {
+    /// Forgets everything, as a disk that was wiped.
+    pub fn wipe(&self) {
+        self.lock().clear();
+    }
+
+    pub(super) fn insert(&self, digest: String, id: String) {
+        self.lock().insert(digest, id);
+    }
+
+    pub(super) fn id(&self, digest: &str) -> Option<String> {
+        self.lock().get(digest).cloned()
+    }
+
+    pub(super) fn remove(&self, digest: &str) {
+        self.lock().remove(digest);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// The digest of an adapter: 64 hexadecimal digits, as that of real bytes.
 pub fn digest(id: &str) -> String {

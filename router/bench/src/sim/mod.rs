@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-pub use adapters::digest;
+pub use adapters::{Store, digest};
 use lorikeet_proto::v1::shard_server::ShardServer;
 pub use model::{expected, next_token};
 use service::Service;
@@ -49,6 +49,8 @@ pub struct SimConfig {
     /// What fetching and staging an adapter takes.
     pub fetch_time: Duration,
     pub stage_time: Duration,
+    /// The disk: shared by the ranks, and kept when one is started again with this configuration.
+    pub store: Store,
 }
 
 /// The token that ends a sequence, and once in how many it is sampled.
@@ -74,6 +76,7 @@ impl Default for SimConfig {
             adapter_budget: 64 << 20,
             fetch_time: Duration::ZERO,
             stage_time: Duration::ZERO,
+            store: Store::default(),
         }
     }
 }

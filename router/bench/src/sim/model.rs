@@ -34,7 +34,12 @@ struct Slot {
 /// The token that follows a context: its first, middle and last token and its length decide.
 pub fn next_token(context: &[u32], adapter: Option<&str>, config: &SimConfig) -> u32 {
     let at = |index: usize| context.get(index).copied().unwrap_or_default();
-    sample(context.len(), [at(0), at(context.len() / 2), at(context.len().saturating_sub(1))], adapter, config)
+    sample(
+        context.len(),
+        [at(0), at(context.len() / 2), at(context.len().saturating_sub(1))],
+        adapter,
+        config,
+    )
 }
 
 /// What a right router streams for a prompt, `limit` tokens at most, the last being the end-of-sequence token if it was
@@ -92,7 +97,11 @@ impl Model {
                 result.adapter_slots_ready.push(change.slot);
             } else {
                 let message = "not staged".to_owned();
-                result.move_errors.push(MoveError { slot: change.slot, digest: change.digest.clone(), message });
+                result.move_errors.push(MoveError {
+                    slot: change.slot,
+                    digest: change.digest.clone(),
+                    message,
+                });
             }
         }
         let mut violations = 0;
@@ -211,7 +220,8 @@ fn write(blocks: &mut HashMap<u32, [u32; BLOCK_SIZE]>, slot: &Slot, position: us
 }
 
 fn prompt_logprobs(slot: u32, start: u32, top: u32, tokens: &[u32]) -> PromptLogprobs {
-    let alternatives = tokens.iter().flat_map(|&token| (0..top).map(move |rank| (token + rank, -0.5 - rank as f32)));
+    let alternatives =
+        tokens.iter().flat_map(|&token| (0..top).map(move |rank| (token + rank, -0.5 - rank as f32)));
     let (top_tokens, top_logprobs) = alternatives.unzip();
     PromptLogprobs { slot, start, logprobs: vec![-0.5; tokens.len()], top, top_tokens, top_logprobs }
 }

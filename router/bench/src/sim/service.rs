@@ -1,7 +1,7 @@
 //! The gRPC face of the simulated shard.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -11,8 +11,9 @@ use std::{
 
 use futures::Stream;
 use lorikeet_proto::v1::{
-    DropAdapterRequest, DropAdapterResponse, FetchAdapterProgress, FetchAdapterRequest, InfoRequest, InfoResponse,
-    StageAdapterRequest, StageAdapterResponse, Step, StepResult, WarmupRequest, WarmupResponse, shard_server::Shard,
+    DropAdapterRequest, DropAdapterResponse, FetchAdapterProgress, FetchAdapterRequest, InfoRequest,
+    InfoResponse, StageAdapterRequest, StageAdapterResponse, Step, StepResult, WarmupRequest, WarmupResponse,
+    shard_server::Shard,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,8 +28,6 @@ type Progress = Pin<Box<dyn Stream<Item = Result<FetchAdapterProgress, Status>> 
 pub(super) struct Service {
     config: Arc<SimConfig>,
     control: Arc<Control>,
-    /// Digests in the store, with the ids they came from.
-    store: Arc<Mutex<HashMap<String, String>>>,
     /// Digests in host memory.
     staged: Arc<Mutex<HashSet<String>>>,
     /// Counts Execute streams: only the newest is answered.
@@ -37,13 +36,7 @@ pub(super) struct Service {
 
 impl Service {
     pub(super) fn new(config: SimConfig, control: Arc<Control>) -> Self {
-        Self {
-            config: Arc::new(config),
-            control,
-            store: Arc::default(),
-            staged: Arc::default(),
-            streams: Arc::default(),
-        }
+        Self { config: Arc::new(config), control, staged: Arc::default(), streams: Arc::default() }
     }
 
     async fn execute_steps(
@@ -121,7 +114,10 @@ impl Shard for Service {
         Ok(Response::new(Box::pin(ReceiverStream::new(results))))
     }
 
-    async fn fetch_adapter(&self, request: Request<FetchAdapterRequest>) -> Result<Response<Progress>, Status> {
+    async fn fetch_adapter(
+        &self,
+        request: Request<FetchAdapterRequest>,
+    ) -> Result<Response<Progress>, Status> {
         self.control.thawed().await;
         self.control.fetches.fetch_add(1, Relaxed);
         let FetchAdapterRequest { id, max_bytes, .. } = request.into_inner();
@@ -129,12 +125,18 @@ impl Shard for Service {
         adapters::source(&id)?;
         let stored_bytes = self.config.adapter_bytes;
         if max_bytes > 0 && stored_bytes > max_bytes {
-            return Err(Status::resource_exhausted(format!("it has {stored_bytes} bytes, the bound is {max_bytes}")));
+            return Err(Status::resource_exhausted(format!(
+                "it has {stored_bytes} bytes, the bound is {max_bytes}"
+            )));
         }
         let digest = adapters::digest(&id);
-        lock(&self.store).insert(digest.clone(), id);
-        let last =
-            FetchAdapterProgress { bytes_done: stored_bytes, bytes_total: stored_bytes, digest, stored_bytes };
+        self.config.store.insert(digest.clone(), id);
+        let last = FetchAdapterProgress {
+            bytes_done: stored_bytes,
+            bytes_total: stored_bytes,
+            digest,
+            stored_bytes,
+        };
         Ok(Response::new(Box::pin(tokio_stream::once(Ok(last)))))
     }
 
@@ -146,7 +148,7 @@ impl Shard for Service {
         self.control.stagings.fetch_add(1, Relaxed);
         let digest = request.into_inner().digest;
         tokio::time::sleep(self.config.stage_time).await;
-        let id = lock(&self.store).get(&digest).cloned().ok_or_else(|| Status::not_found("not in the store"))?;
+        let id = self.config.store.id(&digest).ok_or_else(|| Status::not_found("not in the store"))?;
         adapters::loads(&id)?;
         lock(&self.staged).insert(digest);
         Ok(Response::new(StageAdapterResponse {
@@ -168,7 +170,7 @@ impl Shard for Service {
         let DropAdapterRequest { digest, from_store } = request.into_inner();
         lock(&self.staged).remove(&digest);
         if from_store {
-            lock(&self.store).remove(&digest);
+            self.config.store.remove(&digest);
         }
         Ok(Response::new(DropAdapterResponse {}))
     }

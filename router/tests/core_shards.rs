@@ -1,0 +1,160 @@
+//! Shards that die, freeze or answer nonsense: everyone is told, nobody is served wrongly, service comes back.
+
+mod common;
+
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+
+use common::{Harness, collect, for_adapter, request, sim};
+use futures::future::join_all;
+use lorikeet_bench::sim::SimConfig;
+use lorikeet_router::{app::Readiness, error::Error, infer::Generation};
+
+fn slow() -> SimConfig {
+    SimConfig { step_time: Duration::from_millis(5), ..sim() }
+}
+
+async fn running(harness: &Harness, count: usize) -> Vec<Generation> {
+    let started = (0..count).map(|index| async move {
+        let asked = request(&format!("running {index}"), 2000);
+        let asked = if index % 2 == 0 { asked } else { for_adapter("known/a", asked) };
+        harness.state.infer.generate(asked).await.unwrap()
+    });
+    join_all(started).await
+}
+
+async fn serves(harness: &Harness) {
+    for adapter in [None, Some("known/a")] {
+        let asked = request("after", 5);
+        let asked = adapter.map_or(asked.clone(), |id| for_adapter(id, asked));
+        assert_eq!(harness.generate(asked).await.unwrap().ids(), harness.expected("after", adapter, 5));
+    }
+    harness.wait_idle().await;
+    assert_eq!(harness.violations(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_a_dead_shard_fail_at_once_and_service_comes_back() {
+    let mut harness = Harness::with(slow(), &["--max-batch-size", "4"]).await;
+    for _ in 0..3 {
+        let running = running(&harness, 8).await;
+        let died = Instant::now();
+        harness.kill(0);
+        harness.wait_readiness(Readiness::ShardLost).await;
+        assert!(died.elapsed() < Duration::from_secs(1));
+        for generation in running {
+            assert_eq!(collect(generation).await.unwrap_err(), Error::ShardLost);
+        }
+        assert!(died.elapsed() < Duration::from_secs(2));
+        assert_eq!(harness.state.infer.generate(request("now", 1)).await.err().unwrap(), Error::NotReady);
+        harness.revive(0);
+        harness.wait_ready().await;
+        serves(&harness).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_shard_counts_as_lost_within_five_seconds() {
+    let harness = Harness::with(slow(), &[]).await;
+    let running = running(&harness, 4).await;
+    let frozen = Instant::now();
+    harness.sim().control().freeze(true);
+    harness.wait_readiness(Readiness::ShardLost).await;
+    assert!(frozen.elapsed() < Duration::from_secs(5));
+    for generation in running {
+        assert_eq!(collect(generation).await.unwrap_err(), Error::ShardLost);
+    }
+    assert!(frozen.elapsed() < Duration::from_secs(5));
+    harness.sim().control().freeze(false);
+    harness.wait_ready().await;
+    serves(&harness).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_is_never_answered_is_noticed() {
+    // The shard answers pings, and takes far longer for a step than is allowed.
+    let config = SimConfig { step_time: Duration::from_secs(30), ..sim() };
+    let harness = Harness::with(config, &["--step-timeout", "0.5"]).await;
+    let started = Instant::now();
+    assert_eq!(harness.generate(request("a", 1)).await.unwrap_err(), Error::ShardLost);
+    assert!(started.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_fires_while_the_shard_is_frozen() {
+    let harness = Harness::with(slow(), &["--request-timeout", "0.5"]).await;
+    harness.sim().control().freeze(true);
+    let started = Instant::now();
+    assert_eq!(harness.generate(request("a", 100)).await.unwrap_err(), Error::DeadlineExceeded);
+    assert!(started.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_to_another_step_is_never_applied() {
+    let harness = Harness::with(slow(), &[]).await;
+    let running = running(&harness, 3).await;
+    harness.sim().control().wrong_ids.store(true, Relaxed);
+    for generation in running {
+        assert_eq!(collect(generation).await.unwrap_err(), Error::ShardLost);
+    }
+    harness.sim().control().wrong_ids.store(false, Relaxed);
+    harness.wait_ready().await;
+    serves(&harness).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_rank_of_two_is_the_whole_group() {
+    let mut harness = Harness::starting(slow(), &[], 2);
+    harness.wait_ready().await;
+    serves(&harness).await;
+    let steps = |rank: usize| harness.sims[rank].as_ref().unwrap().control().steps.load(Relaxed);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(steps(0), steps(1));
+
+    let running = running(&harness, 4).await;
+    harness.kill(1);
+    for generation in running {
+        assert_eq!(collect(generation).await.unwrap_err(), Error::ShardLost);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(*harness.state.readiness.borrow(), Readiness::ShardLost);
+    harness.revive(1);
+    harness.wait_ready().await;
+    serves(&harness).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poisoned_row_fails_alone() {
+    let harness = Harness::new().await;
+    let poison = harness.tokenizer().encode("~", false).unwrap()[0];
+    harness.sim().control().poison.store(poison, Relaxed);
+    let jobs = (0..16).map(|index| {
+        let harness = &harness;
+        async move {
+            let prompt = format!("{}{index}", if index == 7 { "~" } else { "a" });
+            (index, harness.generate(request(&prompt, 2)).await, harness.expected(&prompt, None, 2))
+        }
+    });
+    for (index, outcome, expected) in join_all(jobs).await {
+        // The first token may be the poison itself.
+        if index == 7 {
+            assert!(matches!(outcome.unwrap_err(), Error::Numeric(_)));
+        } else if expected[0] != poison {
+            assert_eq!(outcome.unwrap().ids(), expected);
+        }
+    }
+    harness.wait_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_at_the_wrong_path_stops_the_start() {
+    let mut harness = Harness::starting(sim(), &[], 1);
+    // The rank that answers says it is the second of two.
+    harness.kill(0);
+    let directory = harness.directory.path().join("shard-0");
+    let wrong = SimConfig { rank: 1, world_size: 2, ..sim() };
+    let _sim = lorikeet_bench::sim::SimShard::start(&directory, wrong).unwrap();
+    tokio::time::timeout(Duration::from_secs(10), harness.driving).await.unwrap().unwrap();
+}
