@@ -1,11 +1,9 @@
-"""The C++ library as ctypes sees it: structures of csrc/cpu/types.h field by field, and the functions of api.cpp."""
+"""The C++ library as ctypes sees it: the structures of csrc/cpu/types.h and the functions of api.cpp."""
 
 import ctypes
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any, ClassVar
-
-
 
 
 class Linear(Structure):
@@ -58,7 +56,12 @@ class Sequences(Structure):
 
 
 class Heads(Structure):
-    _fields_: ClassVar[list[tuple[Any, ...]]] = [("query", c_int32), ("kv", c_int32), ("dim", c_int32), ("scale", c_float)]
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        ("query", c_int32),
+        ("kv", c_int32),
+        ("dim", c_int32),
+        ("scale", c_float),
+    ]
 
 
 class DecoderLayer(Structure):
@@ -92,7 +95,9 @@ class Step(Structure):
 
 
 class GreedyResult(Structure):
-    _fields_: ClassVar[list[tuple[Any, ...]]] = [(name, c_void_p) for name in ("tokens", "logprobs", "logsumexp")]
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        (name, c_void_p) for name in ("tokens", "logprobs", "logsumexp")
+    ]
 
 
 STRUCTURES = (Linear, LoraTable, LoraBatch, KvCache, Rope, Sequences, Heads, DecoderLayer, Decoder, Step)
@@ -124,7 +129,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """Open the library and declare its functions. Raises `OSError` if it does not load or has other structures."""
+    """Open the library and declare its functions. Raises `OSError` if it does not load or does not match."""
     library = ctypes.CDLL(str(path))
     for name, (result, arguments) in FUNCTIONS.items():
         function = getattr(library, name)

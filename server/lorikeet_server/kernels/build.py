@@ -1,8 +1,8 @@
-"""Compiles the C++ kernels into a cache outside the package; `python -m lorikeet_server.kernels.build` does it ahead.
+"""Compiles the C++ kernels into a cache outside the package; run this module to do it ahead of time.
 
-One library holds every instruction set and picks at run time, so it may be built on one machine and run on another.
-Neither torch nor Python headers are needed: the library has a C interface. The cache key covers sources, flags and
-compiler, so an upgrade rebuilds and nothing is ever overwritten.
+One library holds every instruction set and picks at run time, so it may be built on one machine and run on
+another. Neither torch nor Python headers are needed: the library has a C interface. The cache key covers
+sources, flags and compiler, so an upgrade rebuilds and nothing is ever overwritten.
 """
 
 import fcntl
@@ -22,10 +22,17 @@ from lorikeet_server.config import environment
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc" / "cpu"
-FLAGS = ("-std=c++20", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-fno-math-errno")
-# No contraction: a multiply and an add must round alike in every inlined copy, or results would depend on the batch.
-# gcc reports its own AVX-512 headers as using uninitialised values (GCC bug 105593).
-FLAGS += ("-ffp-contract=off", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
+# No contraction: a multiply and an add must round alike in every inlined copy, or a row's result would depend
+# on its batch.
+FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-pthread",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+)
 ISA_FLAGS = {
     "isa_avx2": ("-mavx2", "-mfma", "-mf16c"),
     "isa_avx512": ("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
@@ -43,7 +50,7 @@ def default_cache() -> Path:
 
 
 def library(cache: Path | None = None) -> Path:
-    """The compiled library, built first if it is not in the cache yet. Safe to call from several processes at once.
+    """The compiled library, built first if it is not in the cache yet. Several processes may call at once.
 
     Raises `BuildError`, or `OSError` where the cache cannot be written.
     """

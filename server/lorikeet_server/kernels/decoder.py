@@ -54,7 +54,8 @@ class DecoderSpec:
 
 @dataclass(frozen=True, slots=True)
 class StepTensors:
-    """Where the rows of one step belong; shapes as in `Kernels.rope_and_cache` and `Kernels.paged_attention`."""
+    """Where the rows of a step belong; shapes as in `Kernels.rope_and_cache` and
+    `Kernels.paged_attention`."""
 
     positions: Tensor
     slot_mapping: Tensor
@@ -64,7 +65,7 @@ class StepTensors:
 
 
 class Decoder(Protocol):
-    """The compiled stack. It holds references to everything in its spec; LoRA slots may change between calls."""
+    """The compiled stack. It keeps everything in its spec alive; LoRA slots may change between calls."""
 
     def __call__(self, hidden: Tensor, step: StepTensors, batch: LoraBatch | None) -> Tensor:
-        """`hidden` f32 [T, hidden] (embedded tokens; may be overwritten) -> f32 [T, hidden] after the final norm."""
+        """`hidden` f32 [T, hidden] (embedded tokens, overwritten) -> f32 [T, hidden] after the final norm."""

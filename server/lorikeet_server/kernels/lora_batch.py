@@ -1,6 +1,7 @@
-"""Which rows of a step belong to which adapter slot: built once per step, read by every module of every layer.
+"""Which rows of a step belong to which adapter slot: built once per step, read by every module and layer.
 
-The form suits a CPU loop and a CUDA grid alike: rows sorted by slot, in one buffer that a single copy can move.
+The form suits a CPU loop and a CUDA grid alike: rows sorted by slot, in one buffer that a single copy can
+move.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Where each adapter slot of one fused module keeps its A and B, at addresses that never change.
 
-The table is the kernels' side of adapter residency: whoever moves an adapter into a slot calls `set_slot`, and the
-kernels see it on their next call. It knows nothing of adapter files, names or LRU.
+The table is the kernels' side of adapter residency: whoever moves an adapter into a slot calls `set_slot`,
+and the kernels see it on their next call. It knows nothing of adapter files, names or LRU.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ def rank_major(b: Tensor) -> Tensor:
 
 
 class LoraTable:
-    """Slots of one module of one layer. `slices` are the fused projections in column order (q, k, v or gate, up)."""
+    """Slots of one module of one layer. Slices are the fused projections in column order: q, k, v or gate,
+    up."""
 
     def __init__(self, in_features: int, out_features: Sequence[int], num_slots: int) -> None:
         self.in_features = in_features
@@ -46,10 +47,11 @@ class LoraTable:
         scale: float,
         channel_scale: Tensor | None = None,
     ) -> None:
-        """Put `a` [rank, in] and `b` [out, rank] into a slot; the table keeps them alive until the slot is cleared.
+        """Put `a` [rank, in] and `b` [out, rank] into a slot; the table keeps them alive until it is cleared.
 
-        Both have the same dtype (f32, f16 or bf16); `b` is best given through `rank_major`. `scale` is alpha / rank
-        or its like. `channel_scale` f32 [out] is DoRA's m / ||W + scale * B A||. Raises `ValueError`/`TypeError`.
+        Both have the same dtype (f32, f16 or bf16); `b` is best given through `rank_major`. `scale` is alpha
+        / rank or its like. `channel_scale` f32 [out] is DoRA's m / ||W + scale * B A||. Raises
+        `ValueError`/`TypeError`.
         """
         self._check(slot, slice_index, a, b, channel_scale)
         a, b = a.contiguous(), rank_major(b)

@@ -1,8 +1,8 @@
 """The interface between layers and kernels: every op with its shapes, and nothing about how it is computed.
 
-Letters: T rows (tokens) of the step, S sequences, H query heads, K key/value heads, D head width, V vocabulary, I width
-of the feed-forward layer. Tensors are row-major and contiguous. On CPU activations are always float32. An op
-raises `ValueError` or `TypeError` for a wrong shape or dtype before it touches memory.
+Letters: T rows (tokens) of the step, S sequences, H query heads, K key/value heads, D head width, V
+vocabulary, I width of the feed-forward layer. Tensors are row-major and contiguous. On CPU activations are
+always float32. An op raises `ValueError` or `TypeError` for a wrong shape or dtype before it touches memory.
 """
 
 from typing import Literal, NamedTuple, Protocol
@@ -65,9 +65,10 @@ class Kernels(Protocol):
     def kv_layout(
         self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_dtype: dtype
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of the key and the value cache of one layer. Dimension 0 is the block, so whole blocks can be copied.
+        """Shapes of the key and the value cache of one layer.
 
-        Within a block the order is the backend's own. `kv_dtype` is f32, f16 or bf16. Allocate with `torch.zeros`.
+        Dimension 0 is the block, so whole blocks can be copied. Within a block the order is the backend's
+        own. `kv_dtype` is f32, f16 or bf16. Allocate with `torch.zeros`.
         """
 
     def rope_and_cache(
@@ -83,9 +84,9 @@ class Kernels(Protocol):
     ) -> None:
         """Rotate q and k inside `qkv` f32 [T, (H + 2K) * D] in place, and write k and v to the cache.
 
-        `positions` i64 [T]; `cos_sin` f32 [max_position, D], cosines in the first half of a row, sines in the second
-        (the "rotate half" layout of Hugging Face). `slot_mapping` i64 [T] is block * block_size + offset; a negative
-        slot writes nothing.
+        `positions` i64 [T]; `cos_sin` f32 [max_position, D], cosines in the first half of a row, sines in the
+        second (the "rotate half" layout of Hugging Face). `slot_mapping` i64 [T] is block * block_size +
+        offset; a negative slot writes nothing.
         """
 
     def paged_attention(
@@ -102,22 +103,22 @@ class Kernels(Protocol):
     ) -> Tensor:
         """Causal attention of each sequence over its own cache -> f32 [T, H * D].
 
-        `q` f32 [T, H * D], rows may be strided (the leading columns of `qkv`). `block_tables` i32 [S, max_blocks],
-        `query_start` i32 [S + 1], `context_len` i32 [S]. The queries of sequence s are rows query_start[s] to
-        query_start[s + 1] and its last positions: the last query sees all context_len[s] keys. So decodes and prefill
-        chunks mix in one call. Sequences without queries are allowed.
+        `q` f32 [T, H * D], rows may be strided (the leading columns of `qkv`). `block_tables` i32 [S,
+        max_blocks], `query_start` i32 [S + 1], `context_len` i32 [S]. The queries of sequence s are rows
+        query_start[s] to query_start[s + 1] and its last positions: the last query sees all context_len[s]
+        keys. So decodes and prefill chunks mix in one call. Sequences without queries are allowed.
         """
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         """Add the adapters' products to `y` f32 [T, sum(out)] in place; `x` f32 [T, in].
 
-        For each slice with columns c of y, and each row of a segment with slot s:
-        `y[c] = g * (y[c] + scale * (x A^T) B^T)`, where g is 1 without DoRA. `y` must not contain the layer's bias
-        yet. Rows outside every segment and slots without that slice are left untouched.
+        For each slice with columns c of y, and each row of a segment with slot s: `y[c] = g * (y[c] + scale *
+        (x A^T) B^T)`, where g is 1 without DoRA. `y` must not contain the layer's bias yet. Rows outside
+        every segment and slots without that slice are left untouched.
         """
 
     def greedy(self, logits: Tensor) -> Greedy:
-        """`logits` f32 [T, V]. A row with NaN or +inf, or with -inf only, gives a logsumexp that is not finite."""
+        """`logits` f32 [T, V]. A row with NaN or +inf, or -inf only, gives a logsumexp that is not finite."""
 
     def decoder(self, spec: DecoderSpec) -> Decoder | None:
         """All layers as one call on one rank, or None where the backend has no faster way than op by op."""

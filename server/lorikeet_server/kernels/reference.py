@@ -32,7 +32,8 @@ class ReferenceLinear:
 
 
 def round_weight(weight: Tensor, mode: LinearMode) -> Tensor:
-    """`weight` [out, in] in the dtype that `mode` names. Raises `ValueError` if a finite weight would overflow."""
+    """`weight` [out, in] in the dtype that `mode` names. Raises `ValueError` if a finite one would
+    overflow."""
     if weight.dim() != 2 or mode not in ("float32", "float16", "bfloat16"):
         raise ValueError(f"cannot pack a weight of shape {list(weight.shape)} as {mode}")
     rounded = weight.to(getattr(torch, mode))

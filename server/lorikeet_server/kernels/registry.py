@@ -14,9 +14,10 @@ backends = {
 
 
 def select(name: str = "auto", isa: str = "auto") -> Kernels:
-    """The backend called `name`. `auto` takes `cpu`, or `reference` with a warning where `cpu` cannot be built.
+    """The backend called `name`; `auto` takes `cpu`, or `reference` with a warning where `cpu` cannot be
+    built.
 
-    `isa` bounds the instruction set of `cpu` (`auto`, `portable`, `avx2`, `avx512`, `amx`). Raises `ValueError` for
+    `isa` bounds the instruction set of `cpu` (`auto`, `portable`, `avx2`, `avx512`). Raises `ValueError` for
     an unknown name and whatever the backend raises when it was asked for by name.
     """
     if name != "auto":

@@ -51,13 +51,13 @@ Pool& Pool::instance() {
 
 void Pool::set_threads(int count) {
   const std::lock_guard lock(mutex_);
-  threads_ = count < 1 ? 1 : count;
+  threads_ = count < 1 ? 1 : count > kMaxThreads ? kMaxThreads : count;
 }
 
 void Pool::start_threads() {
   while (started_ < threads_ - 1) {
-    ++started_;
-    std::thread([this] { help(); }).detach();
+    const int index = ++started_;
+    std::thread([this, index] { help(index); }).detach();
   }
 }
 
@@ -69,16 +69,22 @@ void Pool::run(int count, Function function, const void* context) {
   }
   start_threads();
   const uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
-  claimed_.store(packed(epoch, kClosed), std::memory_order_relaxed);  // before any field of the old job changes
+  for (int i = 0; i < threads_; ++i) {  // before any field of the old job changes
+    stretches_[i].claimed.store(packed(epoch, kClosed), std::memory_order_relaxed);
+  }
   function_.store(function, std::memory_order_release);
   context_.store(context, std::memory_order_release);
   count_.store(count, std::memory_order_release);
   done_.store(0, std::memory_order_relaxed);
-  claimed_.store(packed(epoch, 0), std::memory_order_release);
+  stretch_count_.store(threads_, std::memory_order_release);
+  for (int i = 0; i < threads_; ++i) {
+    const auto first = uint32_t(int64_t{count} * i / threads_);
+    stretches_[i].claimed.store(packed(epoch, first), std::memory_order_release);
+  }
   epoch_.store(epoch);  // sequentially consistent with sleeping_: either we see the sleeper or it sees the epoch
   if (sleeping_.load() > 0) epoch_.notify_all();
 
-  work_on(epoch);
+  work_on(epoch, 0);
   const auto all_done = [&] { return done_.load(std::memory_order_acquire) == count; };
   if (spin(kCallerSpin, all_done)) return;
   caller_sleeps_.store(true);
@@ -86,28 +92,33 @@ void Pool::run(int count, Function function, const void* context) {
   caller_sleeps_.store(false);
 }
 
-bool Pool::claim(uint32_t epoch, int* tile) {
-  uint64_t seen = claimed_.load(std::memory_order_acquire);
-  const int count = count_.load(std::memory_order_acquire);
+bool Pool::claim(uint32_t epoch, int stretch, int* tile) {
+  std::atomic<uint64_t>& claimed = stretches_[stretch].claimed;
+  uint64_t seen = claimed.load(std::memory_order_acquire);
+  const int64_t count = count_.load(std::memory_order_acquire), stretches = stretch_count_.load(std::memory_order_acquire);
+  const auto end = int(count * (stretch + 1) / stretches);
   do {
     *tile = int(uint32_t(seen));
-    if (uint32_t(seen >> 32) != epoch || *tile >= count) return false;
-  } while (!claimed_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire));
+    if (uint32_t(seen >> 32) != epoch || *tile >= end) return false;
+  } while (!claimed.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire));
   return true;
 }
 
-void Pool::work_on(uint32_t epoch) {
+void Pool::work_on(uint32_t epoch, int index) {
   // Read before the first claim: a successful claim proves that the job was still this one.
   const Function function = function_.load(std::memory_order_acquire);
   const void* context = context_.load(std::memory_order_acquire);
-  for (int tile; claim(epoch, &tile);) {
-    function(context, tile);
-    done_.fetch_add(1);
-    if (caller_sleeps_.load()) done_.notify_one();
+  const int stretches = stretch_count_.load(std::memory_order_acquire);
+  for (int i = 0; i < stretches; ++i) {
+    for (int tile; claim(epoch, (index + i) % stretches, &tile);) {
+      function(context, tile);
+      done_.fetch_add(1);
+      if (caller_sleeps_.load()) done_.notify_one();
+    }
   }
 }
 
-void Pool::help() {
+void Pool::help(int index) {
   uint32_t seen = 0;
   for (;;) {
     const auto changed = [&] { return epoch_.load(std::memory_order_acquire) != seen; };
@@ -117,7 +128,7 @@ void Pool::help() {
       sleeping_.fetch_sub(1);
     }
     seen = epoch_.load(std::memory_order_acquire);
-    work_on(seen);
+    work_on(seen, index);
   }
 }
 

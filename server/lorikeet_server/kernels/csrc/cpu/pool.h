@@ -1,5 +1,6 @@
 // Threads that share small tiles of work. Built for machines where other processes want the same cores: tiles are claimed
 // one by one, a caller finishes alone if no helper gets a core, and a helper spins for microseconds before it sleeps.
+// Each thread starts in its own stretch of the tiles, so that it streams through memory, and then helps the others.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -28,17 +29,24 @@ class Pool {
   using Function = void (*)(const void*, int);
 
   void run(int count, Function function, const void* context);
-  void help();
-  void work_on(uint32_t epoch);
-  bool claim(uint32_t epoch, int* tile);
+  void help(int index);
+  void work_on(uint32_t epoch, int index);
+  bool claim(uint32_t epoch, int stretch, int* tile);
   void start_threads();
 
   std::recursive_mutex mutex_;
   int threads_ = 1, started_ = 0;
 
-  // The current job. `claimed_` packs its number and its next tile, so that a late helper can never take a tile of the
-  // job after the one it looked at.
-  alignas(64) std::atomic<uint64_t> claimed_{0};
+  static constexpr int kMaxThreads = 256;
+
+  // The number of a job and the next tile of one stretch, packed: a late helper can never take a tile of the job after
+  // the one it looked at.
+  struct alignas(64) Stretch {
+    std::atomic<uint64_t> claimed{0};
+  };
+
+  Stretch stretches_[kMaxThreads];
+  alignas(64) std::atomic<int> stretch_count_{1};
   std::atomic<Function> function_{nullptr};
   std::atomic<const void*> context_{nullptr};
   std::atomic<int> count_{0};

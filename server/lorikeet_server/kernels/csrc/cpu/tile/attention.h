@@ -15,24 +15,49 @@ struct ChunkState {
   float maximum[kRows], sum[kRows];
 };
 
-template <int kRows, typename T>
-inline void score_tile(ChunkState<kRows>& s, const T* keys, int head_dim, float scale, int column, int position) {
-  Vec sum[kRows][kTileVectors];
+// Accumulators in flight hide the latency of a multiply-add: with few rows, several tiles or vectors go at once. How
+// many never changes a result, since every sum keeps its own order.
+constexpr int kAccumulators = kWidth == 16 ? 16 : 8;
+constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
+
+template <int kRows, int kTiles, typename T>
+inline void score_tiles(ChunkState<kRows>& s, const T* const* keys, int head_dim, float scale, int tile) {
+  Vec sum[kRows][kTiles][kTileVectors];
   for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kTileVectors; ++c) sum[r][c] = Vec::zero();
+    for (int t = 0; t < kTiles; ++t) {
+      for (int c = 0; c < kTileVectors; ++c) sum[r][t][c] = Vec::zero();
+    }
   }
   for (int d = 0; d < head_dim; ++d) {
-    Vec key[kTileVectors];
-    for (int c = 0; c < kTileVectors; ++c) key[c] = Vec::load(keys + d * kKeyTile + c * kWidth);
+    Vec key[kTiles][kTileVectors];
+    for (int t = 0; t < kTiles; ++t) {
+      for (int c = 0; c < kTileVectors; ++c) key[t][c] = Vec::load(keys[tile + t] + d * kKeyTile + c * kWidth);
+    }
     for (int r = 0; r < kRows; ++r) {
       const Vec qd = Vec::set(s.q[r][d]);
-      for (int c = 0; c < kTileVectors; ++c) sum[r][c] = fma(qd, key[c], sum[r][c]);
+      for (int t = 0; t < kTiles; ++t) {
+        for (int c = 0; c < kTileVectors; ++c) sum[r][t][c] = fma(qd, key[t][c], sum[r][t][c]);
+      }
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kTileVectors; ++c) (sum[r][c] * Vec::set(scale)).store(&s.scores[r][column + c * kWidth]);
-    for (int i = s.limit[r] > position ? s.limit[r] - position : 0; i < kKeyTile; ++i) {
-      s.scores[r][column + i] = -__builtin_inff();
+    for (int t = 0; t < kTiles; ++t) {
+      for (int c = 0; c < kTileVectors; ++c) {
+        (sum[r][t][c] * Vec::set(scale)).store(&s.scores[r][(tile + t) * kKeyTile + c * kWidth]);
+      }
+    }
+  }
+}
+
+template <int kRows, typename T>
+inline void score(ChunkState<kRows>& s, const T* const* keys, int tiles, int head_dim, float scale, int begin) {
+  constexpr int kTiles = at_least_one(kAccumulators / (kRows * kTileVectors));
+  int tile = 0;
+  for (; tile + kTiles <= tiles; tile += kTiles) score_tiles<kRows, kTiles>(s, keys, head_dim, scale, tile);
+  for (; tile < tiles; ++tile) score_tiles<kRows, 1>(s, keys, head_dim, scale, tile);
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = s.limit[r] > begin ? s.limit[r] - begin : 0; i < tiles * kKeyTile; ++i) {
+      s.scores[r][i] = -__builtin_inff();
     }
   }
 }
@@ -55,22 +80,39 @@ inline void weigh(ChunkState<kRows>& s, int columns) {
   }
 }
 
-template <int kRows, typename T>
-inline void mix_values(const ChunkState<kRows>& s, const T* const* values, int tiles, int key_count, int head_dim,
-                       float* out) {
-  const int stride = round_up(head_dim, 16);
-  for (int d = 0; d < stride; d += kWidth) {
-    Vec sum[kRows];
-    for (int r = 0; r < kRows; ++r) sum[r] = Vec::zero();
-    for (int tile = 0; tile < tiles; ++tile) {
-      const int keys = key_count - tile * kKeyTile < kKeyTile ? key_count - tile * kKeyTile : kKeyTile;
-      for (int i = 0; i < keys; ++i) {
-        const Vec value = Vec::load(values[tile] + i * stride + d);
-        for (int r = 0; r < kRows; ++r) sum[r] = fma(Vec::set(s.scores[r][tile * kKeyTile + i]), value, sum[r]);
+template <int kRows, int kColumns, typename T>
+inline void mix_columns(const ChunkState<kRows>& s, const T* const* values, int key_count, int stride, int column,
+                        float* out) {
+  Vec sum[kRows][kColumns];
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < kColumns; ++c) sum[r][c] = Vec::zero();
+  }
+  for (int first = 0; first < key_count; first += kKeyTile) {
+    const T* value = values[first / kKeyTile] + column;
+    const int end = key_count - first < kKeyTile ? key_count : first + kKeyTile;
+    for (int i = first; i < end; ++i, value += stride) {
+      Vec v[kColumns];
+      for (int c = 0; c < kColumns; ++c) v[c] = Vec::load(value + c * kWidth);
+      for (int r = 0; r < kRows; ++r) {
+        const Vec weight = Vec::set(s.scores[r][i]);
+        for (int c = 0; c < kColumns; ++c) sum[r][c] = fma(weight, v[c], sum[r][c]);
       }
     }
-    for (int r = 0; r < kRows; ++r) sum[r].store(out + r * stride + d);
   }
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < kColumns; ++c) sum[r][c].store(out + r * stride + column + c * kWidth);
+  }
+}
+
+template <int kRows, typename T>
+inline void mix(const ChunkState<kRows>& s, const T* const* values, int key_count, int head_dim, float* out) {
+  constexpr int kMost = kAccumulators / kRows, kColumns = kMost >= 8 ? 8 : kMost >= 4 ? 4 : kMost >= 2 ? 2 : 1;
+  const int stride = round_up(head_dim, 16);
+  int column = 0;
+  for (; column + kColumns * kWidth <= stride; column += kColumns * kWidth) {
+    mix_columns<kRows, kColumns>(s, values, key_count, stride, column, out);
+  }
+  for (; column < stride; column += kWidth) mix_columns<kRows, 1>(s, values, key_count, stride, column, out);
 }
 
 void merge(float* to, float* to_stats, const float* from, const float* from_stats, int head_dim) {
@@ -103,18 +145,21 @@ void attend_rows(const AttentionTile& t, int first_row) {
   for (int begin = t.key_begin; begin < end; begin += kKeyChunk) {
     const int count = end - begin < kKeyChunk ? end - begin : kKeyChunk;
     const int tiles = ceil_div(count, kKeyTile);
-    const T* values[kTiles];
+    const T *keys[kTiles], *values[kTiles];
     for (int tile = 0; tile < tiles; ++tile) {
       const int position = begin + tile * kKeyTile;
       const int64_t head = int64_t{t.blocks[position / t.cache.block_size]} * t.kv_heads + t.kv_head;
       const int64_t offset = head * t.cache.block_size + position % t.cache.block_size;
+      keys[tile] = static_cast<const T*>(t.cache.k) + offset * t.head_dim;
       values[tile] = static_cast<const T*>(t.cache.v) + offset * stride;
-      score_tile<kRows>(s, static_cast<const T*>(t.cache.k) + offset * t.head_dim, t.head_dim, t.scale,
-                        tile * kKeyTile, position);
+      for (int line = 0; line < kKeyTile * stride * int(sizeof(T)); line += 64) {  // needed after all scores are known
+        __builtin_prefetch(reinterpret_cast<const char*>(values[tile]) + line, 0, 2);
+      }
     }
+    score<kRows>(s, keys, tiles, t.head_dim, t.scale, begin);
     weigh<kRows>(s, tiles * kKeyTile);
     float* target = begin == t.key_begin ? running : chunk;
-    mix_values<kRows, T>(s, values, tiles, count, t.head_dim, target);
+    mix<kRows>(s, values, count, t.head_dim, target);
     for (int r = 0; r < kRows; ++r) {
       const float chunk_stats[2] = {s.maximum[r], s.sum[r]};
       if (begin == t.key_begin) {

@@ -13,9 +13,20 @@ constexpr int kMaxRowsFullWidth = kWidth == 16 ? 12 : 2;
 // Long sums over many row blocks go in slices of k, so that the slice of the panel stays in cache.
 constexpr int kSliceOfK = 512;
 
+// The hardware's own prefetcher does not run far enough ahead of a loop that computes on every line: fetching 16 KB ahead
+// into L2 halved the time of 8 rows against a 200 MB weight (measured, Sapphire Rapids, one core).
+constexpr int kFetchAhead = 16384;
+
+template <int kLines>
+inline void fetch(const void* line) {
+  for (int i = 0; i < kLines; ++i) __builtin_prefetch(static_cast<const char*>(line) + 64 * i, 0, 2);
+}
+
 template <int kRows, int kColumns, typename T>
-inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride, const T* panel, int k_count) {
+inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride, const T* panel, int k_count,
+                       int ahead) {
   for (int k = 0; k < k_count; ++k) {
+    fetch<kColumns * kWidth * int(sizeof(T)) / 64>(reinterpret_cast<const char*>(panel + k * kPanel) + ahead);
     Vec w[kColumns];
     for (int c = 0; c < kColumns; ++c) w[c] = Vec::load(panel + k * kPanel + c * kWidth);
     for (int r = 0; r < kRows; ++r) {
@@ -27,8 +38,9 @@ inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_st
 
 template <int kRows, int kColumns>
 inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride, const bfloat16_t* panel,
-                       int k_count) {
+                       int k_count, int ahead) {
   for (int k = 0; k < k_count; k += 2) {
+    fetch<kColumns * kWidth * 4 / 64>(reinterpret_cast<const char*>(panel + k * kPanel) + ahead);
     Vec w[2][kColumns];
     for (int c = 0; c < kColumns; ++c) Vec::load_pair(panel + k * kPanel + 2 * c * kWidth, w[0][c], w[1][c]);
     for (int odd = 0; odd < 2 && k + odd < k_count; ++odd) {
@@ -45,6 +57,7 @@ struct PanelArguments {
   int64_t x_stride;
   int k_count;
   bool resume;  // y already holds the sum over smaller k
+  int ahead;    // bytes to prefetch ahead: none when the panel is already in cache
   float* y;
   int64_t y_stride;
   int columns;
@@ -66,7 +79,7 @@ inline void block(const PanelArguments& p, const T* panel, int first_column) {
     }
   }
   constexpr int kPairs = sizeof(T) == 2 && !__is_same(T, half_t) ? 2 : 1;
-  accumulate<kRows, kColumns>(sum, p.x, p.x_stride, panel + first_column * kPairs, p.k_count);
+  accumulate<kRows, kColumns>(sum, p.x, p.x_stride, panel + first_column * kPairs, p.k_count, p.ahead);
   for (int r = 0; r < kRows; ++r) {
     for (int c = 0; c < kColumns; ++c) {
       const int count = columns - c * kWidth;
@@ -96,9 +109,10 @@ void linear_panel_of(const float* x, int64_t x_stride, int rows, const T* panel,
     const int k_count = in - k < slice ? in - k : slice;
     for (int b = 0, row = 0; b < blocks; ++b) {
       const int count = (rows - row) / (blocks - b);
-      row_block<kMaxRows>(count,
-                          {x + row * x_stride + k, x_stride, k_count, k > 0, y + row * y_stride, y_stride, columns},
-                          panel + int64_t{k} * kPanel);
+      const PanelArguments arguments{
+          x + row * x_stride + k, x_stride, k_count, k > 0, b == 0 ? kFetchAhead : 0, y + row * y_stride, y_stride,
+          columns};
+      row_block<kMaxRows>(count, arguments, panel + int64_t{k} * kPanel);
       row += count;
     }
   }
