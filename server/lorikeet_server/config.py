@@ -80,6 +80,9 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if self.device is Device.CUDA:
             raise ConfigError("--device cuda: this build has no CUDA kernels; use --device cpu")
+        if os.path.lexists(self.uds_path):
+            # Not ours to remove, and not to be trusted: another user may have put it there.
+            raise ConfigError(f"--uds-path {self.uds_path} exists already; use a fresh directory")
         for root in self.adapter_roots:
             if not root.is_dir():
                 raise ConfigError(f"--adapter-root {root} is not a directory")

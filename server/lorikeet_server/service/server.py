@@ -54,7 +54,7 @@ async def serve(config: ServeConfig) -> int:
     compute, staging = compute_thread(config.threads), staging_pool()
     servicer = ShardServicer(compute, staging, lambda: loop.call_soon_threadsafe(stop, EXIT_FAILED))
     health = health_aio.HealthServicer()
-    server = await _listen(config.uds_path, servicer, health)
+    server = await listen(config.uds_path, servicer, health)
 
     async def load() -> None:
         try:
@@ -80,7 +80,7 @@ async def serve(config: ServeConfig) -> int:
     return code
 
 
-async def _listen(path: Path, servicer: ShardServicer, health: health_aio.HealthServicer) -> aio.Server:
+async def listen(path: Path, servicer: ShardServicer, health: health_aio.HealthServicer) -> aio.Server:
     """Binds the socket, mode 0600. Raises ConfigError if anything is at its path: it is not ours to
     remove."""
     if os.path.lexists(path):

@@ -12,16 +12,16 @@ ALL = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 
 def save_adapter(model: Any, directory: Path, seed: int, **settings: Any) -> None:
     """Wraps `model`, gives A and B random values, saves the adapter, and takes it off again."""
-    config = LoraConfig(
-        task_type="CAUSAL_LM", **({"r": 8, "lora_alpha": 16, "target_modules": ALL} | settings)
-    )
+    settings = {"r": 8, "lora_alpha": 16, "target_modules": ALL} | settings
+    config = LoraConfig(task_type="CAUSAL_LM", **settings)
     wrapped = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "lora_" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    wrapped.save_pretrained(directory)
+    # Else an adapter of lm_head brings the base weight along.
+    wrapped.save_pretrained(directory, save_embedding_layers=False)
     wrapped.unload()
 
 

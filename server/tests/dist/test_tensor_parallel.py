@@ -1,0 +1,101 @@
+"""Ranks that are processes, over gloo: the same tokens as one rank, adapters included."""
+
+import multiprocessing
+import socket
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shard_driver import Driver, expected_tokens, make_engine, prompt_of, tiny_model, warmup_request
+from tiny_adapters import save_adapter, with_adapter
+
+from lorikeet_server.dist import TensorParallel, connect
+from lorikeet_server.errors import ModelError
+from lorikeet_server.pb import shard_pb2 as pb
+
+CPU = torch.device("cpu")
+PROMPTS = [prompt_of(37, 1), prompt_of(20, 2)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def serve_rank(path: Path, rank: int, size: int, port: int, answers: "Queue[Any]") -> None:
+    torch.set_num_threads(1)
+    tp = connect(rank, size, "127.0.0.1", port, CPU)
+    engine = make_engine(path / "model", path / f"store{rank}", "reference", [path / "adapters"], tp)
+    *_, last = engine.library.fetch("local", "one", 0)
+    engine.library.stage(last.digest)
+    engine.warmup(warmup_request())
+    driver = Driver(engine)
+    driver.execute(pb.Step(moves=[pb.AdapterMove(slot=1, digest=last.digest)]))
+    base = driver.generate(PROMPTS, 8, chunk=11, prompt_logprobs=True)
+    adapted = driver.generate(PROMPTS, 8, adapter_slot=1)
+    drawn = driver.generate(PROMPTS, 8, sampling=pb.Sampling(temperature=1.0, seed=3))
+    answers.put(
+        {
+            "rank": rank,
+            "base": [run.tokens for run in base],
+            "adapted": [run.tokens for run in adapted],
+            "drawn": [run.tokens for run in drawn],
+            "prompt": [run.prompt_logprobs for run in base],
+            "kv_bytes": engine.info().kv_bytes_per_token,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "settings"),
+    [
+        (2, {}),
+        (2, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+        (4, {}),  # more ranks than key/value heads
+    ],
+)
+def test_ranks_agree_with_one(size: int, settings: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", vocab_size=199, **settings)  # 199 does not divide
+    save_adapter(model, tmp_path / "adapters" / "one", 1)
+    context = multiprocessing.get_context("spawn")
+    answers: Queue[Any] = context.Queue()
+    port = free_port()
+    ranks = [
+        context.Process(target=serve_rank, args=(tmp_path, rank, size, port, answers)) for rank in range(size)
+    ]
+    for process in ranks:
+        process.start()
+    try:
+        seen = sorted((answers.get(timeout=240) for _ in ranks), key=lambda answer: answer["rank"])
+    finally:
+        for process in ranks:
+            process.join(10)
+            process.kill()
+    assert seen[0]["base"] == [expected_tokens(model, prompt, 8) for prompt in PROMPTS]
+    for answer in seen[1:]:
+        assert {**answer, "rank": 0} == seen[0]
+    assert seen[0]["kv_bytes"] == 3 * 2 * max(1, 2 // size) * 12 * 4
+    adapted = with_adapter(model, tmp_path / "adapters" / "one")
+    assert seen[0]["adapted"] == [expected_tokens(adapted, prompt, 8) for prompt in PROMPTS]
+    adapted.unload()
+    alone = make_engine(tmp_path / "model", tmp_path / "store")
+    alone.warmup(warmup_request())
+    runs = Driver(alone).generate(PROMPTS, 8, prompt_logprobs=True)
+    for run, logprobs in zip(runs, seen[0]["prompt"], strict=True):
+        assert logprobs == pytest.approx(run.prompt_logprobs, abs=1e-4)
+
+
+def test_heads_that_do_not_divide(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "model")
+    with pytest.raises(ModelError, match="4 attention heads"):
+        make_engine(tmp_path / "model", tmp_path / "store", tp=TensorParallel(0, 3))
+
+
+def test_shares_cover_everything_once() -> None:
+    for total in (1, 7, 199, 512):
+        for size in (1, 2, 3, 8):
+            shares = [TensorParallel(rank, size).share(total) for rank in range(size)]
+            assert [unit for share in shares for unit in share] == list(range(total))

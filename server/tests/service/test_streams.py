@@ -1,0 +1,263 @@
+"""The gRPC surface over a real Unix socket, with the server in a thread of this process."""
+
+import asyncio
+import queue
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from shard_driver import Driver, expected_tokens, make_engine, prompt_of, tiny_model, warmup_request
+from tiny_adapters import save_adapter
+
+from lorikeet_server.engine.engine import Engine
+from lorikeet_server.pb import shard_pb2 as pb
+from lorikeet_server.pb import shard_pb2_grpc as rpc
+from lorikeet_server.service.server import listen
+from lorikeet_server.service.servicer import ShardServicer
+from lorikeet_server.service.threads import compute_thread, staging_pool
+
+
+class Shard:
+    """A served engine, and a client of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.model = tiny_model(path / "model")
+        save_adapter(self.model, path / "adapters" / "one", 1)
+        self.engine: Engine = make_engine(path / "model", path / "store", "reference", [path / "adapters"])
+        self.socket = path / "socket"
+        self.fatal = threading.Event()
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.servicer = ShardServicer(compute_thread(1), staging_pool(), self.fatal.set)
+        health = health_aio.HealthServicer()
+        self.server = self.call(listen(self.socket, self.servicer, health))
+        self.channel = grpc.insecure_channel(f"unix:{self.socket}")
+        self.stub = rpc.ShardStub(self.channel)  # type: ignore[no-untyped-call]
+
+    def call(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+
+    def open(self) -> "Stream":
+        return Stream(self.stub)
+
+    def close(self) -> None:
+        self.channel.close()
+        self.call(self.server.stop(0))
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+
+
+class Stream:
+    """One Execute stream of a client."""
+
+    def __init__(self, stub: Any) -> None:
+        self.steps: queue.Queue[pb.Step | None] = queue.Queue()
+        self.results = stub.Execute(iter(self.steps.get, None))
+
+    def send(self, step: pb.Step) -> None:
+        self.steps.put(step)
+
+    def execute(self, step: pb.Step) -> pb.StepResult:
+        self.send(step)
+        return next(self.results)
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shard]:
+    shard = Shard(tmp_path_factory.mktemp("shard"))
+    with pytest.raises(grpc.RpcError) as loading:
+        shard.stub.Info(pb.InfoRequest())
+    assert loading.value.code() == grpc.StatusCode.UNAVAILABLE
+    shard.servicer.ready(shard.engine)
+    yield shard
+    shard.close()
+
+
+@pytest.fixture
+def warm(shard: Shard) -> Shard:
+    shard.stub.Warmup(warmup_request())
+    return shard
+
+
+def code_of(call: Callable[[], object]) -> grpc.StatusCode:
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    return raised.value.code()
+
+
+def prefill(slot: int, prompt: list[int], step: pb.Step | None = None) -> pb.Step:
+    step = step or pb.Step()
+    driver = Driver(None)  # type: ignore[arg-type]
+    driver.free = [slot * 10 + i for i in range(10)]
+    driver.prefill(step, driver.admit(step, slot, prompt))
+    return step
+
+
+def test_tokens_over_the_wire(warm: Shard) -> None:
+    """All steps are sent before the first result is read: results keep their order, however far ahead."""
+    stream, prompt = warm.open(), prompt_of(14, 1)
+    first = prefill(0, prompt)
+    first.id = 1
+    stream.send(first)
+    for number in range(2, 12):
+        decode = pb.Decode(slot=[0], new_blocks=[int(number == 4)], blocks=[0] * int(number == 4))
+        stream.send(pb.Step(id=number, decode=decode))
+    results = [next(stream.results) for _ in range(11)]
+    assert [result.id for result in results] == list(range(1, 12))
+    assert [result.token[0] for result in results] == expected_tokens(warm.model, prompt, 11)
+    assert all(result.compute_us > 0 for result in results)
+    stream.send(None)
+    assert list(stream.results) == []
+
+
+def test_a_new_stream_ends_the_old_one_and_starts_clean(warm: Shard) -> None:
+    old = warm.open()
+    assert old.execute(prefill(0, prompt_of(5, 1))).errors == []
+    new = warm.open()
+    # The slot of the old stream is free again.
+    assert len(new.execute(prefill(0, prompt_of(5, 1))).token) == 1
+    assert code_of(lambda: next(old.results)) == grpc.StatusCode.ABORTED
+    assert len(new.execute(pb.Step(decode=pb.Decode(slot=[0], new_blocks=[0]))).token) == 1
+
+
+def test_warmup_ends_the_stream(warm: Shard) -> None:
+    stream = warm.open()
+    stream.execute(prefill(0, prompt_of(5, 1)))
+    assert warm.stub.Warmup(warmup_request(kv_bytes=1 << 20)).num_blocks < 300
+    assert code_of(lambda: next(stream.results)) == grpc.StatusCode.ABORTED
+
+
+def test_a_refused_step_ends_the_stream_with_its_reason(warm: Shard) -> None:
+    stream = warm.open()
+    stream.send(pb.Step(id=1, decode=pb.Decode(slot=[3], new_blocks=[0])))
+    stream.send(pb.Step(id=2))
+    assert code_of(lambda: next(stream.results)) == grpc.StatusCode.INVALID_ARGUMENT
+    assert not warm.fatal.is_set()
+    assert len(warm.open().execute(prefill(0, prompt_of(5, 1))).token) == 1
+
+
+def test_steps_of_an_ended_stream_do_not_run(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran, gate = [], threading.Event()
+    execute = warm.engine.execute
+
+    def slow(step: pb.Step) -> pb.StepResult:
+        ran.append(step.id)
+        gate.wait(10)
+        return execute(step)
+
+    monkeypatch.setattr(warm.engine, "execute", slow)
+    old = warm.open()
+    for number in (1, 2, 3):
+        old.send(pb.Step(id=number))
+    wait_for(lambda: ran == [1])
+    streams = warm.servicer._streams
+    assert streams is not None
+    session = streams._session
+    new = warm.open()
+    new.send(pb.Step(id=10))
+    wait_for(lambda: streams._session is not session)
+    gate.set()
+    assert code_of(lambda: list(old.results)) == grpc.StatusCode.ABORTED
+    assert next(new.results).id == 10
+    assert ran == [1, 10]
+
+
+def test_an_unexpected_error_is_fatal_and_says_little(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(warm.engine, "execute", lambda _: (_ for _ in ()).throw(RuntimeError("/secret/path")))
+        stream = warm.open()
+        stream.send(pb.Step(id=1))
+        with pytest.raises(grpc.RpcError) as raised:
+            next(stream.results)
+    assert raised.value.code() == grpc.StatusCode.INTERNAL
+    assert "secret" not in str(raised.value.details())
+    assert warm.fatal.wait(5)
+    warm.fatal.clear()
+
+
+def test_execute_before_warmup(tmp_path: Path) -> None:
+    shard = Shard(tmp_path)
+    shard.servicer.ready(shard.engine)
+    assert code_of(lambda: next(shard.open().results)) == grpc.StatusCode.FAILED_PRECONDITION
+    shard.close()
+
+
+def test_garbage_is_an_error_of_the_call_only(warm: Shard) -> None:
+    raw = warm.channel.unary_unary("/lorikeet.v1.Shard/Warmup")
+    assert code_of(lambda: raw(b"\xff\xff\xff")) in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+    oversized = pb.FetchAdapterRequest(source="local", id="x" * (17 << 20))
+    assert code_of(lambda: list(warm.stub.FetchAdapter(oversized))) == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert warm.stub.Info(pb.InfoRequest()).model_id == "tiny"
+
+
+def test_adapters_over_the_wire(warm: Shard) -> None:
+    progress = list(warm.stub.FetchAdapter(pb.FetchAdapterRequest(source="local", id="one")))
+    digest = progress[-1].digest
+    assert len(digest) == 64 and progress[-1].stored_bytes == progress[-1].bytes_total > 0
+    assert all(not step.digest for step in progress[:-1])
+    staged = warm.stub.StageAdapter(pb.StageAdapterRequest(digest=digest))
+    assert staged.max_rank == 8 and staged.modules == 21 and staged.peft_type == "LORA"
+    assert staged.host_bytes > 0 and staged.device_bytes > 0
+    stream = warm.open()
+    result = stream.execute(pb.Step(moves=[pb.AdapterMove(slot=0, digest=digest)]))
+    assert list(result.adapter_slots_ready) == [0]
+    warm.stub.DropAdapter(pb.DropAdapterRequest(digest=digest, from_store=True))
+    warm.stub.DropAdapter(pb.DropAdapterRequest(digest=digest, from_store=True))
+    gone = pb.StageAdapterRequest(digest=digest)
+    assert code_of(lambda: warm.stub.StageAdapter(gone)) == grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("source", "id", "bound", "code"),
+    [
+        ("local", "missing", 0, grpc.StatusCode.NOT_FOUND),
+        ("hub", "one", 0, grpc.StatusCode.INVALID_ARGUMENT),
+        ("local", "one", 100, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+def test_fetch_errors(warm: Shard, source: str, id: str, bound: int, code: grpc.StatusCode) -> None:
+    request = pb.FetchAdapterRequest(source=source, id=id, max_bytes=bound)
+    assert code_of(lambda: list(warm.stub.FetchAdapter(request))) == code
+
+
+def test_calls_are_answered_while_a_step_runs(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, running = threading.Event(), threading.Event()
+    execute = warm.engine.execute
+
+    def slow(step: pb.Step) -> pb.StepResult:
+        running.set()
+        gate.wait(10)
+        return execute(step)
+
+    monkeypatch.setattr(warm.engine, "execute", slow)
+    stream = warm.open()
+    stream.send(pb.Step(id=1))
+    assert running.wait(10)
+    assert warm.stub.Info(pb.InfoRequest(), timeout=5).rank == 0
+    health = health_pb2_grpc.HealthStub(warm.channel)
+    answer = health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+    assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING  # nobody told it that loading is over
+    fetched = list(warm.stub.FetchAdapter(pb.FetchAdapterRequest(source="local", id="one"), timeout=10))
+    assert fetched[-1].digest
+    gate.set()
+    assert next(stream.results).id == 1
+
+
+def test_the_socket_is_private(shard: Shard) -> None:
+    mode = shard.socket.stat().st_mode
+    assert stat.S_ISSOCK(mode) and stat.S_IMODE(mode) == 0o600
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
