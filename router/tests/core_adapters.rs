@@ -36,11 +36,12 @@ async fn two_hundred_cold_requests_are_one_fetch() {
     assert!(listed[0].created > 1_700_000_000);
 }
 
+type Right = fn(&Error) -> bool;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_failure_is_told_as_what_it_is() {
     let harness = Harness::with(sim(), &["--adapter-failure-ttl", "30"]).await;
     let fetches = || Control::count(&harness.sim().control().fetches);
-    type Right = fn(&Error) -> bool;
     let cases: [(&str, Right); 9] = [
         ("nowhere/x", |e| matches!(e, Error::AdapterNotFound { .. })),
         ("denied/x", |e| matches!(e, Error::AdapterNotFound { .. })),

@@ -1,5 +1,7 @@
 //! Parameters outside their bounds, with the texts that clients know.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use common::{Harness, VOCABULARY, request, sim, with_params};
@@ -7,6 +9,8 @@ use lorikeet_router::{
     error::Error,
     infer::{GenerateRequest, Params, Prompt},
 };
+
+type Change = fn(&mut Params);
 
 async fn refusal(harness: &Harness, request: GenerateRequest) -> String {
     match harness.state.infer.generate(request).await.err() {
@@ -18,7 +22,7 @@ async fn refusal(harness: &Harness, request: GenerateRequest) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_bound_has_its_text() {
     let harness = Harness::with(sim(), &["--max-input-length", "20", "--max-total-tokens", "30"]).await;
-    let cases: Vec<(fn(&mut Params), &str)> = vec![
+    let cases: Vec<(Change, &str)> = vec![
         (|p| p.temperature = Some(-0.1), "`temperature` must be non-negative"),
         (|p| p.temperature = Some(f32::NAN), "`temperature` must be finite"),
         (|p| p.top_p = Some(f32::INFINITY), "`top_p` must be finite"),

@@ -10,7 +10,7 @@ use std::{
 
 use lorikeet_engine::{
     Time,
-    residency::{Acquire, Digest, HostConfig, HostStats, HostTier, NameState, Pin, Work},
+    residency::{Acquire, Digest, HostConfig, HostStats, HostTier, Pin, Work},
 };
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -157,8 +157,7 @@ impl Registry {
     /// The adapters that have been resolved, by name.
     pub fn list(&self) -> Vec<Listed> {
         let state = self.state.lock();
-        let mut listed: Vec<_> =
-            state.tier.names().filter_map(|(key, state_of)| self.listed(&state, key, &state_of)).collect();
+        let mut listed: Vec<_> = state.tier.names().filter_map(|(key, _)| state.listed(key)).collect();
         listed.sort_by(|a, b| a.root.cmp(&b.root));
         listed
     }
@@ -167,14 +166,7 @@ impl Registry {
     pub fn find(&self, id: &str) -> Option<Listed> {
         let state = self.state.lock();
         let key = name::key(id, AdapterSource::Local);
-        let state_of = state.tier.state(&key)?;
-        self.listed(&state, &key, &state_of)
-    }
-
-    fn listed(&self, state: &State, key: &Arc<str>, _: &NameState) -> Option<Listed> {
-        let digest = state.tier.digest(key)?.to_string();
-        let created = state.created.get(key).copied().unwrap_or_default();
-        Some(Listed { id: name::split(key).1.to_owned(), root: key.to_string(), digest, created })
+        state.listed(&key)
     }
 
     /// Every digest that a name stands for, with the name; a digest may have several.
@@ -212,6 +204,12 @@ impl Registry {
 }
 
 impl State {
+    fn listed(&self, key: &str) -> Option<Listed> {
+        let digest = self.tier.digest(key)?.to_string();
+        let created = self.created.get(key).copied().unwrap_or_default();
+        Some(Listed { id: name::split(key).1.to_owned(), root: key.to_owned(), digest, created })
+    }
+
     pub(super) fn name_fetched(&mut self, name: &Arc<str>) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
         self.created.entry(Arc::clone(name)).or_insert(now);

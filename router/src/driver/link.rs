@@ -67,8 +67,8 @@ impl From<ConfigError> for NotReady {
 }
 
 impl Up {
-    fn new(group: &Arc<Group>) -> Box<Self> {
-        Box::new(Self { session: group.open(), watch: watch(Arc::clone(group)).boxed() })
+    fn new(group: &Arc<Group>) -> Self {
+        Self { session: group.open(), watch: watch(Arc::clone(group)).boxed() }
     }
 
     pub(super) fn send(&mut self, step: Step) -> Result<(), Lost> {
@@ -143,7 +143,7 @@ pub(super) async fn connect(
         return Err(NotReady::Never("the shards came back with another model".into()));
     }
     preload(registry, &config.adapters.preloaded_adapter_ids, first).await?;
-    Ok(Ready { up: Up::new(group), engine })
+    Ok(Ready { up: Box::new(Up::new(group)), engine })
 }
 
 /// What the ranks say of themselves, if it is the same.

@@ -122,7 +122,7 @@ mod tests {
                 let whole = run(stops, include, &[text]);
                 let chars: Vec<String> = text.chars().map(String::from).collect();
                 for size in 1..5 {
-                    let pieces: Vec<String> = chars.chunks(size).map(|piece| piece.concat()).collect();
+                    let pieces: Vec<String> = chars.chunks(size).map(<[String]>::concat).collect();
                     let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
                     let split = run(stops, include, &pieces);
                     assert_eq!(

@@ -136,7 +136,7 @@ impl Collector for Scrape {
         out.one(
             "lorikeet_validation_seconds",
             "Template, tokens and bounds of a request",
-            times(&metrics.validation),
+            &times(&metrics.validation),
         )?;
         out.labelled(
             "lorikeet_adapter_load_seconds",
@@ -148,7 +148,7 @@ impl Collector for Scrape {
         out.one(
             "lorikeet_adapter_load_failures",
             "Fetches and stagings that failed",
-            count(&metrics.adapter_failures),
+            &count(&metrics.adapter_failures),
         )?;
         out.labelled(
             "lorikeet_adapter_evictions",
@@ -161,8 +161,8 @@ impl Collector for Scrape {
                 ("device".to_owned(), Value::Count(engine.stats.adapter_evictions)),
             ],
         )?;
-        out.one("lorikeet_step_seconds", "Time of one step in the model", times(&metrics.steps))?;
-        out.one("lorikeet_shard_losses", "Times the shards were lost", count(&metrics.shard_losses))?;
+        out.one("lorikeet_step_seconds", "Time of one step in the model", &times(&metrics.steps))?;
+        out.one("lorikeet_shard_losses", "Times the shards were lost", &count(&metrics.shard_losses))?;
         self.engine(&mut out, &engine)?;
         if !metrics.config.disable_vllm_metrics {
             self.vllm(&mut out, &engine, &series)?;
@@ -203,7 +203,7 @@ impl Scrape {
             ("prefix_cache_queries", "Prompt tokens looked up", Value::Count(stats.prefix_queries_tokens)),
             ("prefix_cache_hits", "Prompt tokens found", Value::Count(stats.prefix_hits_tokens)),
         ] {
-            out.one(&format!("lorikeet_{name}"), help, value)?;
+            out.one(&format!("lorikeet_{name}"), help, &value)?;
         }
         let bytes = [
             ("device", stats.adapter_bytes_used),
@@ -235,14 +235,14 @@ impl Scrape {
             ("prompt_tokens", total(|s| &s.prompt_tokens)),
             ("generation_tokens", total(|s| &s.generated_tokens)),
         ] {
-            out.one(&format!("vllm:{name}"), "As vLLM counts it", value)?;
+            out.one(&format!("vllm:{name}"), "As vLLM counts it", &value)?;
         }
         for (name, histogram) in VLLM_DISTRIBUTIONS {
             let mut sum = histogram(&self.metrics.other).snapshot();
             for (_, s) in series.iter().take(series.len().saturating_sub(1)) {
                 sum.add(&histogram(s).snapshot());
             }
-            out.one(name, "As vLLM counts it", Value::Histogram(sum))?;
+            out.one(name, "As vLLM counts it", &Value::Histogram(sum))?;
         }
         let sum = |index: usize| series.iter().map(|(_, s)| s.finished[index].load(Relaxed)).sum();
         // vLLM says `stop` for both.
@@ -303,9 +303,9 @@ impl Value {
 struct Writer<'a>(DescriptorEncoder<'a>);
 
 impl Writer<'_> {
-    fn one(&mut self, name: &str, help: &str, value: Value) -> fmt::Result {
+    fn one(&mut self, name: &str, help: &str, value: &Value) -> fmt::Result {
         let mut encoder = self.0.encode_descriptor(name, help, None, value.metric_type())?;
-        write(&mut encoder, &value)
+        write(&mut encoder, value)
     }
 
     /// One value for each adapter.

@@ -1,6 +1,7 @@
 //! A router over simulated shards, in one process, with a tokenizer small enough to read.
 
 #![allow(dead_code, unreachable_pub, reason = "each test crate uses its part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 use std::{
     fs,
@@ -61,9 +62,15 @@ pub fn write_tokenizer(directory: &Path) {
     for special in ["<s>", "</s>", "<|im_start|>", "<|im_end|>"] {
         add(special.to_owned());
     }
-    (32..127).for_each(|byte| add(byte_level(byte).into()));
-    MERGES.iter().for_each(|(left, right)| add(format!("{left}{right}")));
-    (0..=255).filter(|byte| !(32..127).contains(byte)).for_each(|byte| add(byte_level(byte).into()));
+    for byte in 32..127 {
+        add(byte_level(byte).into());
+    }
+    for (left, right) in MERGES {
+        add(format!("{left}{right}"));
+    }
+    for byte in (0..=255).filter(|byte| !(32..127).contains(byte)) {
+        add(byte_level(byte).into());
+    }
     let special = |id: u32, content: &str| {
         json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": false})
@@ -191,10 +198,8 @@ impl Harness {
     /// The whole output. A request that hangs is a failed test.
     pub async fn generate(&self, request: GenerateRequest) -> Result<Collected, Error> {
         let whole = async { collect(self.state.infer.generate(request).await?).await };
-        match timeout(Duration::from_secs(30), whole).await {
-            Ok(outcome) => outcome,
-            Err(_) => panic!("a request hangs: {:?}", self.state.metrics.engine()),
-        }
+        let outcome = timeout(Duration::from_secs(30), whole).await;
+        outcome.unwrap_or_else(|_| panic!("a request hangs: {:?}", self.state.metrics.engine()))
     }
 
     /// The tokens of a right answer.

@@ -62,7 +62,7 @@ fn sample(length: usize, tokens: [u32; 3], adapter: Option<&str>, config: &SimCo
     (length, tokens, adapter).hash(&mut hasher);
     let random = hasher.finish();
     if let Some(eos) = config.eos
-        && random % eos.once_in == 0
+        && random.is_multiple_of(eos.once_in)
     {
         return eos.token;
     }
