@@ -181,6 +181,16 @@ impl Engine {
         self.answered = self.next_step - 1;
     }
 
+    /// Sequences in a slot.
+    pub fn running_sequences(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Sequences that wait for a slot, preempted ones included.
+    pub fn queued_requests(&self) -> usize {
+        self.queues.requests()
+    }
+
     pub fn stats(&self) -> Stats {
         let (adapter_loads, adapter_evictions) = self.device.counters();
         let resident_adapters: Vec<_> = self.device.resident().collect();

@@ -31,7 +31,8 @@ const WEIGHTS: std::ops::RangeInclusive<f32> = 0.01..=100.0;
 /// Counters kept for queues with nothing to do, beyond which those of no consequence are dropped.
 const SPARE: usize = 4096;
 
-/// A queue's place in the order: its counter, then whose last turn is longest ago.
+/// A queue's place in the order: its counter, then who came or was served first. So nobody who is passed over for want of
+/// room is overtaken by a newcomer.
 type Place = (u64, u64, QueueKey);
 
 #[derive(Default)]
@@ -70,6 +71,8 @@ impl Fairness {
         }
         if share.work == Work::default() {
             share.counter = share.counter.max(floor);
+            self.turns += 1;
+            share.turn = self.turns;
         }
         self.unlist(key);
         if let Some(share) = self.shares.get_mut(&key) {
@@ -85,6 +88,8 @@ impl Fairness {
         let floor = self.floor;
         let share = self.shares.entry(key).or_insert_with(|| Share { counter: floor, ..Share::default() });
         share.counter = share.counter.saturating_add((tokens as f32 * TOKEN / weight) as u64);
+        self.turns += 1;
+        share.turn = self.turns;
         if share.place.is_some() && !share.stale {
             share.stale = true;
             self.stale.push(key);
@@ -102,14 +107,7 @@ impl Fairness {
             (None, Some(admission)) => (admission, Turn::Admission(admission.2)),
             (None, None) => return None,
         };
-        let key = place.2;
-        self.floor = self.floor();
-        self.turns += 1;
-        self.unlist(key);
-        if let Some(share) = self.shares.get_mut(&key) {
-            share.turn = self.turns;
-        }
-        self.list(key);
+        self.floor = self.floor.max(place.0);
         Some(turn)
     }
 
@@ -178,5 +176,94 @@ impl Fairness {
             }
         }
         self.prune_at = self.shares.len() * 2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TenantId;
+
+    const CHUNK: Work = Work { chunk: true, admission: false };
+    const ADMISSION: Work = Work { chunk: false, admission: true };
+
+    fn key(tenant: u32) -> QueueKey {
+        QueueKey { tenant: TenantId(tenant), adapter: Some(AdapterId(tenant)) }
+    }
+
+    #[test]
+    fn the_smallest_counter_is_next() {
+        let mut fairness = Fairness::default();
+        for tenant in 0..3 {
+            fairness.set(key(tenant), ADMISSION);
+        }
+        fairness.charge(key(0), 10, 1.0);
+        fairness.charge(key(1), 10, 4.0);
+        fairness.charge(key(2), 3, 1.0);
+        assert_eq!(fairness.next(true), Some(Turn::Admission(key(1))));
+        fairness.charge(key(1), 10, 4.0);
+        assert_eq!(fairness.next(true), Some(Turn::Admission(key(2))));
+    }
+
+    #[test]
+    fn without_admissions_chunks_go_on() {
+        let mut fairness = Fairness::default();
+        fairness.set(key(0), ADMISSION);
+        assert_eq!(fairness.next(false), None);
+        fairness.set(key(1), CHUNK);
+        assert_eq!(fairness.next(false), Some(Turn::Chunk(key(1))));
+        assert_eq!(fairness.next(true), Some(Turn::Admission(key(0))));
+    }
+
+    #[test]
+    fn a_newcomer_is_lifted_and_overtakes_nobody() {
+        let mut fairness = Fairness::default();
+        fairness.set(key(0), ADMISSION);
+        fairness.charge(key(0), 1000, 1.0);
+        fairness.set(key(1), ADMISSION);
+        assert_eq!(fairness.next(true), Some(Turn::Admission(key(0))));
+        fairness.charge(key(0), 1, 1.0);
+        assert_eq!(fairness.next(true), Some(Turn::Admission(key(1))));
+        // It is charged with what it gets only.
+        fairness.charge(key(1), 2, 1.0);
+        assert_eq!(fairness.next(true), Some(Turn::Admission(key(0))));
+    }
+
+    #[test]
+    fn a_debt_outlives_idleness() {
+        let mut fairness = Fairness::default();
+        fairness.set(key(0), ADMISSION);
+        fairness.set(key(1), ADMISSION);
+        fairness.charge(key(0), 100, 1.0);
+        fairness.set(key(0), Work::default());
+        fairness.charge(key(1), 50, 1.0);
+        fairness.set(key(0), ADMISSION);
+        assert_eq!(fairness.next(true), Some(Turn::Admission(key(1))));
+    }
+
+    #[test]
+    fn queues_that_come_and_go_are_not_kept() {
+        let mut fairness = Fairness::default();
+        for tenant in 0..100_000 {
+            fairness.set(key(tenant), ADMISSION);
+            assert_eq!(fairness.next(true), Some(Turn::Admission(key(tenant))));
+            fairness.charge(key(tenant), 1 + tenant as usize % 7, 1.0);
+            fairness.set(key(tenant), Work::default());
+        }
+        assert!(fairness.shares.len() <= 2 * SPARE, "{} are kept", fairness.shares.len());
+        fairness.forget(AdapterId(99_999));
+        assert!(!fairness.shares.contains_key(&key(99_999)));
+    }
+
+    #[test]
+    fn weights_are_bounded() {
+        let mut fairness = Fairness::default();
+        for tenant in 0..4 {
+            fairness.set(key(tenant), ADMISSION);
+        }
+        for (tenant, weight) in [0.0, -1.0, f32::NAN, f32::INFINITY].into_iter().enumerate() {
+            fairness.charge(key(tenant as u32), 100, weight);
+        }
+        assert_eq!(fairness.next(true), Some(Turn::Admission(key(3))));
     }
 }

@@ -59,7 +59,6 @@ impl Engine {
                 }
             }
             let Some(sequence) = self.sequences.get_mut(&id) else { continue };
-            let (queue, weight) = (sequence.queue, sequence.weight);
             let Some(run) = &mut sequence.run else { continue };
             run.blocks.extend(new_block);
             run.planned += 1;
@@ -67,7 +66,7 @@ impl Engine {
             run.last_step = builder.id();
             let row = Row { sequence: id, run: run.number, slot: run.slot, end: run.planned, sample: true };
             builder.push_decode(row, new_block);
-            self.served(queue, 1, weight, builder.id());
+            self.charge(id);
         }
     }
 
@@ -128,7 +127,7 @@ impl Engine {
         }
         let length = wanted.min(room);
         let Some(sequence) = self.sequences.get_mut(&id) else { return false };
-        let (queue, weight) = (sequence.queue, sequence.weight);
+        let queue = sequence.queue;
         let Some(run) = sequence.run.as_mut().filter(|_| length > 0) else { return false };
 
         let start = run.planned;
@@ -149,7 +148,7 @@ impl Engine {
             self.queues.stop_prefilling(queue, id);
             self.refresh(queue);
         }
-        self.served(queue, length, weight, builder.id());
+        self.charge(id);
         true
     }
 
@@ -186,6 +185,7 @@ impl Engine {
 
         let cached = blocks.len() * block_size;
         sequence.runs += 1;
+        sequence.charged = sequence.charged.max(cached);
         let history = if sequence.has_penalty() { sequence.tokens.clone() } else { Vec::new() };
         let admission = Admission {
             slot,
@@ -228,11 +228,15 @@ impl Engine {
         self.plan_chunk(id, builder)
     }
 
-    /// Counts tokens given to a step for a queue.
-    fn served(&mut self, queue: QueueKey, tokens: usize, weight: f32, step: u64) {
-        self.fairness.charge(queue, tokens, weight);
-        if let Some(adapter) = queue.adapter {
-            self.device.used_by(adapter, step);
+    /// Counts what a sequence has been given in the step under construction.
+    fn charge(&mut self, id: SequenceId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let Some(Run { planned, last_step, .. }) = sequence.run else { return };
+        let tokens = planned.saturating_sub(sequence.charged);
+        sequence.charged = sequence.charged.max(planned);
+        self.fairness.charge(sequence.queue, tokens, sequence.weight);
+        if let Some(adapter) = sequence.queue.adapter {
+            self.device.used_by(adapter, last_step);
         }
     }
 }

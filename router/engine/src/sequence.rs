@@ -26,6 +26,8 @@ pub(crate) struct Sequence {
     /// `Some` until the prompt's log-probabilities have been reported.
     pub(crate) wants_prompt: Option<u32>,
     pub(crate) prompt_tokens: Vec<PromptToken>,
+    /// Positions that its queue has been charged for. What is computed again after a preemption is free.
+    pub(crate) charged: usize,
     /// How often it was given a slot; tells results for an earlier run from those for this one.
     pub(crate) runs: u32,
     /// `None` while it waits.
@@ -68,6 +70,7 @@ impl Sequence {
             started: false,
             wants_prompt: request.prompt_logprobs,
             prompt_tokens: Vec::new(),
+            charged: 0,
             runs: 0,
             run: None,
         }

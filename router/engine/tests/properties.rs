@@ -1,6 +1,8 @@
 //! The engine under anything its caller and the shards may do: every request says what it would say alone, and every
 //! bound is kept. The checks are in `sim`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says so when it fails")]
+
 mod sim;
 
 use std::time::Duration;

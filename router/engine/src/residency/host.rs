@@ -80,7 +80,7 @@ pub(super) struct Name<F> {
 
 pub(super) enum Fetch<F> {
     Idle,
-    InFlight,
+    InFlight(FlightId),
     Failed { until: Time, failure: Failure<F> },
 }
 
@@ -148,6 +148,11 @@ pub struct HostTier<F> {
 }
 
 impl<F> Name<F> {
+    /// Whether this flight is for the name as it is now: it may have been forgotten, and asked for again.
+    pub(super) fn awaits(&self, flight: FlightId) -> bool {
+        matches!(self.fetch, Fetch::InFlight(current) if current == flight)
+    }
+
     pub(super) fn is_worth_keeping(&self) -> bool {
         self.declared || self.digest.is_some() || !matches!(self.fetch, Fetch::Idle)
     }
@@ -203,7 +208,7 @@ impl<F: Clone> HostTier<F> {
             Err(failure) => return Acquire::Failed(failure),
         };
         match &entry.fetch {
-            Fetch::InFlight => return Acquire::Wait,
+            Fetch::InFlight(_) => return Acquire::Wait,
             Fetch::Failed { failure, .. } => return Acquire::Failed(failure.clone()),
             Fetch::Idle => {}
         }
@@ -213,11 +218,11 @@ impl<F: Clone> HostTier<F> {
             return answer;
         }
         let name: Arc<str> = name.into();
-        if let Some(entry) = self.names.get_mut(&name) {
-            entry.fetch = Fetch::InFlight;
-        }
         let max_bytes = self.config.max_adapter_bytes.min(self.config.disk_bytes);
         let id = self.take_off(Target::Fetch { name: name.clone() });
+        if let Some(entry) = self.names.get_mut(&name) {
+            entry.fetch = Fetch::InFlight(id);
+        }
         Acquire::Start(Flight { id, work: Work::Fetch { name, max_bytes } })
     }
 
@@ -288,7 +293,7 @@ impl<F: Clone> HostTier<F> {
 
     fn state_of(&self, entry: &Name<F>) -> NameState {
         match (&entry.fetch, &entry.digest) {
-            (Fetch::InFlight, _) => NameState::Fetching,
+            (Fetch::InFlight(_), _) => NameState::Fetching,
             (Fetch::Failed { .. }, _) => NameState::Failed,
             (Fetch::Idle, None) => NameState::Registered,
             (Fetch::Idle, Some(digest)) => match self.adapters.get(digest) {

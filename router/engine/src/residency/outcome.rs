@@ -20,7 +20,7 @@ impl<F: Clone> HostTier<F> {
             self.disk_bytes += stored_bytes;
         }
         let mut names = 0;
-        if let Some(entry) = self.names.get_mut(&name) {
+        if let Some(entry) = self.names.get_mut(&name).filter(|entry| entry.awaits(flight)) {
             match &entry.digest {
                 Some(serving) if serving != digest => {
                     let failure = Failure::Changed { serving: serving.clone(), found: digest.clone() };
@@ -56,7 +56,9 @@ impl<F: Clone> HostTier<F> {
         if let Some(Target::Fetch { name }) = self.flights.get(&flight) {
             let name = name.clone();
             self.flights.remove(&flight);
-            self.fetch_failed(&name, failure, now);
+            if self.names.get(&name).is_some_and(|entry| entry.awaits(flight)) {
+                self.fetch_failed(&name, failure, now);
+            }
         } else if let Some((digest, reserved)) = self.stage_ended(flight) {
             self.host_bytes -= reserved;
             let until = now + self.config.failure_ttl;
@@ -103,7 +105,7 @@ impl<F: Clone> HostTier<F> {
         self.leaving_host = 0;
         self.leaving_disk = 0;
         for entry in self.names.values_mut() {
-            if matches!(entry.fetch, Fetch::InFlight) {
+            if matches!(entry.fetch, Fetch::InFlight(_)) {
                 entry.fetch = Fetch::Idle;
             }
         }

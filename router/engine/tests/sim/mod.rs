@@ -1,6 +1,6 @@
 //! A shard in memory that checks every step it is given, and a caller that checks every event it gets.
 
-#![allow(dead_code, unreachable_pub, reason = "each test crate uses its part")]
+#![allow(dead_code, unused_imports, unreachable_pub, reason = "each test crate uses its part")]
 
 mod driver;
 mod model;
@@ -8,4 +8,4 @@ mod shard;
 
 pub use driver::{Driver, Outcome};
 pub use model::{Job, STOP, VOCABULARY};
-pub use shard::{Faults, Shard};
+pub use shard::Faults;

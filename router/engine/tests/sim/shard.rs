@@ -336,7 +336,7 @@ impl Shard {
             let block_size = self.config.block_size as usize;
             let block = sequence.blocks[position / block_size] as usize;
             if let Some(cell) = &mut self.cells[block * block_size + position % block_size] {
-                cell.kv ^= 77;
+                cell.kv = !cell.kv;
             }
             let code = if fails { "numeric_error" } else { "adapter_missing" };
             result.errors.push(RowError { slot, code: code.into(), message: String::new() });

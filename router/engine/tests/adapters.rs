@@ -1,0 +1,220 @@
+//! Which adapter gets a device slot, and who waits for it. `sim` checks slots, bytes and use.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says so when it fails")]
+
+mod sim;
+
+use std::time::Duration;
+
+use lorikeet_engine::{EngineConfig, FailureReason, FinishReason};
+use sim::{Driver, Faults, Job, Outcome};
+
+fn config() -> EngineConfig {
+    EngineConfig {
+        block_size: 4,
+        num_blocks: 256,
+        max_sequences: 8,
+        max_step_tokens: 64,
+        adapter_slots: 2,
+        adapter_bytes: 4,
+        synchronous_moves: true,
+        max_queued_requests: 1000,
+        max_queued_tokens: 100_000,
+        max_steps_in_flight: 2,
+        prefix_cache: true,
+    }
+}
+
+fn job(adapter: usize, max_new_tokens: u32) -> Job {
+    Job { adapter: Some(adapter), prompt: vec![1, 2, 3], max_new_tokens, ..Job::default() }
+}
+
+fn step(driver: &mut Driver) {
+    driver.plan();
+    driver.now += Duration::from_millis(20);
+    driver.answer();
+}
+
+const DONE: Option<&Outcome> = Some(&Outcome::Finished(FinishReason::Length));
+
+#[test]
+fn a_synchronous_move_is_used_by_its_own_step() {
+    let mut driver = Driver::new(config(), &[1]);
+    let id = driver.submit(job(0, 1)).unwrap();
+    step(&mut driver);
+    assert_eq!(driver.outcomes.get(&id), DONE);
+}
+
+#[test]
+fn an_asynchronous_move_is_polled_for_and_delays_nobody_else() {
+    let mut driver = Driver::new(EngineConfig { synchronous_moves: false, ..config() }, &[1]);
+    driver.faults = Faults { delay: 5, ..Faults::default() };
+    let cold = driver.submit(job(0, 1)).unwrap();
+    step(&mut driver);
+    let base = driver.submit(Job { adapter: None, ..job(0, 2) }).unwrap();
+    step(&mut driver);
+    step(&mut driver);
+    assert_eq!(driver.outcomes.get(&base), DONE);
+    assert_eq!(driver.outcomes.get(&cold), None);
+    driver.drain(10);
+    assert_eq!(driver.outcomes.get(&cold), DONE);
+}
+
+#[test]
+fn the_least_recently_used_idle_adapter_gives_way() {
+    let mut driver = Driver::new(config(), &[1, 1, 1]);
+    for adapter in [0, 1, 0, 2] {
+        driver.complete(job(adapter, 2));
+    }
+    assert_eq!(driver.engine.stats().resident_adapters.len(), 2);
+    let resident = driver.engine.stats().resident_adapters;
+    assert!(resident.contains(&driver.ids[0]) && resident.contains(&driver.ids[2]));
+    assert_eq!((driver.engine.stats().adapter_loads, driver.engine.stats().adapter_evictions), (3, 1));
+}
+
+#[test]
+fn an_adapter_that_does_not_fit_is_passed_by() {
+    let mut driver = Driver::new(config(), &[3, 4, 1]);
+    driver.submit(job(0, 60)).unwrap();
+    step(&mut driver);
+    let large = driver.submit(job(1, 1)).unwrap();
+    let small = driver.submit(job(2, 1)).unwrap();
+    step(&mut driver);
+    assert_eq!(driver.outcomes.get(&small), DONE);
+    assert_eq!(driver.outcomes.get(&large), None);
+    driver.drain(200);
+}
+
+/// Adapters that always have work would keep their slots for ever.
+#[test]
+fn an_adapter_that_waits_too_long_gets_a_slot_of_a_busy_one() {
+    let mut driver = Driver::new(EngineConfig { max_sequences: 4, ..config() }, &[1, 1, 1]);
+    let busy = |driver: &mut Driver| {
+        for adapter in [0, 1] {
+            driver.submit(job(adapter, 20)).unwrap();
+        }
+    };
+    for _ in 0..10 {
+        busy(&mut driver);
+    }
+    step(&mut driver);
+    let waits = driver.submit(job(2, 1)).unwrap();
+    let asked = driver.now;
+    while driver.outcomes.get(&waits).is_none() {
+        busy(&mut driver);
+        step(&mut driver);
+        assert!(driver.now < asked + Duration::from_secs(4), "starved");
+    }
+    assert!(driver.now > asked + Duration::from_secs(2), "its patience comes first");
+    driver.drain(20_000);
+}
+
+/// One that needs the room of several is not starved by small ones that take each piece as it becomes free.
+#[test]
+fn a_large_adapter_is_not_starved_by_small_ones() {
+    let mut driver =
+        Driver::new(EngineConfig { adapter_slots: 4, max_sequences: 4, ..config() }, &[1, 1, 1, 1, 1, 1, 4]);
+    let mut next = 0;
+    let mut small = |driver: &mut Driver| {
+        next += 1;
+        driver.submit(job(next % 6, 20)).unwrap();
+    };
+    for _ in 0..20 {
+        small(&mut driver);
+    }
+    step(&mut driver);
+    let large = driver.submit(job(6, 1)).unwrap();
+    let asked = driver.now;
+    while driver.outcomes.get(&large).is_none() {
+        if driver.engine.queued_requests() < 20 {
+            small(&mut driver);
+        }
+        step(&mut driver);
+        assert!(driver.now < asked + Duration::from_secs(6), "starved");
+    }
+    driver.drain(20_000);
+}
+
+#[test]
+fn many_more_adapters_than_slots_are_all_served() {
+    let mut driver = Driver::new(EngineConfig { max_sequences: 3, ..config() }, &[1; 40]);
+    for round in 0..5 {
+        for adapter in 0..40 {
+            driver.submit(Job { tenant: round, ..job(adapter, 6) }).unwrap();
+        }
+    }
+    driver.drain(20_000);
+    assert!(driver.outcomes.values().all(|outcome| *outcome == Outcome::Finished(FinishReason::Length)));
+}
+
+#[test]
+fn a_failed_move_fails_those_who_asked_for_it_only() {
+    let mut driver = Driver::new(config(), &[1, 1]);
+    driver.submit(job(0, 5)).unwrap();
+    step(&mut driver);
+    driver.faults = Faults { moves: true, ..Faults::default() };
+    let asked = driver.submit(job(1, 5)).unwrap();
+    driver.plan();
+    let later = driver.submit(job(1, 5)).unwrap();
+    driver.plan();
+    driver.drain(100);
+    assert!(matches!(driver.outcomes[&asked], Outcome::Failed(FailureReason::Adapter { .. })));
+    assert_eq!(driver.outcomes.get(&later), DONE);
+    assert_eq!(driver.outcomes.values().filter(|outcome| matches!(outcome, Outcome::Failed(_))).count(), 1);
+}
+
+/// Ten failures, and the budget is what it was.
+#[test]
+fn failed_moves_give_back_their_room() {
+    let mut driver = Driver::new(config(), &[4]);
+    for _ in 0..10 {
+        driver.faults = Faults { moves: true, ..Faults::default() };
+        driver.submit(job(0, 1)).unwrap();
+        driver.drain(10);
+        assert_eq!(
+            (driver.engine.stats().adapter_slots_used, driver.engine.stats().adapter_bytes_used),
+            (0, 0)
+        );
+    }
+    let id = driver.complete(job(0, 1));
+    assert_eq!(driver.outcomes.get(&id), DONE);
+}
+
+#[test]
+fn an_adapter_is_forgotten_when_nothing_uses_it() {
+    let mut driver = Driver::new(config(), &[1, 1]);
+    driver.submit(job(0, 2)).unwrap();
+    assert!(!driver.forget(0), "queued");
+    driver.plan();
+    assert!(!driver.forget(0), "running");
+    driver.drain(10);
+    let before = driver.ids[0];
+    assert!(driver.forget(0));
+    assert_ne!(driver.ids[0], before);
+    assert_eq!(driver.engine.stats().adapter_slots_used, 0);
+    driver.complete(job(1, 2));
+    let again = driver.complete(job(0, 2));
+    assert_eq!(driver.started[&again], 0, "what was cached under the forgotten id is not reused");
+}
+
+#[test]
+fn a_lost_shard_forgets_everything_but_the_adapters() {
+    let mut driver = Driver::new(config(), &[1, 1, 1]);
+    driver.complete(job(0, 20));
+    driver.submit(job(0, 9)).unwrap();
+    driver.submit(job(1, 9)).unwrap();
+    driver.plan();
+    driver.submit(job(2, 9)).unwrap();
+    driver.lose_shard();
+    let stats = driver.engine.stats();
+    assert_eq!((stats.adapter_slots_used, stats.blocks_cached, stats.steps_in_flight), (0, 0, 0));
+    let id = driver.complete(job(0, 20));
+    assert_eq!((driver.outcomes.get(&id), driver.started[&id]), (DONE, 0));
+}
+
+#[test]
+fn without_device_slots_adapters_are_refused() {
+    let mut driver = Driver::new(EngineConfig { adapter_slots: 0, ..config() }, &[1]);
+    assert!(driver.submit(job(0, 1)).is_err());
+    driver.complete(Job { adapter: None, ..job(0, 1) });
+}
