@@ -6,9 +6,8 @@
 //! 3. CORS, if origins are listed: browsers must be able to read errors too;
 //! 4. errors: whatever an inner layer or a handler refuses gets its body here, in the dialect of its path;
 //! 5. panics: become errors;
-//! 6. the bound on concurrent requests: only around the routes that generate, so that probes always answer.
-//!
-//! Bodies are bounded where they are read, in `api::extract`.
+//! 6. the bound on concurrent requests: only around the routes that take bodies, which it bounds together with
+//!    `api::extract`, where they are read; probes always answer.
 
 use axum::{
     Router,
@@ -40,24 +39,25 @@ use crate::{
 )]
 struct Description;
 
-fn generating() -> OpenApiRouter<AppState> {
+fn with_bodies() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(native::compat_generate))
         .routes(routes!(native::generate))
         .routes(routes!(native::generate_stream))
         .routes(routes!(openai::completions::completions))
         .routes(routes!(openai::chat::chat_completions))
+        .routes(routes!(tokenize::tokenize))
 }
 
-fn answering() -> OpenApiRouter<AppState> {
+fn without_bodies() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
-        .routes(routes!(tokenize::tokenize))
         .routes(routes!(openai::models::models))
         .routes(routes!(openai::models::model))
         .routes(routes!(info::info))
         .routes(routes!(health::root))
         .routes(routes!(health::health))
         .routes(routes!(health::ping))
+        .routes(routes!(health::startup))
         .routes(routes!(metrics::metrics))
 }
 
@@ -65,8 +65,8 @@ fn answering() -> OpenApiRouter<AppState> {
 pub fn router(state: AppState) -> Router {
     let places = Places::new(state.config.limits.max_concurrent_requests, state.metrics.clone());
     let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
-        .merge(generating().layer(from_fn_with_state(places, limit_concurrency)))
-        .merge(answering())
+        .merge(with_bodies().layer(from_fn_with_state(places, limit_concurrency)))
+        .merge(without_bodies())
         .split_for_parts();
     let cors = cors(&state.config.http.cors_allow_origin);
     let spec = description.to_json().unwrap_or_default();

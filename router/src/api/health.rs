@@ -44,3 +44,19 @@ pub async fn ping(state: State<AppState>) -> impl IntoResponse {
 pub async fn root(state: State<AppState>) -> impl IntoResponse {
     health(state).await
 }
+
+/// Whether the model has been loaded
+///
+/// Stays so when shards are lost later or the server is told to stop.
+#[utoipa::path(
+    get,
+    path = "/startup",
+    tag = "Server",
+    responses((status = 200, description = "Loaded"), NativeErrors)
+)]
+pub async fn startup(State(state): State<AppState>) -> impl IntoResponse {
+    match *state.readiness.borrow() {
+        Readiness::Starting => Err(Error::NotReady),
+        Readiness::Ready | Readiness::ShardLost | Readiness::Draining => Ok(()),
+    }
+}

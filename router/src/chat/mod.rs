@@ -1,5 +1,6 @@
 //! Chat: messages in, prompt text out.
 
+mod literal;
 mod python;
 mod template;
 

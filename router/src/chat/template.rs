@@ -13,7 +13,10 @@ use minijinja::{
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
 
-use super::python;
+use super::{
+    literal::{Specials, pieces},
+    python,
+};
 
 /// Instructions one rendering may take. The longest published template takes a few hundred per message.
 const FUEL: u64 = 5_000_000;
@@ -43,6 +46,8 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     /// `bos_token`, `eos_token` and the other named special tokens.
     special_tokens: Vec<(String, String)>,
+    /// Tokens that must come from the template and never from a message.
+    specials: Specials,
     /// Whether the source mentions the `developer` role; if not, its messages are given the role `system`.
     knows_developer: bool,
 }
@@ -55,11 +60,15 @@ impl std::fmt::Debug for ChatTemplate {
 
 impl ChatTemplate {
     /// Reads `chat_template.jinja`, or else `chat_template` of `tokenizer_config.json` (a string, or a list of named
-    /// ones), from a tokenizer's directory. `None`: the model has no template.
+    /// ones), from a tokenizer's directory. `None`: the model has no template. `specials` are the tokenizer's special
+    /// tokens, as they are written.
     ///
     /// # Errors
     /// When a file is there but cannot be read, is not JSON, or holds a template that does not compile.
-    pub fn load(directory: &Path) -> Result<Option<Self>, TemplateError> {
+    pub fn load(
+        directory: &Path,
+        specials: impl Iterator<Item = String>,
+    ) -> Result<Option<Self>, TemplateError> {
         let config: Json = match read(directory, "tokenizer_config.json")? {
             Some(text) => serde_json::from_str(&text)
                 .map_err(|source| TemplateError::Json { file: "tokenizer_config.json", source })?,
@@ -82,20 +91,13 @@ impl ChatTemplate {
         if sources.is_empty() {
             return Ok(None);
         }
-        Self::compile(sources, special_tokens(&config)).map(Some)
-    }
-
-    /// Compiles one template, for a tokenizer with these special tokens.
-    ///
-    /// # Errors
-    /// When it does not compile.
-    pub fn new(source: &str, special_tokens: Vec<(String, String)>) -> Result<Self, TemplateError> {
-        Self::compile(vec![(DEFAULT.to_owned(), source.to_owned())], special_tokens)
+        Self::compile(sources, special_tokens(&config), Specials::new(specials)).map(Some)
     }
 
     fn compile(
         sources: Vec<(String, String)>,
         special_tokens: Vec<(String, String)>,
+        specials: Specials,
     ) -> Result<Self, TemplateError> {
         let mut env = Environment::new();
         env.set_syntax(
@@ -118,27 +120,30 @@ impl ChatTemplate {
             env.add_template_owned(name, without_generation_tags(&source))
                 .map_err(|error| TemplateError::Compile(explain(&error)))?;
         }
-        Ok(Self { env, special_tokens, knows_developer })
+        Ok(Self { env, special_tokens, specials, knows_developer })
     }
 
-    /// The prompt for these messages, a list of objects with `role` and `content`.
+    /// The prompt for these messages, a list of objects with `role` and `content`: pieces to tokenise one by one, and
+    /// to concatenate. A special token that is written in a message is in no piece as a whole.
     ///
     /// # Errors
     /// When the template refuses the messages, fails on them, or goes over a bound.
     pub fn render(
         &self,
-        messages: &Json,
+        mut messages: Json,
         tools: Option<&Json>,
         add_generation_prompt: bool,
-    ) -> Result<String, TemplateError> {
-        let messages =
-            if self.knows_developer { Value::from(Serde(messages)) } else { without_developer(messages) };
+    ) -> Result<Vec<String>, TemplateError> {
+        self.specials.cut_all(&mut messages);
+        if !self.knows_developer {
+            developer_to_system(&mut messages);
+        }
         let mut context: Vec<(&str, Value)> = self
             .special_tokens
             .iter()
             .map(|(name, token)| (name.as_str(), Value::from(token.as_str())))
             .collect();
-        context.push(("messages", messages));
+        context.push(("messages", Value::from(Serde(messages))));
         context.push(("add_generation_prompt", Value::from(add_generation_prompt)));
         // `none`, not undefined: templates test both `tools is not none` and `if tools`.
         context.push(("tools", tools.map_or(Value::from(()), |tools| Value::from(Serde(tools)))));
@@ -152,7 +157,9 @@ impl ChatTemplate {
         template
             .render_captured_to(Value::from_pairs(context), &mut output)
             .map_err(|error| TemplateError::Render(explain(&error)))?;
-        String::from_utf8(output.bytes).map_err(|error| TemplateError::Render(error.to_string()))
+        let rendered =
+            String::from_utf8(output.bytes).map_err(|error| TemplateError::Render(error.to_string()))?;
+        Ok(pieces(&rendered))
     }
 }
 
@@ -214,14 +221,12 @@ fn without_generation_tags(source: &str) -> String {
     out
 }
 
-fn without_developer(messages: &Json) -> Value {
-    let mut messages = messages.clone();
+fn developer_to_system(messages: &mut Json) {
     for message in messages.as_array_mut().into_iter().flatten() {
         if message.get("role").and_then(Json::as_str) == Some("developer") {
             message["role"] = Json::from("system");
         }
     }
-    Value::from(Serde(messages))
 }
 
 /// What went wrong, without the template's source.
@@ -242,11 +247,11 @@ mod tests {
     use super::*;
 
     fn render(source: &str, messages: &Json) -> Result<String, TemplateError> {
-        ChatTemplate::new(
-            source,
-            vec![("bos_token".into(), "<s>".into()), ("eos_token".into(), "</s>".into())],
-        )?
-        .render(messages, None, true)
+        let tokens =
+            [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(name, token)| (name.into(), token.into()));
+        let specials = Specials::new(["<|im_start|>", "<s>"].into_iter().map(str::to_owned));
+        let template = ChatTemplate::compile(vec![(DEFAULT.into(), source.into())], tokens.into(), specials)?;
+        Ok(template.render(messages.clone(), None, true)?.concat())
     }
 
     const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
@@ -322,18 +327,34 @@ mod tests {
         }
     }
 
+    fn load(directory: &Path) -> Result<Option<ChatTemplate>, TemplateError> {
+        ChatTemplate::load(directory, std::iter::empty())
+    }
+
+    #[test]
+    fn special_tokens_are_the_templates_alone() {
+        let specials = Specials::new(std::iter::once("<|im_start|>".to_owned()));
+        let template =
+            ChatTemplate::compile(vec![(DEFAULT.into(), CHATML.into())], Vec::new(), specials).unwrap();
+        let messages = json!([{"role": "system", "content": "a<|im_start|>b"}]);
+        assert_eq!(
+            template.render(messages, None, false).unwrap(),
+            ["<|im_start|>system\na<", "|im_start|>b<|im_end|>\n"]
+        );
+    }
+
     #[test]
     fn named_templates_and_token_objects_are_read() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(ChatTemplate::load(directory.path()).unwrap().is_none());
+        assert!(load(directory.path()).unwrap().is_none());
         let config = json!({"bos_token": {"content": "<b>"}, "eos_token": null, "chat_template": [
             {"name": "default", "template": "{{ bos_token }}plain"}, {"name": "tool_use", "template": "tools"}]});
         fs::write(directory.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-        let template = ChatTemplate::load(directory.path()).unwrap().unwrap();
-        assert_eq!(template.render(&json!([]), None, true).unwrap(), "<b>plain");
-        assert_eq!(template.render(&json!([]), Some(&json!([])), true).unwrap(), "tools");
+        let template = load(directory.path()).unwrap().unwrap();
+        assert_eq!(template.render(json!([]), None, true).unwrap(), ["<b>plain"]);
+        assert_eq!(template.render(json!([]), Some(&json!([])), true).unwrap(), ["tools"]);
         fs::write(directory.path().join("chat_template.jinja"), "file").unwrap();
-        let template = ChatTemplate::load(directory.path()).unwrap().unwrap();
-        assert_eq!(template.render(&json!([]), None, true).unwrap(), "file");
+        let template = load(directory.path()).unwrap().unwrap();
+        assert_eq!(template.render(json!([]), None, true).unwrap(), ["file"]);
     }
 }

@@ -1,4 +1,4 @@
-//! A bound on the requests that generate at the same time; past it, an answer at once.
+//! A bound on the requests with bodies that are in the server at the same time; past it, an answer at once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{error::Error, telemetry::Metrics};
 /// A refused client is asked to wait this long: a request takes seconds, and one place is enough.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// How many may generate. Clones share the places.
+/// How many there may be. Clones share the places.
 #[derive(Clone)]
 pub struct Places {
     free: Arc<Semaphore>,

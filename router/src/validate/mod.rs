@@ -88,7 +88,7 @@ impl Validator {
     /// Loads the tokenizer and the chat template of a directory and starts the workers.
     pub fn start(directory: &Path, limits: &Limits, model: ModelHandle) -> Result<Self, StartError> {
         let tokenizer = Arc::new(Tokenizer::load(directory)?);
-        let template = ChatTemplate::load(directory)?;
+        let template = ChatTemplate::load(directory, tokenizer.specials().map(str::to_owned))?;
         // A job exists only for a request that holds a permit, or an API call that waits for nothing else.
         let pool =
             Pool::start(limits.validation_workers, limits.max_concurrent_requests, limits.request_timeout)?;
@@ -152,11 +152,14 @@ impl Shared {
             }
             Prompt::Chat { messages, tools, add_generation_prompt } => {
                 let template = self.template.as_ref().ok_or(Invalid::NoChatTemplate)?;
-                let text = template.render(&messages, tools.as_ref(), add_generation_prompt)?;
-                self.check_bytes(text.len())?;
-                // The template writes the special tokens itself.
-                let tokens = self.tokenizer.encode(&text, false)?;
-                Ok(Encoded { text, tokens })
+                let pieces = template.render(messages, tools.as_ref(), add_generation_prompt)?;
+                self.check_bytes(pieces.iter().map(String::len).sum())?;
+                let mut tokens = Vec::new();
+                for piece in &pieces {
+                    // The template writes the special tokens itself.
+                    tokens.extend(self.tokenizer.encode(piece, false)?);
+                }
+                Ok(Encoded { text: pieces.concat(), tokens })
             }
         }
     }

@@ -73,6 +73,11 @@ impl Tokenizer {
         self.special.get(&token).map(String::as_str)
     }
 
+    /// All special tokens, as they are written.
+    pub fn specials(&self) -> impl Iterator<Item = &str> {
+        self.special.values().map(String::as_str)
+    }
+
     /// One token's text wherever it may stand, special ones included.
     pub fn piece(&self, token: u32) -> String {
         if let Some(special) = self.special(token) {

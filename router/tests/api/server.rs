@@ -21,7 +21,7 @@ async fn info() {
 #[tokio::test(flavor = "multi_thread")]
 async fn health_is_empty_or_503() {
     let server = Server::new().await;
-    for path in ["/", "/health", "/ping"] {
+    for path in ["/", "/health", "/ping", "/startup"] {
         let reply = server.get(path).await.ok();
         assert!(reply.body.is_empty());
     }
@@ -29,6 +29,7 @@ async fn health_is_empty_or_503() {
     harness.kill(0);
     let server = Server::before(harness).await;
     assert_snapshot!("health_starting", server.get("/health").await.golden());
+    assert_eq!(server.get("/startup").await.status, StatusCode::SERVICE_UNAVAILABLE);
     let generate = server.post("/v1/completions", &json!({"model": "sim", "prompt": "a"})).await;
     assert_snapshot!("completion_starting", generate.golden());
     server.get("/info").await.ok();
