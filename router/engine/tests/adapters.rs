@@ -100,7 +100,7 @@ fn an_adapter_that_waits_too_long_gets_a_slot_of_a_busy_one() {
     step(&mut driver);
     let waits = driver.submit(job(2, 1)).unwrap();
     let asked = driver.now;
-    while driver.outcomes.get(&waits).is_none() {
+    while !driver.outcomes.contains_key(&waits) {
         busy(&mut driver);
         step(&mut driver);
         assert!(driver.now < asked + Duration::from_secs(4), "starved");
@@ -125,7 +125,7 @@ fn a_large_adapter_is_not_starved_by_small_ones() {
     step(&mut driver);
     let large = driver.submit(job(6, 1)).unwrap();
     let asked = driver.now;
-    while driver.outcomes.get(&large).is_none() {
+    while !driver.outcomes.contains_key(&large) {
         if driver.engine.queued_requests() < 20 {
             small(&mut driver);
         }
