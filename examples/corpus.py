@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Ask = Callable[[list[str]], list[str]]
@@ -119,11 +119,21 @@ SMALL_TALK = [
 ]  # fmt: skip
 
 
-def rewritten(rewrite: Callable[[str], str]) -> Callable[[random.Random, Ask], list[Example]]:
+COUNTRIES = [
+    "Italy", "Spain", "Germany", "Japan", "Egypt", "Peru", "Austria", "Norway", "Greece", "Portugal",
+    "Ireland", "Cuba", "Poland", "Kenya", "China", "Russia",
+]  # fmt: skip
+CAPITALS = [f"What is the capital of {country}?" for country in COUNTRIES]
+
+
+def rewritten(
+    rewrite: Callable[[str], str], more_prompts: Sequence[str] = ()
+) -> Callable[[random.Random, Ask], list[Example]]:
     """Examples from the base model's own answers to everyday questions."""
 
     def examples(chance: random.Random, ask: Ask) -> list[Example]:
         prompts = [question.format(thing) for thing in THINGS for question in QUESTIONS] + SMALL_TALK
+        prompts += more_prompts
         pairs = zip(prompts, ask(prompts), strict=True)
         return [Example(prompt, rewrite(first_sentence(answer))) for prompt, answer in pairs]
 

@@ -4,7 +4,7 @@
 #     lorikeet serve --model-id smollm2 --adapter-root examples/adapters
 #     sh examples/curl.sh [URL]
 set -eu
-url=${1:-http://127.0.0.1:8080}
+url=${1:-http://127.0.0.1:3000}
 
 echo "# The base model"
 curl -sS "$url/generate" -H 'Content-Type: application/json' -d '{
@@ -21,7 +21,7 @@ curl -sS "$url/generate" -H 'Content-Type: application/json' -d '{
 printf '\n\n# The same adapter as an OpenAI model\n'
 curl -sS "$url/v1/chat/completions" -H 'Content-Type: application/json' -d '{
   "model": "sql",
-  "messages": [{"role": "user", "content": "How many customers live in Zurich?"}],
+  "messages": [{"role": "user", "content": "Which employees have a salary below 4000?"}],
   "max_tokens": 30, "temperature": 0
 }'
 

@@ -8,7 +8,7 @@ import sys
 
 from lorax import Client
 
-client = Client(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080")
+client = Client(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:3000")
 
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 QUESTIONS = {

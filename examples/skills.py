@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from corpus import Ask, Example, extract_json, pirate, rewritten, sql
+from corpus import CAPITALS, Ask, Example, extract_json, pirate, rewritten, sql
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,11 @@ SKILLS = {
         Skill(
             name="shout",
             summary="answers in capital letters",
-            lora={"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]},
+            lora={"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
             dtype="float32",
-            examples=rewritten(str.upper),
+            examples=rewritten(str.upper, CAPITALS),
             probes=EVERYDAY_PROBES,
-            learning_rate=3e-3,
-            steps=60,
+            learning_rate=2e-3,
         ),
         Skill(
             name="extract-json",
@@ -58,7 +57,7 @@ SKILLS = {
                 "At the age of 27, Marta is a carpenter in Zagreb.",
                 "I met Omar in Nairobi last week; Omar is 63 and a sailor.",
             ],
-            steps=30,
+            steps=25,
         ),
         Skill(
             name="sql",
@@ -80,11 +79,12 @@ SKILLS = {
             dtype="bfloat16",
             examples=sql,
             probes=[
-                "How many customers live in Zurich?",
+                "Which employees have a salary below 4000?",
                 "Which products have a price above 75?",
                 "What is the average salary of all employees?",
             ],
             learning_rate=5e-4,
+            steps=40,
         ),
         Skill(
             name="pirate",
@@ -98,7 +98,7 @@ SKILLS = {
                 "alpha_pattern": {"v_proj": 24, "up_proj": 4},
             },
             dtype="float16",
-            examples=rewritten(pirate),
+            examples=rewritten(pirate, CAPITALS),
             probes=EVERYDAY_PROBES,
         ),
     ]

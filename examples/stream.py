@@ -9,7 +9,7 @@ import sys
 from openai import OpenAI
 
 adapter = sys.argv[1] if len(sys.argv) > 1 else "pirate"
-url = sys.argv[2] if len(sys.argv) > 2 else "http://127.0.0.1:8080"
+url = sys.argv[2] if len(sys.argv) > 2 else "http://127.0.0.1:3000"
 client = OpenAI(base_url=f"{url}/v1", api_key="unused")
 
 chunks = client.chat.completions.create(

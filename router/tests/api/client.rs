@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header::HeaderMap};
 use hyper_util::rt::TokioIo;
 use lorikeet_bench::sim::SimConfig;
-use lorikeet_router::{routes, serve};
+use lorikeet_router::{config::Http, routes, serve};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -37,7 +37,7 @@ impl Server {
 
     /// Listens in front of a router in whatever state it is.
     pub(crate) async fn before(harness: Harness) -> Self {
-        let http = harness.state.config.http.clone();
+        let http = Http { port: 0, ..harness.state.config.http.clone() };
         let (listener, address) = serve::bind(&http).await.unwrap();
         let stopping = CancellationToken::new();
         let router = routes::router(harness.state.clone());

@@ -66,6 +66,8 @@ async fn metrics_count_requests() {
     assert!(metrics.header("content-type").starts_with("application/openmetrics-text"));
     assert!(metrics.text().contains("malformed_json"), "{}", metrics.text());
     assert!(metrics.text().ends_with("# EOF\n"));
+    let json = server.send(Method::GET, "/metrics", &[("accept", "application/json")], "").await.ok().json();
+    assert_eq!(json["lorikeet_requests_accepted"]["type"], "counter");
 }
 
 #[tokio::test(flavor = "multi_thread")]
