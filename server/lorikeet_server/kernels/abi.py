@@ -132,7 +132,9 @@ def load(path: Path) -> ctypes.CDLL:
     """Open the library and declare its functions. Raises `OSError` if it does not load or does not match."""
     library = ctypes.CDLL(str(path))
     for name, (result, arguments) in FUNCTIONS.items():
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None:
+            raise OSError(f"{path} has no {name}")
         function.restype, function.argtypes = result, arguments
     for index, structure in enumerate(STRUCTURES):
         if (size := library.lk_struct_bytes(index)) != ctypes.sizeof(structure):

@@ -1,0 +1,158 @@
+"""Rotation, cache writes and paged attention over ragged contexts, chunked prefill and permuted blocks."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorikeet_server.kernels import Kernels
+
+BLOCK = 16
+MAX_BLOCKS = 64
+HEADS = [(9, 3, 64), (4, 4, 16), (8, 1, 80), (4, 2, 128), (2, 1, 6), (12, 1, 32)]  # query, kv, width
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+RAGGED = [
+    (1, 1),
+    (1, 40),
+    (5, 5),
+    (3, 300),
+    (1, 256),
+    (1, 700),
+    (20, 530),
+    (0, 9),
+    (2, 257),
+]  # queries, context
+
+
+@dataclass
+class Paged:
+    """One layer's cache, filled with the same random keys and values through the backend's own writes."""
+
+    kernels: Kernels
+    heads: tuple[int, int, int]
+    k_cache: Tensor
+    v_cache: Tensor
+    cos_sin: Tensor
+
+    @staticmethod
+    def make(kernels: Kernels, heads: tuple[int, int, int], dtype: torch.dtype, blocks: int) -> "Paged":
+        k_shape, v_shape = kernels.kv_layout(blocks, BLOCK, heads[1], heads[2], dtype)
+        cos_sin = torch.randn(MAX_BLOCKS * BLOCK, heads[2], generator=torch.Generator().manual_seed(1))
+        return Paged(
+            kernels, heads, torch.zeros(k_shape, dtype=dtype), torch.zeros(v_shape, dtype=dtype), cos_sin
+        )
+
+    def write(self, qkv: Tensor, positions: Tensor, blocks: Tensor) -> None:
+        slots = blocks.long()[positions // BLOCK] * BLOCK + positions % BLOCK
+        caches = self.k_cache, self.v_cache
+        self.kernels.rope_and_cache(qkv, positions, self.cos_sin, *caches, slots, *self.heads[:2])
+
+    def attend(self, q: Tensor, blocks: Tensor, lengths: list[tuple[int, int]]) -> Tensor:
+        starts = torch.tensor([0] + [n for n, _ in lengths]).cumsum(0).int()
+        contexts = torch.tensor([context for _, context in lengths]).int()
+        caches = self.k_cache, self.v_cache
+        scale = self.heads[2] ** -0.5
+        return self.kernels.paged_attention(q, *caches, blocks, starts, contexts, scale, *self.heads[:2])
+
+
+def tables(lengths: list[tuple[int, int]]) -> Tensor:
+    """Permuted block tables; entries past a context point nowhere."""
+    needed = [-(-context // BLOCK) for _, context in lengths]
+    free = torch.randperm(sum(needed)).int()
+    blocks = torch.full((len(lengths), MAX_BLOCKS), -1, dtype=torch.int32)
+    for row, taken in enumerate(free.split(needed)):
+        blocks[row, : len(taken)] = taken
+    return blocks
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", HEADS)
+def test_matches_the_reference(
+    kernels: Kernels, reference: Kernels, heads: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    width = (heads[0] + 2 * heads[1]) * heads[2]
+    blocks = tables(RAGGED)
+    pair = [Paged.make(each, heads, dtype, int(blocks.max()) + 1) for each in (kernels, reference)]
+    for row, (_, context) in enumerate(RAGGED):
+        qkv = torch.randn(context, width)
+        rotated = [qkv.clone(), qkv.clone()]
+        for paged, copy in zip(pair, rotated, strict=True):
+            paged.write(copy, torch.arange(context), blocks[row])
+        torch.testing.assert_close(rotated[0], rotated[1], rtol=1e-6, atol=1e-6)
+    q = torch.randn(sum(n for n, _ in RAGGED), width)[:, : heads[0] * heads[2]]
+    result, expected = (paged.attend(q, blocks, RAGGED) for paged in pair)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_does_not_depend_on_chunks_blocks_or_mates(kernels: Kernels, dtype: torch.dtype) -> None:
+    heads, context = (6, 2, 64), 600
+    qkv = torch.randn(context, 10 * 64)
+    results = []
+    for chunk in (context, 96, 1):
+        lengths = [(0, context), (0, 48)]
+        blocks = tables(lengths)  # another permutation each time
+        paged = Paged.make(kernels, heads, dtype, int(blocks.max()) + 1)
+        rows = []
+        for first in range(0, context, chunk):
+            positions = torch.arange(first, min(first + chunk, context))
+            part = qkv[positions]
+            paged.write(part, positions, blocks[0])
+            lengths = [(len(positions), int(positions[-1]) + 1), (0, 48)]
+            rows.append(paged.attend(part[:, : 6 * 64], blocks, lengths))
+        results.append(torch.cat(rows))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_many_sequences_give_the_bits_of_one(kernels: Kernels) -> None:
+    """Few sequences split a long context over threads, many do not; the result is the same."""
+    heads, lengths = (3, 1, 64), [(1, 900 - 7 * i) for i in range(12)]
+    blocks = tables(lengths)
+    paged = Paged.make(kernels, heads, torch.float16, int(blocks.max()) + 1)
+    for row, (_, context) in enumerate(lengths):
+        paged.write(torch.randn(context, 5 * 64), torch.arange(context), blocks[row])
+    q = torch.randn(12, 3 * 64)
+    together = paged.attend(q, blocks, lengths)
+    for row, length in enumerate(lengths):
+        alone = paged.attend(q[row : row + 1].clone(), blocks[row : row + 1].clone(), [length])
+        assert torch.equal(alone[0], together[row])
+
+
+def test_negative_slots_write_nothing(kernels: Kernels) -> None:
+    paged = Paged.make(kernels, (2, 1, 16), torch.float32, 2)
+    slots = torch.tensor([-1, 5])
+    caches = paged.k_cache, paged.v_cache
+    kernels.rope_and_cache(torch.ones(2, 64), torch.tensor([0, 1]), paged.cos_sin, *caches, slots, 2, 1)
+    assert paged.k_cache.count_nonzero() == 16
+    assert paged.v_cache.count_nonzero() == 16
+
+
+def test_wrong_arguments(kernels: Kernels) -> None:
+    paged = Paged.make(kernels, (2, 1, 16), torch.float32, 2)
+    q, blocks = torch.randn(1, 32), torch.tensor([[0, 1]], dtype=torch.int32)
+    paged.attend(q, blocks, [(1, 32)])
+    with pytest.raises(ValueError, match="outside the cache"):
+        paged.attend(q, blocks + 1, [(1, 32)])
+    with pytest.raises(ValueError, match="too narrow"):
+        paged.attend(q, blocks, [(1, 33)])
+    with pytest.raises(ValueError, match="number of rows"):
+        paged.attend(q, blocks, [(2, 32)])
+    with pytest.raises(ValueError, match="smaller than"):
+        paged.attend(torch.randn(3, 32), blocks, [(3, 2)])
+    with pytest.raises(TypeError, match="block_tables"):
+        paged.attend(q, blocks.long(), [(1, 32)])
+    with pytest.raises(ValueError, match="q must be"):
+        paged.attend(torch.randn(1, 33), blocks, [(1, 32)])
+    with pytest.raises(ValueError, match="k_cache must be"):
+        Paged(kernels, (2, 2, 16), paged.k_cache, paged.v_cache, paged.cos_sin).attend(q, blocks, [(1, 32)])
+    with pytest.raises(ValueError, match="positions"):
+        paged.write(torch.randn(1, 64), torch.tensor([MAX_BLOCKS * BLOCK]), torch.zeros(MAX_BLOCKS + 1))
+    with pytest.raises(ValueError, match="slot_mapping"):
+        paged.write(torch.randn(1, 64), torch.tensor([0]), torch.tensor([2]))
+    for shape in [(4, 15, 1, 16), (4, 0, 1, 16), (4, 16, 1, 15), (4, 16, 1, 514)]:
+        with pytest.raises(ValueError, match="must be"):
+            kernels.kv_layout(*shape, torch.float32)
+    with pytest.raises(TypeError):
+        kernels.kv_layout(4, 16, 1, 16, torch.float64)

@@ -1,0 +1,61 @@
+"""Building the library: once, under a lock, in a cache that the sources key."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorikeet_server.kernels import abi, build, registry
+
+
+def test_concurrent_builds_make_one_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks start at once on a machine without a cache. A tiny source tree keeps it short."""
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "one.cpp").write_text('extern "C" int one() { return 1; }')
+    script = (
+        "from pathlib import Path; from lorikeet_server.kernels import build; "
+        f"build.SOURCES = Path({str(sources)!r}); print(build.library(Path({str(tmp_path / 'cache')!r})))"
+    )
+    runs = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    paths = {run.communicate(timeout=120)[0].strip() for run in runs}
+    assert all(run.returncode == 0 for run in runs)
+    assert len(paths) == 1
+    assert sorted(p.name for p in Path(paths.pop()).parent.iterdir()) == ["liblorikeet_cpu.so", "lock"]
+
+    monkeypatch.setattr(build, "SOURCES", sources)
+    before = build.library(tmp_path / "cache")
+    (sources / "one.cpp").write_text('extern "C" int one() { return 2; }')
+    assert build.library(tmp_path / "cache") != before
+    with pytest.raises(OSError, match="lk_struct_bytes"):
+        abi.load(before)
+
+
+def test_a_compiler_error_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bad.cpp").write_text("int main() { return missing; }")
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    with pytest.raises(build.BuildError, match="missing"):
+        build.library(tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+def test_no_compiler_falls_back_to_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(build, "default_cache", lambda: tmp_path)
+    assert registry.select().name == "reference"
+    assert "install g++" in caplog.text
+    with pytest.raises(build.BuildError):
+        registry.select("cpu")
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="known: reference, cpu"):
+        registry.select("gpu")
+    with pytest.raises(ValueError, match="instruction set"):
+        registry.select("cpu", "sse9")

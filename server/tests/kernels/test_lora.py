@@ -1,0 +1,104 @@
+"""The segmented LoRA product over dtype x hidden x rank x popularity x batch, as in Punica's own tests."""
+
+import itertools
+
+import pytest
+import torch
+
+from lorikeet_server.kernels import Kernels, LoraBatch, LoraTable, rank_major
+
+SLOTS = 40
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def popularity(kind: str, rows: int) -> list[int]:
+    """The adapter slot of each row."""
+    zipf = (1 / torch.arange(1, SLOTS + 1) ** 1.5).cumsum(0)
+    skewed = [0 if torch.rand(()) < 0.9 else int(torch.randint(SLOTS, ())) for _ in range(rows)]
+    return {
+        "distinct": [row % SLOTS for row in range(rows)],
+        "uniform": torch.randint(SLOTS, (rows,)).tolist(),
+        "zipf": torch.searchsorted(zipf, torch.rand(rows) * zipf[-1]).tolist(),
+        "identical": [3] * rows,
+        "skewed": skewed,
+        "base": [-1] * rows,
+        "half": [row % 4 if row % 2 else -1 for row in range(rows)],
+    }[kind]
+
+
+def filled(hidden: int, out: tuple[int, ...], ranks: list[int], dtype: torch.dtype) -> LoraTable:
+    """A table with mixed ranks and absent modules; every third adapter scales its channels as DoRA does."""
+    table = LoraTable(hidden, out, SLOTS)
+    for slot, (index, width) in itertools.product(range(SLOTS), enumerate(out)):
+        if (slot + index) % 5 == 4:
+            continue
+        rank = ranks[slot % len(ranks)]
+        a, b = torch.randn(rank, hidden).to(dtype), torch.randn(width, rank).to(dtype)
+        g = torch.rand(width) if slot % 3 == 0 else None
+        table.set_slot(slot, index, a, rank_major(b) if slot % 2 else b, 0.25 + slot, g)
+    return table
+
+
+def assert_same(kernels: Kernels, reference: Kernels, table: LoraTable, slots: list[int]) -> None:
+    batch = LoraBatch.build(slots)
+    x = torch.randn(len(slots), table.in_features)
+    y = torch.randn(len(slots), sum(table.out_features))
+    result, expected = y.clone(), y.clone()
+    kernels.lora(result, x, table, batch)
+    reference.lora(expected, x, table, batch)
+    largest = float(expected.abs().max()) if slots else 1.0
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=3e-6 * largest)
+    untouched = [row for row, slot in enumerate(slots) if slot < 0]
+    assert torch.equal(result[untouched], y[untouched])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rank", [1, 2, 3, 7, 8, 16, 17, 64, 100, 512])
+def test_ranks(kernels: Kernels, reference: Kernels, dtype: torch.dtype, rank: int) -> None:
+    table = filled(96, (64, 33), [rank], dtype)
+    for rows in (1, 9):
+        assert_same(kernels, reference, table, popularity("uniform", rows))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [1, 15, 16, 100, 576, 1537])
+def test_hidden_sizes(kernels: Kernels, reference: Kernels, dtype: torch.dtype, hidden: int) -> None:
+    table = filled(hidden, (hidden, 3, 70), [4, 9], dtype)
+    assert_same(kernels, reference, table, popularity("uniform", 12))
+
+
+@pytest.mark.parametrize("kind", ["distinct", "uniform", "zipf", "identical", "skewed", "base", "half"])
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 255, 256, 257])
+def test_popularity(kernels: Kernels, reference: Kernels, kind: str, rows: int) -> None:
+    table = filled(64, (64, 16, 16), [1, 8, 16, 5, 64], torch.float16)
+    assert_same(kernels, reference, table, popularity(kind, rows))
+
+
+def test_a_row_does_not_depend_on_its_batch(kernels: Kernels) -> None:
+    table = filled(576, (576, 192, 192), [8, 64, 16, 3], torch.float16)
+    slots = popularity("uniform", 70)
+    x, y = torch.randn(70, 576), torch.randn(70, 960)
+    whole = y.clone()
+    kernels.lora(whole, x, table, LoraBatch.build(slots))
+    for row in range(0, 70, 9):
+        alone = y[row : row + 1].clone()
+        kernels.lora(alone, x[row : row + 1].clone(), table, LoraBatch.build(slots[row : row + 1]))
+        assert torch.equal(alone[0], whole[row])
+
+
+def test_a_slot_may_change_between_calls(kernels: Kernels, reference: Kernels) -> None:
+    table = filled(32, (32,), [4], torch.float32)
+    assert_same(kernels, reference, table, [0, 1, 2])
+    table.set_slot(1, 0, torch.randn(6, 32), torch.randn(32, 6), 2.0)
+    table.clear_slot(2)
+    assert_same(kernels, reference, table, [0, 1, 2])
+
+
+def test_wrong_arguments(kernels: Kernels) -> None:
+    table, batch = filled(32, (32,), [4], torch.float32), LoraBatch.build([0, 1])
+    x, y = torch.randn(2, 32), torch.randn(2, 32)
+    for bad_y, bad_x in [(y, x[:1]), (y[:1], x), (y, torch.randn(2, 31)), (torch.randn(2, 33), x)]:
+        with pytest.raises(ValueError, match="must be"):
+            kernels.lora(bad_y, bad_x, table, batch)
+    with pytest.raises(TypeError):
+        kernels.lora(y, x.half(), table, batch)
