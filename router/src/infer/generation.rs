@@ -249,7 +249,7 @@ fn alternatives_text(tokenizer: &Tokenizer, alternatives: &[engine::Alternative]
         .iter()
         .map(|alternative| Alternative {
             id: alternative.token,
-            text: tokenizer.piece(alternative.token),
+            text: tokenizer.piece(alternative.token).to_owned(),
             logprob: finite(alternative.logprob),
         })
         .collect()

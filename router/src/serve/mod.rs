@@ -23,6 +23,9 @@ use crate::config::Http;
 const MAX_STREAMS: u32 = 256;
 /// Between two HTTP/2 pings, and how long their answer may take.
 const PING: Duration = Duration::from_secs(20);
+/// Bytes of a response that the kernel holds for a client whose window is full.
+#[cfg(target_os = "linux")]
+const MAX_UNSENT: u32 = 128 << 10;
 /// When accepting fails (file descriptors used up, say), before the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -79,6 +82,9 @@ async fn accept(
     let (stream, _) = listener.accept().await?;
     // Tokens are small, and each should leave at once.
     stream.set_nodelay(true).ok();
+    // The kernel would keep megabytes for a client that has stopped reading, and we would not notice.
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(&stream).set_tcp_notsent_lowat(MAX_UNSENT).ok();
     Ok((stream, place))
 }
 

@@ -72,7 +72,7 @@ impl Snapshot {
 
     /// Bounds with the observations between each and the one before it. The encoder adds them up.
     pub(crate) fn buckets(&self) -> Vec<(f64, u64)> {
-        self.bounds.iter().copied().chain([f64::MAX]).zip(self.counts.iter().copied()).collect()
+        self.bounds.iter().copied().chain([f64::INFINITY]).zip(self.counts.iter().copied()).collect()
     }
 }
 
@@ -87,7 +87,7 @@ mod tests {
             histogram.observe(value);
         }
         let mut snapshot = histogram.snapshot();
-        assert_eq!(snapshot.buckets(), [(1.0, 2), (2.0, 1), (f64::MAX, 1)]);
+        assert_eq!(snapshot.buckets(), [(1.0, 2), (2.0, 1), (f64::INFINITY, 1)]);
         assert_eq!((snapshot.count(), snapshot.sum), (4, 12.0));
         snapshot.add(&histogram.snapshot());
         assert_eq!(snapshot.count(), 8);

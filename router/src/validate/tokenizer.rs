@@ -1,6 +1,6 @@
 //! The model's tokenizer: text to tokens and back, its special tokens and the tokens that end a sequence.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::OnceLock};
 
 use rustc_hash::FxHashMap;
 use serde_json::Value;
@@ -23,6 +23,8 @@ pub struct Tokenizer {
     special: FxHashMap<u32, String>,
     /// Sorted.
     eos: Vec<u32>,
+    /// By token, what `piece` has found: alternatives ask for many.
+    pieces: Box<[OnceLock<Box<str>>]>,
 }
 
 impl Tokenizer {
@@ -40,7 +42,9 @@ impl Tokenizer {
             .map(|(id, token)| (id, token.content))
             .collect();
         let eos = eos_tokens(directory, &inner)?;
-        Ok(Self { inner, special, eos })
+        let highest = inner.get_vocab(true).into_values().max().unwrap_or(0);
+        let pieces = (0..=highest).map(|_| OnceLock::new()).collect();
+        Ok(Self { inner, special, eos, pieces })
     }
 
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Invalid> {
@@ -78,15 +82,23 @@ impl Tokenizer {
         self.special.values().map(String::as_str)
     }
 
-    /// One token's text wherever it may stand, special ones included.
-    pub fn piece(&self, token: u32) -> String {
-        if let Some(special) = self.special(token) {
-            return special.to_owned();
-        }
+    /// One token's text wherever it may stand, special ones included. Tokens outside the vocabulary have none.
+    pub fn piece(&self, token: u32) -> &str {
+        let Some(piece) = self.pieces.get(token as usize) else { return "" };
+        piece.get_or_init(|| match self.special(token) {
+            Some(special) => special.into(),
+            None => self.plain_piece(token).into(),
+        })
+    }
+
+    fn plain_piece(&self, token: u32) -> String {
         // Decoders may strip a space in front of the first token, so it is decoded behind itself.
         let once = self.decode(&[token]);
         let twice = self.decode(&[token, token]);
-        twice.strip_prefix(once.as_str()).map_or(once.clone(), str::to_owned)
+        match twice.strip_prefix(once.as_str()) {
+            Some(piece) => piece.to_owned(),
+            None => once,
+        }
     }
 
     /// The tokens that end a sequence.

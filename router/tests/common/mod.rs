@@ -244,7 +244,7 @@ fn socket(directory: &Path, rank: u32) -> PathBuf {
 /// The configuration that these flags give.
 pub fn config(directory: &Path, ranks: u32, flags: &[&str]) -> Config {
     let directory_flag = directory.to_str().unwrap().to_owned();
-    let mut argv: Vec<String> = ["router", "--model-id", "sim", "--port", "0", "--tokenizer-path"]
+    let mut argv: Vec<String> = ["router", "--model-id", "sim", "--tokenizer-path"]
         .into_iter()
         .map(str::to_owned)
         .chain([directory_flag])
