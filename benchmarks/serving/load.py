@@ -14,7 +14,10 @@ BINARY = Path(sys.executable).with_name("lorikeet")
 
 @dataclass(frozen=True)
 class Target:
-    """A running server and the dialect to speak with it: `lorikeet`, `openai` (vLLM) or `llama-server`."""
+    """A running server and the dialect to speak with it: `lorikeet`, `openai` (vLLM) or `llama-server`.
+
+    `base` is what it calls its base model. llama-server knows adapters by number, in the order of its command line.
+    """
 
     name: str
     url: str
@@ -41,7 +44,7 @@ class Load:
     def _once(self, target: Target, run: int) -> dict[str, float]:
         requests = self.requests or 2 * self.clients
         command = [
-            BINARY, "bench", "serve", "--url", target.url, "--api", target.api, "--clients", self.clients, "--requests", requests,
+            BINARY, "bench", "--url", target.url, "--api", target.api, "--clients", self.clients, "--requests", requests,
             "--prompt-tokens", self.prompt_tokens, "--max-tokens", self.tokens, "--adapter-mix", self.mix, "--seed", run, "--json",
         ]  # fmt: skip
         if self.adapters:
@@ -53,7 +56,7 @@ class Load:
             raise SystemExit(f"{target.name}: {done.stderr}")
         result: dict[str, float] = json.loads(done.stdout)
         if result["errors"]:
-            raise SystemExit(f"{target.name}: {result['errors']} of {requests} requests failed under {self}")
+            raise SystemExit(f"{target.name}: {result['errors']} of {requests} requests failed: {result['error_messages']}")
         return result
 
     def warm(self, target: Target) -> None:

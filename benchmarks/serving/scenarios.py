@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ class Bench:
     threads: int
 
     def names(self, count: int) -> tuple[str, ...]:
-        return tuple(f"r8-{index}" for index in range(count))
+        return tuple(f"adapter-{index:04d}" for index in range(count))
 
 
 def rate(bench: Bench, target: Target, load: Load) -> float:
@@ -104,17 +104,9 @@ def cold_adapters(bench: Bench, unseen: Iterator[str]) -> Iterator[Row]:
     quiet, loading = [], []
     for _ in range(bench.runs):
         quiet.append(streams.on(bench.ours, 1)["itl_p99_ms"])
-        import threading
-
         names = tuple(next(unseen) for _ in range(20))
         arrivals = threading.Thread(target=lambda: Load(1, names, requests=20, tokens=1, prompt_tokens=4).on(bench.ours, 1))
         arrivals.start()
         loading.append(streams.on(bench.ours, 1)["itl_p99_ms"])
         arrivals.join()
     yield Row("p99 between tokens, 20 cold adapters ÷ quiet", median(loading), median(quiet), "ms", 1.1, at_most=True)
-
-
-def shuffled(count: int) -> list[int]:
-    order = list(range(count))
-    random.Random(3).shuffle(order)
-    return order

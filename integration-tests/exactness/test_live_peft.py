@@ -94,4 +94,4 @@ def test_mixed_beyond_the_device_slots(server: Server, oracle: Oracle, root: Pat
         ]
         for name, answer in answers:
             assert token_ids(answer.result()) == expected[name], name
-    assert server.metrics()["lorikeet_adapter_evictions_total"] > 0
+    assert server.metrics()['lorikeet_adapter_evictions_total{tier="device"}'] > 0

@@ -34,5 +34,5 @@ def test_a_thousand_adapters_on_eight_slots(tiny: Path, tmp_path: Path) -> None:
         again = token_ids(server.generate(PROMPT, "t0", max_new_tokens=TOKENS, ignore_eos_token=True))
         assert again == answers[0]
     assert metrics["lorikeet_adapter_slots_used"] <= 8
-    assert metrics["lorikeet_adapter_evictions_total"] >= COUNT - 8
-    assert metrics["lorikeet_adapter_host_bytes"] <= 2 << 20
+    assert metrics['lorikeet_adapter_evictions_total{tier="device"}'] >= COUNT - 8
+    assert metrics['lorikeet_adapter_bytes{tier="host"}'] <= 2 << 20

@@ -115,7 +115,7 @@ def digest(adapter: Path) -> str:
 def generate_oracle(
     model: Path, adapters: Path, prompts: list[Prompt], max_new_tokens: int = MAX_NEW_TOKENS
 ) -> dict[str, Any]:
-    """The golden file's content: every prompt answered by the base model and by every adapter below `adapters`."""
+    """The golden file's content: each prompt, answered by the base and each adapter below `adapters`."""
     oracle = Oracle(model, adapters)
     names = sorted(path.parent.name for path in adapters.glob("*/adapter_config.json"))
     rendered = {prompt.name: oracle.render(prompt) for prompt in prompts}

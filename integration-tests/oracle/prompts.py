@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt by name. `chat`: a user's turn to be put through the chat template; otherwise text as it is.
-    """
+    """A prompt by name. `chat`: a user's turn to go through the chat template; otherwise text as it is."""
 
     name: str
     text: str
@@ -31,7 +30,7 @@ PROMPTS = [
     Prompt("capital", "What is the capital of France?"),
     Prompt("person", "Yuki is 44 years old. Yuki moved to Geneva to become a lawyer."),
     Prompt("question", "Which products have a price above 75?"),
-    Prompt("unicode", "Translate into English: «Où est la gare ?» 🚉 – 你好, привет!"),
+    Prompt("unicode", "Translate into English: «Où est la gare ?» 🚉 → 你好, привет!"),
     Prompt("plain", "The three primary colours are", chat=False),
     Prompt("code", "def fibonacci(n):\n    if n < 2:\n        return n\n    return", chat=False),
     Prompt("story", STORY, chat=False),

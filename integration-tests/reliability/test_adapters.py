@@ -90,7 +90,8 @@ def test_c6_two_hundred_ask_for_one_cold_adapter(server: Server, roots: list[Pat
         answers = list(pool.map(lambda _: token_ids(server.generate(PROMPT, "cold", max_new_tokens=4)), range(200)))
     assert len({tuple(answer) for answer in answers}) == 1
     after = server.metrics()
-    assert after["lorikeet_adapter_fetches_total"] - before["lorikeet_adapter_fetches_total"] == 1
+    fetches = 'lorikeet_adapter_load_seconds_count{tier="store"}'
+    assert after[fetches] - before.get(fetches, 0) == 1
 
 
 def test_c7_bytes_that_change_on_disk_do_not_change_what_is_served(server: Server, roots: list[Path]) -> None:
@@ -110,9 +111,10 @@ def test_c7_bytes_that_change_on_disk_do_not_change_what_is_served(server: Serve
 
 
 def test_d3_an_adapter_that_overflows_fails_alone(server: Server, roots: list[Path]) -> None:
-    """Finite weights whose product is not: only the requests that use them end in an error."""
-    tensors = {name: torch.full_like(value, 1e20) for name, value in adapter_tensors(4, 0).items()}
-    write_adapter(roots[1] / "overflow", tensors=tensors)
+    """Finite weights whose attention scores are not: only the requests that use them end in an error."""
+    modules = ("q_proj", "k_proj")
+    tensors = {name: torch.full_like(value, 6e4) for name, value in adapter_tensors(4, 0, modules).items()}
+    write_adapter(roots[1] / "overflow", modules=modules, tensors=tensors, lora_alpha=1e9)
     expected = [token_ids(server.generate(PROMPT, f"a{index}")) for index in range(8)]
     with concurrent.futures.ThreadPoolExecutor(9) as pool:
         poisoned = pool.submit(server.client.post, "/generate", json=generate_body(PROMPT, "overflow"))

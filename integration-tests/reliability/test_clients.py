@@ -16,7 +16,9 @@ GAUGES = (
     "lorikeet_queued_requests",
     "lorikeet_kv_blocks_used",
     "lorikeet_adapters_pinned",
-    "lorikeet_requests_in_flight",
+    "lorikeet_adapters_host_pinned",
+    "lorikeet_adapter_flights",
+    "lorikeet_queued_tokens",
 )
 
 

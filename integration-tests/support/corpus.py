@@ -113,7 +113,7 @@ CORPUS: list[Bad] = [
     Bad("config-a-list", lambda d: _config(d, "[]"), "object"),
     Bad("config-1gb", _sparse_config, "adapter_config.json", (413, 422)),
     Bad("config-utf16", lambda d: _config(d, json.dumps(adapter_config(4)).encode("utf-16")), "utf-8"),
-    Bad("config-dup-keys", lambda d: _config(d, '{"r": 4, "r": 8}'), "duplicate"),
+    Bad("config-dup-keys", lambda d: _config(d, '{"r": 4, "r": 8}'), "twice"),
     Bad("config-nan-alpha", lambda d: write_adapter(d, lora_alpha=float("nan")), "nan"),
     Bad("truncated", lambda d: _weights(d, _good()[:-7]), "adapter_model.safetensors"),
     Bad("empty-weights", lambda d: _weights(d, b""), "adapter_model.safetensors"),
@@ -121,7 +121,7 @@ CORPUS: list[Bad] = [
     Bad("header-huge", lambda d: _weights(d, struct.pack("<Q", 1 << 40) + b"{}"), "header"),
     Bad("header-not-json", lambda d: _weights(d, _header(b"not json")), "header"),
     Bad("header-dup", lambda d: _weights(d, _header(b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},'
-                                                    b'"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}')), "duplicate"),
+                                                    b'"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}')), "twice"),
     Bad("header-many", lambda d: _weights(d, _header({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
                                                       for i in range(30_000)})), "tensors"),
     Bad("header-name", lambda d: _weights(d, _header({"../x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}})), "name"),

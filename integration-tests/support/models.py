@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-TINY_NAME = "tiny-llama"
+TINY_NAME = "tiny-llama-1m"
 HIDDEN, LAYERS, HEADS, KV_HEADS, FFN = 64, 3, 4, 2, 128
 
 
 def tiny_model(directory: Path) -> Path:
-    """A random Llama (fp32, GQA, tied embeddings) with a byte-level tokenizer, saved as `directory/tiny-llama`."""
+    """A random Llama (fp32, GQA, tied embeddings) with a byte-level tokenizer, saved as `directory/TINY_NAME`."""
     target = directory / TINY_NAME
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(["<|endoftext|>", *alphabet])}

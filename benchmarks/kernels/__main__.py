@@ -1,0 +1,144 @@
+"""`python -m benchmarks.kernels [--json FILE]`: the CPU kernels beside torch's own, in milliseconds per step.
+
+SmolLM2-135M shapes. All candidates of a row run in turn in one process with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from benchmarks.kernels.model import FFN, HEADS, HIDDEN, LINEARS, WIDTH, Model, lora_loop, step
+from benchmarks.kernels.timing import Timing, measure
+from lorikeet_server.kernels import Kernels, LinearMode, LoraBatch, select
+
+BATCHES = (1, 4, 8, 16, 64)
+ADAPTERS, RANK, CONTEXT = 8, 8, 100
+Candidates = dict[str, Callable[[], object]]
+
+
+def linears(model: Model, peers: list[list[object]], rows: int) -> Candidates:
+    """All linears of the layers, without lm_head."""
+    inputs = {width: torch.randn(rows, width) for width in (HIDDEN, FFN)}
+
+    def each(layers: list[list[object]], call: Callable[[Tensor, object], object]) -> Callable[[], object]:
+        return lambda: [
+            call(inputs[shape[1]], weight)
+            for layer in layers
+            for shape, weight in zip(LINEARS, layer, strict=True)
+        ]
+
+    return {
+        "ours": each(model.packed, model.kernels.linear),
+        "F.linear float32": each(model.weights, F.linear),
+        "FBGEMM float16": each(peers, torch.ops.quantized.linear_dynamic_fp16),
+    }
+
+
+def loras(model: Model, rows: int) -> Candidates:
+    """All adapter products of a step: every row another adapter, as far as there are adapters."""
+    batch = LoraBatch.build([row % ADAPTERS for row in range(rows)])
+    inputs = {width: torch.randn(rows, width) for width in (HIDDEN, FFN)}
+    outputs = {shape: torch.zeros(rows, shape[0]) for shape in LINEARS}
+
+    def each(call: Callable[..., None]) -> Callable[[], object]:
+        return lambda: [
+            call(outputs[shape], inputs[shape[1]], table, batch)
+            for layer in model.tables
+            for shape, table in zip(LINEARS, layer, strict=True)
+        ]
+
+    return {"ours": each(model.kernels.lora), "per-adapter loop": each(lora_loop)}
+
+
+def attention(model: Model, reference: Kernels, rows: int) -> Candidates:
+    """Decode attention of all layers over a context of 100, beside torch's SDPA over gathered pages."""
+    places, q = step(rows, CONTEXT), torch.randn(rows, HEADS * WIDTH)
+    shared = (places.block_tables, places.query_start, places.context_len, WIDTH**-0.5, HEADS, 3)
+    k_shape, v_shape = reference.kv_layout(2048, 16, 3, WIDTH, torch.float16)
+    caches = torch.randn(k_shape).half(), torch.randn(v_shape).half()
+
+    def ours() -> object:
+        layers = model.spec.layers
+        return [model.kernels.paged_attention(q, each.k_cache, each.v_cache, *shared) for each in layers]
+
+    return {
+        "ours": ours,
+        "torch SDPA": lambda: [reference.paged_attention(q, *caches, *shared) for _ in model.packed],
+    }
+
+
+def whole_step(model: Model, rows: int) -> Candidates:
+    """Layers, lm_head and arg max in the fused form, without and with a distinct adapter per row."""
+    places, hidden = step(rows, CONTEXT), torch.randn(rows, HIDDEN)
+    batch = LoraBatch.build([row % ADAPTERS for row in range(rows)])
+    decoder, kernels = model.kernels.decoder(model.spec), model.kernels
+    assert decoder is not None
+
+    def run(segments: LoraBatch | None) -> object:
+        return kernels.greedy(kernels.linear(decoder(hidden.clone(), places, segments), model.head))
+
+    return {"base": lambda: run(None), f"{ADAPTERS} adapters r{RANK}": lambda: run(batch)}
+
+
+def sections(kernels: Kernels, mode: LinearMode) -> Iterator[tuple[str, int, Candidates]]:
+    """Name, rows and candidates of every line of the table."""
+    model, reference = Model.make(kernels, mode, ADAPTERS, RANK), select("reference")
+    peers = [[torch.ops.quantized.linear_prepack_fp16(w, None) for w in layer] for layer in model.weights]
+    for rows in BATCHES:
+        yield "linears", rows, linears(model, peers, rows)
+        yield "lora", rows, loras(model, rows)
+        yield "attention", rows, attention(model, reference, rows)
+        yield "whole step", rows, whole_step(model, rows)
+
+
+def show(section: str, rows: int, result: dict[str, Timing]) -> None:
+    """One line: best wall time, CPU time, and each peer as a multiple of the first."""
+    first = next(iter(result.values()))
+    cells = [
+        f"{name} {each.best:7.2f} ms (cpu {each.cpu:7.2f})"
+        + ("" if each is first else f" x{each.best / first.best:.2f}")
+        for name, each in result.items()
+    ]
+    print(f"{section:10} B={rows:<3} " + " | ".join(cells), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="also write every figure here")
+    parser.add_argument("--mode", default="float16", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--isa", default="auto")
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    torch.set_grad_enabled(False)
+    kernels = select("cpu", options.isa)
+    load = os.getloadavg()[0]
+    print(
+        f"{kernels.name}, {options.mode}, {torch.get_num_threads()} threads, load {load:.1f}, torch {torch.__version__}"
+    )
+    figures = []
+    for section, rows, candidates in sections(kernels, options.mode):
+        result = measure(candidates, options.rounds)
+        show(section, rows, result)
+        timings = {name: {"best": t.best, "median": t.median, "cpu": t.cpu} for name, t in result.items()}
+        figures.append({"section": section, "rows": rows, "milliseconds": timings})
+    if options.json:
+        machine = {
+            "kernels": kernels.name,
+            "mode": options.mode,
+            "load": load,
+            "machine": platform.processor(),
+        }
+        options.json.write_text(json.dumps({**machine, "figures": figures}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

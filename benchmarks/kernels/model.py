@@ -1,0 +1,105 @@
+"""The shapes of SmolLM2-135M with random weights: every layer its own memory, as in a real step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorikeet_server.kernels import (
+    DecoderLayer,
+    DecoderSpec,
+    Kernels,
+    LinearMode,
+    LoraBatch,
+    LoraTable,
+    PackedLinear,
+    StepTensors,
+    rank_major,
+)
+
+LAYERS, HIDDEN, FFN, HEADS, KV_HEADS, WIDTH, VOCABULARY = 30, 576, 1536, 9, 3, 64, 49152
+QKV = (HEADS + 2 * KV_HEADS) * WIDTH
+LINEARS = ((QKV, HIDDEN), (HIDDEN, HIDDEN), (2 * FFN, HIDDEN), (HIDDEN, FFN))  # out, in
+SLICES = ((HEADS * WIDTH, KV_HEADS * WIDTH, KV_HEADS * WIDTH), (HIDDEN,), (FFN, FFN), (HIDDEN,))
+BLOCKS = 2048
+SLOTS = 64
+
+
+@dataclass(frozen=True)
+class Model:
+    """Weights as plain tensors and packed, adapters, caches."""
+
+    kernels: Kernels
+    weights: list[list[Tensor]]  # [layer][linear], float32 [out, in]
+    packed: list[list[PackedLinear]]
+    tables: list[list[LoraTable]]
+    spec: DecoderSpec
+    head: PackedLinear
+
+    @staticmethod
+    def make(kernels: Kernels, mode: LinearMode, adapters: int, rank: int) -> Model:
+        weights = [[torch.randn(shape) * 0.02 for shape in LINEARS] for _ in range(LAYERS)]
+        packed = [[kernels.pack_linear(weight, mode) for weight in layer] for layer in weights]
+        tables = [
+            [_table(shape[1], outs, adapters, rank) for shape, outs in zip(LINEARS, SLICES)]
+            for _ in range(LAYERS)
+        ]
+        layers = tuple(_layer(kernels, *each) for each in zip(packed, tables))
+        cos_sin = torch.randn(4096, WIDTH)
+        spec = DecoderSpec(layers, torch.ones(HIDDEN), cos_sin, HEADS, KV_HEADS, WIDTH, 1e-5, WIDTH**-0.5)
+        head = kernels.pack_linear(torch.randn(VOCABULARY, HIDDEN) * 0.02, mode)
+        return Model(kernels, weights, packed, tables, spec, head)
+
+
+def step(sequences: int, context: int, queries: int = 1) -> StepTensors:
+    """Sequences of one length in scattered blocks."""
+    needed = -(-context // 16)
+    blocks = torch.randperm(BLOCKS)[: sequences * needed].reshape(sequences, needed).int()
+    positions = torch.arange(context - queries, context)
+    slots = blocks[:, positions // 16].long() * 16 + positions % 16
+    starts = torch.arange(0, sequences * queries + 1, queries).int()
+    contexts = torch.full((sequences,), context).int()
+    return StepTensors(positions.repeat(sequences), slots.flatten(), blocks, starts, contexts)
+
+
+def lora_loop(y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
+    """What a server without a segmented kernel does: two small products per adapter and slice."""
+    starts = batch.segment_starts.tolist()
+    columns = torch.split(y, list(table.out_features), dim=1)
+    for i, slot in enumerate(batch.segment_slots.tolist()):
+        rows = batch.permutation[starts[i] : starts[i + 1]].long()
+        for index, target in enumerate(columns):
+            entry = table.get(slot, index)
+            assert entry is not None
+            a, b, scale, _ = entry
+            target[rows] += scale * ((x[rows] @ a.t()) @ b.t())
+
+
+def _table(width: int, outs: tuple[int, ...], adapters: int, rank: int) -> LoraTable:
+    table = LoraTable(width, outs, SLOTS)
+    for slot in range(adapters):
+        for index, out in enumerate(outs):
+            table.set_slot(
+                slot, index, torch.randn(rank, width) * 0.02, rank_major(torch.randn(out, rank) * 0.02), 2.0
+            )
+    return table
+
+
+def _layer(kernels: Kernels, packed: list[PackedLinear], tables: list[LoraTable]) -> DecoderLayer:
+    k_shape, v_shape = kernels.kv_layout(BLOCKS, 16, KV_HEADS, WIDTH, torch.float16)
+    return DecoderLayer(
+        torch.ones(HIDDEN),
+        packed[0],
+        packed[1],
+        torch.ones(HIDDEN),
+        packed[2],
+        packed[3],
+        torch.randn(k_shape).half(),
+        torch.randn(v_shape).half(),
+        qkv_lora=tables[0],
+        o_lora=tables[1],
+        gate_up_lora=tables[2],
+        down_lora=tables[3],
+    )
