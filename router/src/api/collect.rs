@@ -26,6 +26,14 @@ pub(super) struct Completed {
 }
 
 impl Completed {
+    /// Leaves the prompt only.
+    pub(super) fn forget_output(&mut self) {
+        self.tokens.clear();
+        self.text.clear();
+        self.generated_tokens = 0;
+        self.reason = FinishReason::Length;
+    }
+
     /// By which the best of several is chosen.
     pub(super) fn mean_logprob(&self) -> f32 {
         if self.tokens.is_empty() {

@@ -72,6 +72,11 @@ async fn lm_eval_scores_a_continuation() {
         assert_eq!(logprobs[key].as_array().unwrap().len(), 5, "{key}");
     }
     assert_eq!((&logprobs["token_logprobs"][0], &logprobs["top_logprobs"][0]), (&Value::Null, &Value::Null));
+    // Without a token of its own.
+    let none = server.post("/v1/completions", &merged(body, &json!({"max_tokens": 0}))).await.ok().json();
+    assert_eq!(none["choices"][0]["text"], "DEF");
+    assert_eq!(none["choices"][0]["logprobs"]["tokens"], json!(["<s>", "D", "E", "F"]));
+    assert_eq!(none["usage"]["completion_tokens"], 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,6 +26,8 @@ pub(super) struct Plan {
     pub(super) generated: usize,
     pub(super) kept: usize,
     pub(super) echo: bool,
+    /// Only the prompt is answered: `echo` with no tokens to generate. One is generated and dropped.
+    pub(super) prompt_only: bool,
     pub(super) logprobs: Option<u32>,
     pub(super) stream: bool,
     pub(super) stream_options: Option<StreamOptions>,
@@ -47,6 +49,7 @@ pub(super) fn convert(body: CompletionBody, config: &Config, request_id: &Arc<st
         return Err(parameter("logprobs", format!("must be <= {}", config.limits.max_alternatives)));
     }
     let echo = body.echo == Some(true);
+    let prompt_only = echo && !stream && body.max_tokens == Some(0);
     let (adapter, model) = select_model(
         &config.model.model_id,
         body.model,
@@ -55,7 +58,7 @@ pub(super) fn convert(body: CompletionBody, config: &Config, request_id: &Arc<st
         body.merged_adapters.as_ref(),
     )?;
     let params = Sampling {
-        max_tokens: Some(body.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
+        max_tokens: Some(if prompt_only { 1 } else { body.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS) }),
         temperature: body.temperature,
         top_p: body.top_p,
         top_k: body.top_k,
@@ -89,7 +92,18 @@ pub(super) fn convert(body: CompletionBody, config: &Config, request_id: &Arc<st
         })
         .collect();
     let (logprobs, stream_options) = (body.logprobs, body.stream_options);
-    Ok(Plan { prompts, generated, kept, echo, logprobs, stream, stream_options, model, characters })
+    Ok(Plan {
+        prompts,
+        generated,
+        kept,
+        echo,
+        prompt_only,
+        logprobs,
+        stream,
+        stream_options,
+        model,
+        characters,
+    })
 }
 
 fn best_of(given: Option<u32>, n: usize, stream: bool, max: usize) -> Result<usize, Error> {

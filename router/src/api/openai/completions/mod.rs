@@ -61,8 +61,11 @@ pub async fn completions(
         let events = Events::new(chunks, plan.stream_options, &generations, plan.generated);
         return Ok(sse::respond(compute.stream_headers(), merge(generations).await?, events));
     }
-    let Plan { prompts, generated, kept, echo, logprobs, .. } = plan;
-    let completed = complete(&state, fan_out(prompts, generated)).await?;
+    let Plan { prompts, generated, kept, echo, prompt_only, logprobs, .. } = plan;
+    let mut completed = complete(&state, fan_out(prompts, generated)).await?;
+    if prompt_only {
+        completed.iter_mut().for_each(Completed::forget_output);
+    }
     let usage = usage(&completed, generated);
     let headers = compute.headers(&completed, usage.prompt_tokens, usage.completion_tokens);
     let choices = best(completed, generated, kept)

@@ -14,9 +14,9 @@ pub struct CompletionBody {
     /// The base model, or an adapter.
     pub model: String,
     pub prompt: PromptField,
-    /// 16 if not given.
+    /// 16 if not given. 0 with `echo` answers the prompt alone.
     #[serde(default)]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 0)]
     pub max_tokens: Option<u32>,
     /// 1 if not given; 0 is greedy.
     #[serde(default, deserialize_with = "finite")]
