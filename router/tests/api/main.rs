@@ -15,3 +15,4 @@ mod native;
 mod openai;
 mod server;
 mod streams;
+mod templates;
