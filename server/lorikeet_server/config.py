@@ -17,11 +17,15 @@ MASTER_PORT = "MASTER_PORT"  # its port; required when WORLD_SIZE > 1
 OMP_NUM_THREADS = "OMP_NUM_THREADS"  # threads of the compute kernels, unless --threads says otherwise
 GOMP_SPINCOUNT = "GOMP_SPINCOUNT"  # how long an idle kernel thread spins before it sleeps
 
-# Kernel threads meet at a barrier several times per layer. Sleeping there costs a wake-up of 5-50 us each
-# time, spinning without end (libgomp's default is about 1 ms) takes the cores from the router, and starves a
-# preempted thread that the others wait for. So: spin for some tens of microseconds, the time between two
-# kernels, then sleep.
-SPIN_COUNT = 20_000
+# The kernels have their own threads; torch's remaining ops use OpenMP's. Sleeping at each of its barriers
+# costs a wake-up of 5-50 us, spinning takes the cores from the router and from whichever thread the others
+# wait for (seen: 6 ms of small ops took 5.7 s beside a busy process; libgomp spins 300,000 pauses of 15-50
+# ns). So: spin for some tens of microseconds, about the time between two ops, then sleep.
+SPIN_COUNT = 1_000
+
+# How long a thread that runs Python code keeps the interpreter while another wants it. The default of 5 ms
+# would let an adapter being parsed hold up every op of a step by as much.
+SWITCH_SECONDS = 0.0005
 
 
 class Dtype(StrEnum):

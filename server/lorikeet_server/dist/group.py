@@ -4,11 +4,13 @@ Every rank receives the same steps from the router, so nothing about scheduling 
 rank all of this is the identity and touches no process group.
 """
 
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 # Far above the longest step. A rank that waits longer has lost its peers for good, and the group is
 # restarted.
@@ -59,13 +61,46 @@ class TensorParallel:
 
 
 def connect(rank: int, size: int, address: str, port: int, device: torch.device) -> TensorParallel:
-    """Joins the group at `address:port`; returns at once for a group of one. Waits for all ranks."""
-    if size > 1:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            init_method=f"tcp://{address}:{port}",
-            rank=rank,
-            world_size=size,
-            timeout=COLLECTIVE_TIMEOUT,
-        )
+    """Joins the group at `address:port`; returns at once for a group of one. Waits for all ranks.
+
+    Nothing listens on other interfaces than the one of `address`: the protocol between ranks has no
+    authentication.
+    """
+    if size == 1:
+        return TensorParallel()
+    store = _store(rank, size, address, port)
+    if device.type == "cuda":
+        dist.init_process_group("nccl", store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
+        return TensorParallel(rank, size)
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=own_address(address, port))]
+    options._timeout = COLLECTIVE_TIMEOUT
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, pg_options=options)
     return TensorParallel(rank, size)
+
+
+def _store(rank: int, size: int, address: str, port: int) -> TCPStore:
+    """Where the ranks meet. Rank 0 binds the socket itself, since TCPStore would bind it to every
+    interface."""
+    if rank > 0:
+        return TCPStore(address, port, size, is_master=False, timeout=COLLECTIVE_TIMEOUT)
+    family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
+    listener = socket.create_server((address, port), family=family)
+    return TCPStore(
+        address,
+        port,
+        size,
+        is_master=True,
+        timeout=COLLECTIVE_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+        use_libuv=True,
+    )
+
+
+def own_address(address: str, port: int) -> str:
+    """The address of this machine on the way to `address`."""
+    family = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0][0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, port))  # a datagram socket: sends nothing
+        return str(probe.getsockname()[0])

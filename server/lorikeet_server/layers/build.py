@@ -10,6 +10,9 @@ from lorikeet_server.kernels import Kernels, LinearMode
 from lorikeet_server.layers.lora import LoraSite
 from lorikeet_server.weights import Slice, WeightSource
 
+# The largest float16. Beyond it a weight would become infinite.
+_FLOAT16_MAX = torch.finfo(torch.float16).max
+
 
 @dataclass(frozen=True, slots=True)
 class Build:
@@ -20,14 +23,29 @@ class Build:
     mode: LinearMode
     tp: TensorParallel
     sites: list[LoraSite] = field(default_factory=list)
+    loaded: set[str] = field(default_factory=set)
 
-    def load(self, name: str, shape: tuple[int, ...], part: Slice | None = None) -> torch.Tensor:
-        """A tensor, or this rank's slice of it, after checking the whole one's shape against the config."""
-        found = self.source.shape(name)
-        if found != shape:
-            raise ModelError(f"{name} has shape {list(found)}, the model's config.json says {list(shape)}")
-        return self.source.load(name, part)
+    def matrix(self, name: str, shape: tuple[int, int], part: Slice | None = None) -> torch.Tensor:
+        """A weight, or this rank's slice of it, in the checkpoint's dtype."""
+        weight = self._load(name, shape, part)
+        if self.mode == "float16" and weight.dtype != torch.float16:
+            low, high = weight.aminmax()
+            if max(-low.item(), high.item()) > _FLOAT16_MAX:
+                raise ModelError(f"{name} has values beyond float16; use --dtype bfloat16 or float32")
+        return weight
 
     def vector(self, name: str, size: int, part: Slice | None = None) -> torch.Tensor:
         """A norm weight or bias, in the float32 of the activations."""
-        return self.load(name, (size,), part).float()
+        return self._load(name, (size,), part).float()
+
+    def unused(self) -> list[str]:
+        """Tensors of the checkpoint that no layer asked for, but for tables that are computed here."""
+        names = set(self.source.names()) - self.loaded
+        return sorted(name for name in names if not name.endswith("rotary_emb.inv_freq"))
+
+    def _load(self, name: str, shape: tuple[int, ...], part: Slice | None) -> torch.Tensor:
+        found = self.source.shape(name)
+        if found != shape:
+            raise ModelError(f"{name} has shape {list(found)}, the model's config.json says {list(shape)}")
+        self.loaded.add(name)
+        return self.source.load(name, part)

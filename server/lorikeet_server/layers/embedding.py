@@ -17,7 +17,7 @@ class Embedding:
         self._tp = build.tp
         rows = build.tp.share(vocab_size)
         self._start = rows.start
-        weight = build.load(name, (vocab_size, hidden_size), Slice(0, rows.start, rows.stop))
+        weight = build.matrix(name, (vocab_size, hidden_size), Slice(0, rows.start, rows.stop))
         self._weight = weight.to(getattr(torch, build.mode))
 
     @property
@@ -53,7 +53,9 @@ class LmHead:
         rows = build.tp.share(vocab_size)
         weight = tied
         if weight is None:
-            weight = build.load(f"{name}.weight", (vocab_size, hidden_size), Slice(0, rows.start, rows.stop))
+            weight = build.matrix(
+                f"{name}.weight", (vocab_size, hidden_size), Slice(0, rows.start, rows.stop)
+            )
         site = LoraSite(name, hidden_size, (len(rows),))
         site.add_target(name, hidden_size, vocab_size, range(hidden_size), rows)
         self.linear = Linear(build, weight, None, site, reduce=False)

@@ -57,7 +57,7 @@ def column_parallel(
     site = LoraSite(f"{prefix}.{fused}", in_features, tuple(len(part.rows) for part in parts))
     for part in parts:
         name, rows = f"{prefix}.{part.module}", Slice(0, part.rows.start, part.rows.stop)
-        weights.append(build.load(f"{name}.weight", (part.out_features, in_features), rows))
+        weights.append(build.matrix(f"{name}.weight", (part.out_features, in_features), rows))
         if bias:
             biases.append(build.vector(f"{name}.bias", part.out_features, rows))
         site.add_target(name, in_features, part.out_features, range(in_features), part.rows)
@@ -69,7 +69,7 @@ def row_parallel(
 ) -> Linear:
     """Each rank multiplies its columns of the input; the products are summed over the ranks."""
     part = Slice(1, columns.start, columns.stop)
-    weight = build.load(f"{name}.weight", (out_features, in_features), part)
+    weight = build.matrix(f"{name}.weight", (out_features, in_features), part)
     site = LoraSite(name, len(columns), (out_features,))
     site.add_target(name, in_features, out_features, columns, range(out_features))
     return Linear(

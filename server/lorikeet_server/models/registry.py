@@ -4,6 +4,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from loguru import logger
+
 from lorikeet_server.dist import TensorParallel
 from lorikeet_server.errors import ModelError
 from lorikeet_server.kernels import Kernels, LinearMode
@@ -33,4 +35,9 @@ def configure(raw: dict[str, Any]) -> ModelConfig:
 def load(source: WeightSource, kernels: Kernels, mode: LinearMode, tp: TensorParallel) -> CausalLM:
     """Reads this rank's share of the weights and packs it. Raises ModelError or WeightsError."""
     config = configure(source.config)
-    return CausalLM(config, Build(source, kernels, mode, tp))
+    build = Build(source, kernels, mode, tp)
+    model = CausalLM(config, build)
+    if unused := build.unused():
+        # transformers ignores them too, so the numbers are the same.
+        logger.warning("{} tensors of the checkpoint are not used, e.g. {}", len(unused), unused[0])
+    return model

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from loguru import logger
@@ -26,7 +27,7 @@ def load_engine(config: ServeConfig) -> Engine:
     started = time.monotonic()
     source = open_source(config.model_path)
     registry.configure(source.config)  # refuse an unknown model before waiting for anything
-    mode = storage_mode(config.dtype, source)
+    mode = storage_mode(config.dtype, source, config.model_path)
     kernels: Kernels = select()
     group = config.group
     tp = connect(group.rank, group.world_size, group.address, group.port, DEVICE)
@@ -42,16 +43,16 @@ def load_engine(config: ServeConfig) -> Engine:
     return Engine(Identity(config.model_id, source.digest, mode, __version__), model, kernels, tp, library)
 
 
-def storage_mode(dtype: Dtype, source: WeightSource) -> LinearMode:
-    """`auto` rounds nothing that the checkpoint holds in 16 bits. A GGUF file was quantised far below that,
-    so its dequantised values lose nothing that matters in float16, and take half the memory traffic."""
+def storage_mode(dtype: Dtype, source: WeightSource, path: Path) -> LinearMode:
+    """`auto` rounds nothing that the checkpoint holds. But a GGUF file was quantised far below 16 bits: in
+    float16 its dequantised values lose nothing that matters, and take half the memory traffic of float32."""
     if dtype is Dtype.FLOAT32:
         return "float32"
     if dtype is Dtype.BFLOAT16:
         return "bfloat16"
-    if dtype is Dtype.FLOAT16:
+    if dtype is Dtype.FLOAT16 or path.suffix == ".gguf":
         return "float16"
-    stored = str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32")
+    stored = source.config.get("dtype") or source.config.get("torch_dtype")
     return "bfloat16" if stored == "bfloat16" else "float16" if stored == "float16" else "float32"
 
 

@@ -1,10 +1,13 @@
 """The threads beside the event loop: one that computes, and a few that wait for files."""
 
 import os
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+
+from lorikeet_server.config import SWITCH_SECONDS
 
 STAGING_THREADS = 2
 STAGING_NICENESS = 10
@@ -12,6 +15,8 @@ STAGING_NICENESS = 10
 
 def compute_thread(threads: int) -> ThreadPoolExecutor:
     """One thread, so that steps, Warmup and resets happen in the order in which they are submitted."""
+
+    sys.setswitchinterval(SWITCH_SECONDS)
 
     def initialise() -> None:
         # Both are properties of the thread, not of the process.

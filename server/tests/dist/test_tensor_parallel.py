@@ -1,5 +1,6 @@
 """Ranks that are processes, over gloo: the same tokens as one rank, adapters included."""
 
+import contextlib
 import multiprocessing
 import socket
 from multiprocessing.queues import Queue
@@ -45,8 +46,24 @@ def serve_rank(path: Path, rank: int, size: int, port: int, answers: "Queue[Any]
             "drawn": [run.tokens for run in drawn],
             "prompt": [run.prompt_logprobs for run in base],
             "kv_bytes": engine.info().kv_bytes_per_token,
+            "listening": sorted(listening_addresses()),
         }
     )
+
+
+def listening_addresses() -> set[str]:
+    """Local addresses of this process's listening TCP sockets, as the kernel prints them."""
+    mine = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            mine.add(descriptor.readlink().name)
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
+                found.add(fields[1].split(":")[0])
+    return found
 
 
 @pytest.mark.parametrize(
@@ -77,6 +94,7 @@ def test_ranks_agree_with_one(size: int, settings: dict[str, Any], tmp_path: Pat
     assert seen[0]["base"] == [expected_tokens(model, prompt, 8) for prompt in PROMPTS]
     for answer in seen[1:]:
         assert {**answer, "rank": 0} == seen[0]
+    assert seen[0]["listening"] == ["0100007F"]  # 127.0.0.1, and no other
     assert seen[0]["kv_bytes"] == 3 * 2 * max(1, 2 // size) * 12 * 4
     adapted = with_adapter(model, tmp_path / "adapters" / "one")
     assert seen[0]["adapted"] == [expected_tokens(adapted, prompt, 8) for prompt in PROMPTS]

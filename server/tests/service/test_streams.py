@@ -128,6 +128,30 @@ def test_a_new_stream_ends_the_old_one_and_starts_clean(warm: Shard) -> None:
     assert len(new.execute(pb.Step(decode=pb.Decode(slot=[0], new_blocks=[0]))).token) == 1
 
 
+def test_a_client_that_leaves(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancelled stream does not run what it had sent, and leaves nothing for the next."""
+    ran, gate = [], threading.Event()
+    execute = warm.engine.execute
+
+    def slow(step: pb.Step) -> pb.StepResult:
+        ran.append(step.id)
+        gate.wait(10)
+        return execute(step)
+
+    monkeypatch.setattr(warm.engine, "execute", slow)
+    gone = warm.open()
+    for number in (1, 2):
+        gone.send(pb.Step(id=number))
+    wait_for(lambda: ran == [1])
+    gone.results.cancel()
+    streams = warm.servicer._streams
+    assert streams is not None
+    wait_for(lambda: streams._session is None)
+    gate.set()
+    assert warm.open().execute(pb.Step(id=7)).id == 7
+    assert ran == [1, 7]
+
+
 def test_warmup_ends_the_stream(warm: Shard) -> None:
     stream = warm.open()
     stream.execute(prefill(0, prompt_of(5, 1)))

@@ -1,0 +1,83 @@
+"""A model that would not give transformers' numbers is refused before it is served, naming what is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from shard_driver import make_engine, tiny_model
+
+from lorikeet_server.errors import ModelError
+from lorikeet_server.models.registry import configure
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    tiny_model(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
+        ({"architectures": None}, "one architecture"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"num_key_value_heads": 3}, "not a multiple"),
+        ({"vocab_size": None}, "unusable value"),
+        ({"intermediate_size": 90}, "gate_proj.weight has shape"),
+        ({"head_dim": 16}, "q_proj.weight has shape"),
+    ],
+)
+def test_config(path: Path, change: dict[str, Any], message: str) -> None:
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ModelError, match=message):
+        make_engine(path, path / "store")
+
+
+def test_a_missing_field() -> None:
+    with pytest.raises(ModelError, match="lacks num_attention_heads"):
+        configure({"architectures": ["LlamaForCausalLM"]})
+
+
+def test_values_beyond_float16(path: Path) -> None:
+    tensors = load_file(path / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name][3, 4] = -70000.0
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(ModelError, match=f"{name} has values beyond float16"):
+        make_engine(path, path / "store", mode="float16")
+    make_engine(path, path / "store", mode="bfloat16")
+
+
+def test_sliding_windows_bound_positions() -> None:
+    sizes = {"vocab_size": 10, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "max_position_embeddings": 1000, "sliding_window": 300}
+    assert configure({"architectures": ["MistralForCausalLM"], **sizes}).max_positions == 300
+    qwen = {"architectures": ["Qwen2ForCausalLM"], **sizes}
+    assert configure(qwen).max_positions == 1000
+    assert configure(qwen | {"use_sliding_window": True}).max_positions == 300
+
+
+@pytest.mark.parametrize("mode", ["float16", "bfloat16"])
+def test_rounded_modes_stay_near(path: Path, mode: str) -> None:
+    """The engine rounds weights once and nothing else."""
+    from shard_driver import Driver, expected_logprobs, prompt_of, warmup_request
+
+    model = tiny_model(path)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.copy_(parameter.to(getattr(torch, mode)))
+    engine = make_engine(path, path / "store", mode=mode)
+    engine.warmup(warmup_request())
+    prompt = prompt_of(40, 1)
+    (run,) = Driver(engine).generate([prompt], 1, prompt_logprobs=True)
+    expected = expected_logprobs(model, prompt)[torch.arange(39), torch.tensor(prompt[1:])]
+    assert run.prompt_logprobs == pytest.approx(expected.tolist(), abs=1e-4)
