@@ -57,6 +57,8 @@ pub struct Shard {
     config: EngineConfig,
     bytes: HashMap<String, u64>,
     slots: Vec<Slot>,
+    /// The last step with a row of each adapter slot.
+    used: Vec<u64>,
     sequences: HashMap<u32, Sequence>,
     cells: Vec<Option<Cell>>,
     last_step: u64,
@@ -67,6 +69,7 @@ impl Shard {
     pub fn new(config: EngineConfig, bytes: HashMap<String, u64>) -> Self {
         Self {
             slots: vec![Slot::Empty; config.adapter_slots as usize],
+            used: vec![0; config.adapter_slots as usize],
             sequences: HashMap::new(),
             cells: vec![None; (config.num_blocks * config.block_size) as usize],
             last_step: 0,
@@ -92,7 +95,7 @@ impl Shard {
         for slot in &step.releases {
             assert!(self.sequences.remove(slot).is_some(), "slot {slot} is released but not taken");
         }
-        self.moves(step, faults, &mut result);
+        self.moves(step, answered, faults, &mut result);
         for admission in &step.admissions {
             self.admit(admission, answered, jobs, &history);
         }
@@ -117,7 +120,7 @@ impl Shard {
         self.sequences.len()
     }
 
-    fn moves(&mut self, step: &Step, faults: Faults, result: &mut StepResult) {
+    fn moves(&mut self, step: &Step, answered: u64, faults: Faults, result: &mut StepResult) {
         for (index, slot) in self.slots.iter_mut().enumerate() {
             if let Slot::Loading { digest, done, fails } = slot.clone()
                 && done <= step.id
@@ -129,6 +132,10 @@ impl Shard {
             let index = adapter_move.slot as usize;
             let used = self.sequences.values().any(|sequence| sequence.adapter_slot == Some(index));
             assert!(!used, "adapter slot {index} is moved while a sequence uses it");
+            assert!(
+                self.used[index] <= answered,
+                "adapter slot {index} is moved while an unanswered step uses it"
+            );
             let slot = &mut self.slots[index];
             if adapter_move.digest.is_empty() {
                 assert!(matches!(slot, Slot::Ready(_)), "{slot:?} is emptied");
@@ -297,6 +304,12 @@ impl Shard {
         sequence.computed = end;
         assert_eq!(table.len(), end.div_ceil(block_size), "blocks for exactly what is computed");
         self.tokens_computed += tokens.len();
+        // Rows of a slot whose load has failed mean nothing: they may be overtaken.
+        if let Some(slot) = sequence.adapter_slot
+            && self.slots[slot] != Slot::Failed
+        {
+            self.used[slot] = step;
+        }
         let mut kv = match start {
             0 => empty(job.digest().as_deref()),
             _ => self.cell(&table, start - 1).expect("the context was computed").kv,
