@@ -61,7 +61,9 @@ def build_inputs(step: pb.Step, sequences: Sequences) -> StepInputs | None:
     before = sequences.length[slots]
     rows = np.concatenate((lengths, np.ones_like(decode_slots)))
     context = before + rows
-    block_size = sequences.limits.block_size
+    block_size, longest = sequences.limits.block_size, sequences.limits.max_sequence_tokens
+    if context.max() > longest:
+        raise ProtocolError(f"a sequence would have {context.max()} tokens, the bound is {longest}")
     if (context > sequences.held[slots] * block_size).any():
         raise ProtocolError("a sequence has fewer blocks than its tokens need")
     sequences.length[slots] = context

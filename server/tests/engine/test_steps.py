@@ -240,6 +240,16 @@ def test_a_step_that_cannot_be_is_refused(driver: Driver, step: pb.Step) -> None
     assert after.errors == []
 
 
+def test_a_sequence_ends_where_the_rotary_table_does(served: tuple[Any, Engine]) -> None:
+    """Also where the bound lies within a block."""
+    served[1].warmup(warmup_request(max_sequence_tokens=30))
+    driver = Driver(served[1])
+    (run,) = driver.generate([prompt_of(28, 1)], 3)
+    assert len(run.tokens) == 3 and run.errors == []
+    with pytest.raises(ProtocolError, match="31 tokens, the bound is 30"):
+        driver.generate([prompt_of(28, 1)], 4)
+
+
 def test_warmup(served: tuple[Any, Engine]) -> None:
     engine = served[1]
     block = BLOCK * engine.kv_shape.bytes_per_token
