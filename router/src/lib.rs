@@ -79,6 +79,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let stop = tokio::select! {
         stop = signals.next() => stop,
         ended = &mut driving => return Err(task_ended("driver", ended)),
+        () = driver.stuck() => {
+            return Err(RunError::TaskEnded { task: "driver", reason: "it makes no progress".to_owned() });
+        }
         ended = &mut serving => return Err(task_ended("listener", ended)),
     };
     let served = async {

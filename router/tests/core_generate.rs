@@ -51,6 +51,18 @@ async fn memory_that_runs_out_changes_no_output() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_block_of_memory_serves_one_after_the_other() {
+    let harness = Harness::with(SimConfig { num_blocks: 1, ..sim() }, &[]).await;
+    let outputs = join_all((0..12).map(|_| harness.generate(request("1234", 11)))).await;
+    for output in outputs {
+        assert_eq!(output.unwrap().ids(), harness.expected("1234", None, 11));
+    }
+    let error = harness.generate(request("1234", 12)).await.unwrap_err();
+    assert!(error.to_string().contains("must be <= 16"), "{error}");
+    harness.wait_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sequence_ends_with_its_end_token_unless_told_not_to() {
     let harness = Harness::with(sim_with_eos(), &[]).await;
     let mut ended = 0;

@@ -160,3 +160,21 @@ async fn a_shard_at_the_wrong_path_stops_the_start() {
     let _sim = lorikeet_bench::sim::SimShard::start(&directory, wrong).unwrap();
     tokio::time::timeout(Duration::from_secs(10), harness.driving).await.unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_died_is_noticed() {
+    let harness = Harness::with(slow(), &[]).await;
+    let running = running(&harness, 2).await;
+    harness.driving.abort();
+    for generation in running {
+        assert_eq!(collect(generation).await.unwrap_err(), Error::Incomplete);
+    }
+    assert_eq!(harness.state.infer.generate(request("a", 1)).await.err().unwrap(), Error::NotReady);
+    tokio::time::timeout(Duration::from_secs(10), harness.driver.stuck()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_with_nothing_to_do_is_not_stuck() {
+    let harness = Harness::new().await;
+    tokio::time::timeout(Duration::from_secs(8), harness.driver.stuck()).await.unwrap_err();
+}

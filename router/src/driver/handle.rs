@@ -13,10 +13,14 @@ use lorikeet_engine::{Event, Request, RequestId};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
-    time::Instant,
+    time::{Instant, MissedTickBehavior, interval},
 };
 
 use crate::{adapters::Staged, error::Error};
+
+/// How often the driver is seen to turn, with room for a loaded machine, and how often it may be seen not to.
+const BEAT_CHECK: Duration = Duration::from_millis(1500);
+const MISSED_BEATS: u32 = 4;
 
 /// Sends requests to the driver. Cloning is cheap.
 #[derive(Clone)]
@@ -24,6 +28,8 @@ pub struct Driver {
     commands: mpsc::Sender<Command>,
     cancellations: Arc<Cancellations>,
     next_id: Arc<AtomicU64>,
+    /// Turns of the driver's loop.
+    beats: Arc<AtomicU64>,
 }
 
 pub(super) enum Command {
@@ -71,8 +77,26 @@ pub enum Message {
 }
 
 impl Driver {
-    pub(super) fn new(commands: mpsc::Sender<Command>, cancellations: Arc<Cancellations>) -> Self {
-        Self { commands, cancellations, next_id: Arc::default() }
+    pub(super) fn new(
+        commands: mpsc::Sender<Command>,
+        cancellations: Arc<Cancellations>,
+        beats: Arc<AtomicU64>,
+    ) -> Self {
+        Self { commands, cancellations, next_id: Arc::default(), beats }
+    }
+
+    /// Resolves when the driver's loop has not turned for several seconds, though it should at least each second. Time
+    /// in which the whole process was stopped does not count.
+    pub async fn stuck(&self) {
+        let mut ticks = interval(BEAT_CHECK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut last, mut missed) = (None, 0);
+        while missed < MISSED_BEATS {
+            ticks.tick().await;
+            let beats = Some(self.beats.load(Ordering::Relaxed));
+            missed = if beats == last { missed + 1 } else { 0 };
+            last = beats;
+        }
     }
 
     /// Queues a request. Its `id` and `adapter` are given here.

@@ -21,6 +21,8 @@ use crate::{
 
 /// Between two signs of life.
 const PING_EVERY: Duration = Duration::from_secs(1);
+/// A result this young is a sign of life.
+const RECENT: Duration = Duration::from_secs(1);
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
 const LAST_BACK_OFF: Duration = Duration::from_secs(2);
 
@@ -34,8 +36,10 @@ pub(super) enum Link {
 
 /// A session, watched.
 pub(super) struct Up {
+    group: Arc<Group>,
     session: Session,
     watch: BoxFuture<'static, Lost>,
+    last_result: Option<Instant>,
 }
 
 /// Shards that can take steps.
@@ -68,7 +72,8 @@ impl From<ConfigError> for NotReady {
 
 impl Up {
     fn new(group: &Arc<Group>) -> Self {
-        Self { session: group.open(), watch: watch(Arc::clone(group)).boxed() }
+        let watch = watch(Arc::clone(group), PING_EVERY).boxed();
+        Self { group: Arc::clone(group), session: group.open(), watch, last_result: None }
     }
 
     pub(super) fn send(&mut self, step: Step) -> Result<(), Lost> {
@@ -77,10 +82,20 @@ impl Up {
 
     /// The next result, or why there will be none. Cancel safe.
     pub(super) async fn next(&mut self) -> Result<StepResult, Lost> {
-        tokio::select! {
-            biased;
-            result = self.session.next() => result,
-            lost = &mut self.watch => Err(lost),
+        loop {
+            let lost = tokio::select! {
+                biased;
+                result = self.session.next() => {
+                    self.last_result = Some(Instant::now());
+                    return result;
+                }
+                lost = &mut self.watch => lost,
+            };
+            // A shard that computes with all cores may answer pings late. As long as it answers steps, it lives.
+            if self.last_result.is_none_or(|last| last.elapsed() > RECENT) {
+                return Err(lost);
+            }
+            self.watch = watch(Arc::clone(&self.group), Duration::ZERO).boxed();
         }
     }
 
@@ -102,12 +117,13 @@ impl Up {
 }
 
 /// Ends when a rank shows no sign of life.
-async fn watch(group: Arc<Group>) -> Lost {
+async fn watch(group: Arc<Group>, after: Duration) -> Lost {
+    sleep(after).await;
     loop {
-        sleep(PING_EVERY).await;
         if let Err(status) = group.info().await {
             return Lost::Silent(status.message().to_owned());
         }
+        sleep(PING_EVERY).await;
     }
 }
 
@@ -206,10 +222,10 @@ fn engine_config(
     warmups: &[WarmupResponse],
 ) -> Result<EngineConfig, NotReady> {
     let num_blocks = warmups.iter().map(|warmup| warmup.num_blocks).min().unwrap_or(0);
-    if num_blocks < 2 {
-        return Err(NotReady::Never(format!(
-            "the KV cache has {num_blocks} blocks, give it more (--kv-cache-bytes)"
-        )));
+    if num_blocks == 0 {
+        return Err(NotReady::Never(
+            "the KV cache has no blocks, give it more bytes (--kv-cache-bytes)".into(),
+        ));
     }
     Ok(EngineConfig {
         block_size: request.block_size,

@@ -1,18 +1,25 @@
 //! The one task that owns the engine and the streams to the shards. Everything else sends it commands.
 
+mod adapters;
 mod handle;
 mod link;
 mod table;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
+use adapters::AdaptersInUse;
 use futures::{FutureExt, future::BoxFuture};
 use handle::{Cancellations, Command, Submission};
 pub use handle::{Driver, Message, Refused, Ticket};
 use link::{Link, NotReady};
-use lorikeet_engine::{AdapterId, Engine, EngineConfig, Event, SubmitError};
+use lorikeet_engine::{Engine, EngineConfig, Event, SubmitError};
 use lorikeet_proto::v1::StepResult;
-use rustc_hash::FxHashMap;
 use table::Table;
 use tokio::{
     sync::{mpsc, watch},
@@ -32,6 +39,8 @@ use crate::{
 const COMMANDS: usize = 1024;
 /// Commands taken between two steps at most: a burst must not delay the tokens of those who run.
 const COMMANDS_AT_ONCE: usize = 64;
+/// The loop turns at least this often.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
 /// How old the published numbers may be.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 
@@ -49,14 +58,16 @@ pub struct Parts {
 pub fn driver(parts: Parts) -> (Driver, impl Future<Output = ()> + Send) {
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let cancellations = Arc::new(Cancellations::default());
-    let handle = Driver::new(commands, Arc::clone(&cancellations));
+    let beats = Arc::new(AtomicU64::new(0));
+    let handle = Driver::new(commands, Arc::clone(&cancellations), Arc::clone(&beats));
     let task = Task {
         parts,
         commands: receiver,
         cancellations,
+        beats,
         engine: None,
         table: Table::default(),
-        digests: FxHashMap::default(),
+        adapters: AdaptersInUse::default(),
         events: Vec::new(),
         started: Instant::now(),
         stale: false,
@@ -70,12 +81,13 @@ struct Task {
     parts: Parts,
     commands: mpsc::Receiver<Command>,
     cancellations: Arc<Cancellations>,
+    /// Counts turns of the loop.
+    beats: Arc<AtomicU64>,
     /// `None` until the shards have been ready once.
     engine: Option<(EngineConfig, Engine)>,
     /// Who hears of which request.
     table: Table,
-    /// The digests of the engine's adapters, for metrics.
-    digests: FxHashMap<AdapterId, Arc<str>>,
+    adapters: AdaptersInUse,
     /// Reused between steps.
     events: Vec<Event>,
     started: Instant,
@@ -99,7 +111,12 @@ impl Task {
         let mut connecting: BoxFuture<'static, _> = self.connect(Duration::ZERO);
         let mut attempts = 0_u32;
         loop {
+            self.beats.fetch_add(1, Ordering::Relaxed);
             self.take_cancellations();
+            for _ in 0..COMMANDS_AT_ONCE {
+                let Ok(command) = self.commands.try_recv() else { break };
+                self.command(command);
+            }
             if let Err(lost) = self.plan() {
                 self.lose(&lost);
                 connecting = self.connect(link::back_off(&mut attempts));
@@ -127,13 +144,7 @@ impl Task {
             };
             match wake {
                 Wake::Command(None) => return,
-                Wake::Command(Some(command)) => {
-                    self.command(command);
-                    for _ in 1..COMMANDS_AT_ONCE {
-                        let Ok(command) = self.commands.try_recv() else { break };
-                        self.command(command);
-                    }
-                }
+                Wake::Command(Some(command)) => self.command(command),
                 Wake::Result(result) => match result.and_then(|result| self.apply(&result)) {
                     Ok(()) => attempts = 0,
                     Err(lost) => {
@@ -169,7 +180,7 @@ impl Task {
         // The engine keeps what it knows of adapters unless the memory it plans with has changed.
         if self.engine.as_ref().is_none_or(|(config, _)| *config != ready.engine) {
             self.engine = Some((ready.engine.clone(), Engine::new(ready.engine)));
-            self.digests.clear();
+            self.adapters = AdaptersInUse::default();
         }
         self.link = Link::Up(ready.up);
         self.parts.readiness.send_if_modified(|readiness| {
@@ -201,6 +212,8 @@ impl Task {
         self.table.deliver(&mut self.events);
         // What the engine did not know of any more.
         self.table.fail_all(&Error::ShardLost);
+        self.table.take_released();
+        self.adapters.let_go();
         self.parts.registry.shard_lost();
         self.stale = true;
     }
@@ -217,6 +230,7 @@ impl Task {
         }
         self.stale |= !self.events.is_empty();
         self.table.deliver(&mut self.events).into_iter().for_each(|id| engine.cancel(id));
+        self.adapters.release(self.table.take_released(), engine);
         Ok(())
     }
 
@@ -227,6 +241,8 @@ impl Task {
             .apply(result, self.started.elapsed(), &mut self.events)
             .map_err(|unexpected| Lost::Protocol(unexpected.to_string()))?;
         self.table.deliver(&mut self.events).into_iter().for_each(|id| engine.cancel(id));
+        self.adapters.release(self.table.take_released(), engine);
+        self.adapters.review(engine);
         self.stale = true;
         Ok(())
     }
@@ -256,15 +272,12 @@ impl Task {
             reply.send(Err(Refused::NotReady)).ok();
             return;
         };
-        if let Some(staged) = &adapter {
-            if !staged.is_current() {
-                reply.send(Err(Refused::Stale)).ok();
-                return;
-            }
-            let id = engine.register_adapter(staged.digest.as_str(), staged.device_bytes);
-            self.digests.entry(id).or_insert_with(|| staged.digest.as_str().into());
-            request.adapter = Some(id);
+        if adapter.as_ref().is_some_and(|staged| !staged.is_current()) {
+            reply.send(Err(Refused::Stale)).ok();
+            return;
         }
+        let adapter = adapter.map(|staged| (self.adapters.register(&staged, engine), staged));
+        request.adapter = adapter.as_ref().map(|(id, _)| *id);
         request.deadline = Some(now + deadline.saturating_duration_since(Instant::now()));
         let id = request.id;
         let outcome = engine.submit(request, now).map_err(|refused| refusal(&refused, &self.table));
@@ -287,7 +300,7 @@ impl Task {
 
     /// When to wake up although nothing happens.
     fn timer(&self) -> Instant {
-        let far = Instant::now() + Duration::from_secs(3600);
+        let beat = Instant::now() + BEAT_EVERY;
         let deadline =
             self.engine.as_ref().and_then(|(_, engine)| engine.next_deadline()).map(|at| self.started + at);
         let hung = match &self.link {
@@ -295,7 +308,7 @@ impl Task {
             Link::Down => None,
         };
         let publish = self.stale.then(|| self.published + PUBLISH_EVERY);
-        [deadline, hung, publish].into_iter().flatten().fold(far, Instant::min)
+        [deadline, hung, publish].into_iter().flatten().fold(beat, Instant::min)
     }
 
     /// Publishes the engine's numbers, often enough, and always when it has nothing left to do.
@@ -311,11 +324,10 @@ impl Task {
         self.published = Instant::now();
         let Some((config, engine)) = &self.engine else { return };
         let stats = engine.stats();
-        let digest = |id: &AdapterId| self.digests.get(id).map(ToString::to_string);
         let snapshot = EngineSnapshot {
             config: Some(config.clone()),
-            resident: stats.resident_adapters.iter().filter_map(digest).collect(),
-            waiting: stats.waiting_adapters.iter().filter_map(digest).collect(),
+            resident: self.adapters.digests(&stats.resident_adapters),
+            waiting: self.adapters.digests(&stats.waiting_adapters),
             stats,
         };
         self.parts.metrics.set_engine(snapshot);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lorikeet_engine::{Event, RequestId};
+use lorikeet_engine::{AdapterId, Event, RequestId};
 use rustc_hash::FxHashMap;
 use tokio::{sync::mpsc, time::Instant};
 
@@ -13,6 +13,8 @@ use crate::{adapters::Staged, error::Error};
 #[derive(Default)]
 pub(super) struct Table {
     entries: FxHashMap<RequestId, Entry>,
+    /// The adapters of requests that have ended.
+    released: Vec<(AdapterId, Staged)>,
     /// Seconds between two requests that end, on average of late.
     interval: f64,
     last_end: Option<Instant>,
@@ -20,8 +22,8 @@ pub(super) struct Table {
 
 struct Entry {
     messages: mpsc::Sender<Message>,
-    /// Keeps the adapter staged until the request's last event.
-    _adapter: Option<Staged>,
+    /// Keeps the adapter staged until the request has ended.
+    adapter: Option<(AdapterId, Staged)>,
 }
 
 impl Table {
@@ -29,13 +31,25 @@ impl Table {
         self.entries.len()
     }
 
-    pub(super) fn insert(&mut self, id: RequestId, messages: mpsc::Sender<Message>, adapter: Option<Staged>) {
-        self.entries.insert(id, Entry { messages, _adapter: adapter });
+    pub(super) fn insert(
+        &mut self,
+        id: RequestId,
+        messages: mpsc::Sender<Message>,
+        adapter: Option<(AdapterId, Staged)>,
+    ) {
+        self.entries.insert(id, Entry { messages, adapter });
     }
 
     /// Whether it was there.
     pub(super) fn remove(&mut self, id: RequestId) -> bool {
-        self.entries.remove(&id).is_some()
+        let Some(entry) = self.entries.remove(&id) else { return false };
+        self.released.extend(entry.adapter);
+        true
+    }
+
+    /// The adapters of requests that have ended since the last call.
+    pub(super) fn take_released(&mut self) -> Vec<(AdapterId, Staged)> {
+        std::mem::take(&mut self.released)
     }
 
     /// Sends events to those they concern. Returns the requests nobody listens to any more.
@@ -49,10 +63,10 @@ impl Table {
             // The channel has room for everything, so what cannot be sent has no receiver.
             let heard = entry.messages.try_send(Message::Event(event, now)).is_ok();
             if last {
-                self.entries.remove(&id);
+                self.remove(id);
                 self.ended(now);
             } else if !heard {
-                self.entries.remove(&id);
+                self.remove(id);
                 deaf.push(id);
             }
         }
@@ -66,6 +80,7 @@ impl Table {
             .into_iter()
             .map(|(id, entry)| {
                 entry.messages.try_send(Message::Failed(error.clone())).ok();
+                self.released.extend(entry.adapter);
                 id
             })
             .collect()

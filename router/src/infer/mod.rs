@@ -77,14 +77,6 @@ impl Infer {
     pub fn close(&self) {
         self.shared.permits.close();
     }
-
-    /// Waits until every request has ended.
-    pub async fn drained(&self) {
-        let all = self.shared.parts.config.limits.max_concurrent_requests;
-        while self.shared.permits.available_permits() < all {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
 }
 
 impl Shared {
