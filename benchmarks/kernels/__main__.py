@@ -120,10 +120,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     kernels = select("cpu", options.isa)
-    load = os.getloadavg()[0]
-    print(
-        f"{kernels.name}, {options.mode}, {torch.get_num_threads()} threads, load {load:.1f}, torch {torch.__version__}"
-    )
+    load, threads = os.getloadavg()[0], torch.get_num_threads()
+    print(f"{kernels.name}, {options.mode}, {threads} threads, load {load:.1f}, torch {torch.__version__}")
     figures = []
     for section, rows, candidates in sections(kernels, options.mode):
         result = measure(candidates, options.rounds)

@@ -43,10 +43,10 @@ class Model:
         weights = [[torch.randn(shape) * 0.02 for shape in LINEARS] for _ in range(LAYERS)]
         packed = [[kernels.pack_linear(weight, mode) for weight in layer] for layer in weights]
         tables = [
-            [_table(shape[1], outs, adapters, rank) for shape, outs in zip(LINEARS, SLICES)]
+            [_table(shape[1], outs, adapters, rank) for shape, outs in zip(LINEARS, SLICES, strict=True)]
             for _ in range(LAYERS)
         ]
-        layers = tuple(_layer(kernels, *each) for each in zip(packed, tables))
+        layers = tuple(_layer(kernels, *each) for each in zip(packed, tables, strict=True))
         cos_sin = torch.randn(4096, WIDTH)
         spec = DecoderSpec(layers, torch.ones(HIDDEN), cos_sin, HEADS, KV_HEADS, WIDTH, 1e-5, WIDTH**-0.5)
         head = kernels.pack_linear(torch.randn(VOCABULARY, HIDDEN) * 0.02, mode)

@@ -36,8 +36,8 @@ class LoraTable:
         self.dtypes = torch.zeros(shape, dtype=torch.int32)
         self.scales = torch.zeros(shape, dtype=torch.float32)
         self.columns = torch.tensor(self.out_features, dtype=torch.int32)
-        # The same memory through numpy, which writes single entries faster: an adapter has about a thousand of
-        # them, and the step waits.
+        # The same memory through numpy, which writes single entries faster: an adapter has about a thousand,
+        # and the step waits.
         self._pointers = (self.a_pointers.numpy(), self.b_pointers.numpy(), self.g_pointers.numpy())
         self._numbers = (self.ranks.numpy(), self.dtypes.numpy(), self.scales.numpy())
         self._held: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}

@@ -8,7 +8,7 @@ import torch
 from lorikeet_server.kernels import Kernels, select
 from lorikeet_server.kernels.cpu import INSTRUCTION_SETS
 
-# More threads than a small machine has cores, so that tiles are stolen and threads preempted; torch itself gets
+# More threads than a small machine has cores, so tiles are stolen and threads preempted. Torch itself gets
 # one, since its barriers are slow on a busy machine.
 KERNEL_THREADS = 3
 

@@ -1,4 +1,5 @@
-// The C interface that Python calls through ctypes. Arguments were checked in Python; nothing here throws on bad shapes.
+// The C interface that Python calls through ctypes. Arguments were checked in Python; nothing here
+// throws on bad shapes.
 #include <cstring>
 
 #include "decoder.h"
@@ -12,9 +13,11 @@ namespace {
 const KernelTable* find(const char* isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
   if (!std::strcmp(isa, "avx512")) return avx512 ? avx512_table() : nullptr;
   if (!std::strcmp(isa, "avx2")) return avx2 ? avx2_table() : nullptr;
 #endif
@@ -44,8 +47,9 @@ extern "C" {
 
 // Sizes of the structures in types.h, so that Python can tell a stale library from a fresh one.
 EXPORT int lk_struct_bytes(int which) {
-  constexpr size_t sizes[] = {sizeof(Linear), sizeof(LoraTable),    sizeof(LoraBatch), sizeof(KvCache), sizeof(Rope),
-                              sizeof(Sequences), sizeof(Heads), sizeof(DecoderLayer), sizeof(Decoder), sizeof(Step)};
+  constexpr size_t sizes[] = {
+      sizeof(Linear),    sizeof(LoraTable), sizeof(LoraBatch),    sizeof(KvCache), sizeof(Rope),
+      sizeof(Sequences), sizeof(Heads),     sizeof(DecoderLayer), sizeof(Decoder), sizeof(Step)};
   return which < int(sizeof(sizes) / sizeof(sizes[0])) ? int(sizes[which]) : -1;
 }
 
@@ -72,8 +76,8 @@ EXPORT void lk_linear(Ops* ops, const float* x, int rows, const Linear* linear, 
   ops->linear(x, rows, *linear, y);
 }
 
-EXPORT void lk_rms_norm(Ops* ops, const float* x, float* residual, const float* weight, int rows, int n, float eps,
-                        float* out) {
+EXPORT void lk_rms_norm(Ops* ops, const float* x, float* residual, const float* weight, int rows,
+                        int n, float eps, float* out) {
   ops->rms_norm(x, residual, weight, rows, n, eps, out);
 }
 
@@ -81,25 +85,28 @@ EXPORT void lk_silu_mul(Ops* ops, const float* gate_up, int rows, int n, float* 
   ops->silu_mul(gate_up, rows, n, out);
 }
 
-EXPORT const char* lk_rope_and_cache(Ops* ops, float* qkv, int rows, const Rope* rope, const KvCache* cache,
-                                     const Heads* heads) {
+EXPORT const char* lk_rope_and_cache(Ops* ops, float* qkv, int rows, const Rope* rope,
+                                     const KvCache* cache, const Heads* heads) {
   if (const char* error = range_error(*rope, rows, *cache)) return error;
   ops->rope_and_cache(qkv, rows, *rope, *cache, *heads, {});
   return nullptr;
 }
 
-EXPORT const char* lk_attention(Ops* ops, const float* q, int64_t q_stride, int rows, const KvCache* cache,
-                                const Sequences* sequences, const Heads* heads, float* out) {
+EXPORT const char* lk_attention(Ops* ops, const float* q, int64_t q_stride, int rows,
+                                const KvCache* cache, const Sequences* sequences,
+                                const Heads* heads, float* out) {
   if (const char* error = range_error(*sequences, rows, *cache)) return error;
   ops->attention(q, q_stride, *cache, *sequences, *heads, out);
   return nullptr;
 }
 
-EXPORT void lk_lora(Ops* ops, float* y, const float* x, const LoraTable* table, const LoraBatch* batch) {
+EXPORT void lk_lora(Ops* ops, float* y, const float* x, const LoraTable* table,
+                    const LoraBatch* batch) {
   ops->lora(y, x, *table, *batch);
 }
 
-EXPORT void lk_greedy(Ops* ops, const float* logits, int rows, int columns, const GreedyResult* result) {
+EXPORT void lk_greedy(Ops* ops, const float* logits, int rows, int columns,
+                      const GreedyResult* result) {
   ops->greedy(logits, rows, columns, *result);
 }
 

@@ -7,8 +7,10 @@ namespace lorikeet {
 const char* DecoderRun::run(const Step& step, float* residual, float* out) {
   const std::lock_guard lock(ops_.pool().mutex());
   const Heads& heads = decoder_.heads;
-  const int rows = step.rows, hidden = decoder_.hidden, qkv_width = (heads.query + 2 * heads.kv) * heads.dim;
-  const Rope rope{step.rope.positions, step.rope.slot_mapping, decoder_.cos_sin, decoder_.max_position, 0};
+  const int rows = step.rows, hidden = decoder_.hidden,
+            qkv_width = (heads.query + 2 * heads.kv) * heads.dim;
+  const Rope rope{step.rope.positions, step.rope.slot_mapping, decoder_.cos_sin,
+                  decoder_.max_position, 0};
   for (int i = 0; i < decoder_.count && i < 1; ++i) {  // all layers have caches of one shape
     const KvCache& cache = decoder_.layers[i].cache;
     if (const char* error = range_error(rope, rows, cache)) return error;
@@ -29,8 +31,8 @@ const char* DecoderRun::run(const Step& step, float* residual, float* out) {
   for (int i = 0; i < decoder_.count; ++i) {
     const DecoderLayer& layer = decoder_.layers[i];
     // The output of the layer before is still in `projected` and joins the residual here.
-    ops_.rms_norm(i == 0 ? residual : projected, i == 0 ? nullptr : residual, layer.input_norm, rows, hidden,
-                  decoder_.eps, normed);
+    ops_.rms_norm(i == 0 ? residual : projected, i == 0 ? nullptr : residual, layer.input_norm,
+                  rows, hidden, decoder_.eps, normed);
     ops_.linear_lora(normed, rows, layer.qkv, layer.qkv_lora, step.batch, qkv);
     ops_.rope_and_cache(qkv, rows, rope, layer.cache, heads,
                         {layer.qkv_bias, layer.q_norm, layer.k_norm, decoder_.eps});
@@ -41,8 +43,9 @@ const char* DecoderRun::run(const Step& step, float* residual, float* out) {
     ops_.silu_mul(gate_up, rows, decoder_.ffn, activated);
     ops_.linear_lora(activated, rows, layer.down, layer.down_lora, step.batch, projected);
   }
-  ops_.rms_norm(decoder_.count == 0 ? residual : projected, decoder_.count == 0 ? nullptr : residual,
-                decoder_.final_norm, rows, hidden, decoder_.eps, out);
+  ops_.rms_norm(decoder_.count == 0 ? residual : projected,
+                decoder_.count == 0 ? nullptr : residual, decoder_.final_norm, rows, hidden,
+                decoder_.eps, out);
   return nullptr;
 }
 

@@ -1,4 +1,5 @@
-// All decoder layers of one step without returning to Python: the ops of ops.h in order, on buffers that are kept.
+// All decoder layers of one step without returning to Python: the ops of ops.h in order, on buffers
+// that are kept.
 #pragma once
 #include <vector>
 
@@ -15,10 +16,11 @@ struct Step {
 
 class DecoderRun {
  public:
-  DecoderRun(const KernelTable& kernels, const Decoder& decoder) : ops_(kernels), decoder_(decoder) {}
+  DecoderRun(const KernelTable& kernels, const Decoder& decoder)
+      : ops_(kernels), decoder_(decoder) {}
 
-  // residual [rows][hidden] holds the embedded tokens and is overwritten; out [rows][hidden]. Null, or what is wrong
-  // with the step; nothing is computed then.
+  // residual [rows][hidden] holds the embedded tokens and is overwritten; out [rows][hidden]. Null,
+  // or what is wrong with the step; nothing is computed then.
   const char* run(const Step& step, float* residual, float* out);
 
  private:

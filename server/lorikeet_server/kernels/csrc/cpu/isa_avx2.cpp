@@ -1,4 +1,5 @@
-// Compiled with the flags of its instruction set; nothing here may run before dispatch.cpp has checked the processor.
+// Compiled with the flags of its instruction set; nothing here may run before dispatch.cpp has
+// checked the processor.
 #include "table.h"
 #if defined(__x86_64__)
 #include "simd/avx2.h"

@@ -29,10 +29,12 @@ void LoraProduct::prepare(const LoraTable& table, const LoraBatch& batch) {
       for (int row = batch.starts[segment]; row < batch.starts[segment + 1]; row += kRowsPerTile) {
         const int rows = std::min(kRowsPerTile, batch.starts[segment + 1] - row);
         for (int first = 0; first < rank; first += kRanksPerTile) {
-          shrinks_.push_back({slice, slot, row, rows, first, std::min(kRanksPerTile, rank - first), offset});
+          shrinks_.push_back(
+              {slice, slot, row, rows, first, std::min(kRanksPerTile, rank - first), offset});
         }
         for (int first = 0; first < table.columns[slice]; first += columns) {
-          expands_.push_back({slice, slot, row, rows, first, std::min(columns, table.columns[slice] - first), offset});
+          expands_.push_back({slice, slot, row, rows, first,
+                              std::min(columns, table.columns[slice] - first), offset});
         }
       }
     }
@@ -51,8 +53,9 @@ void LoraProduct::shrink(const KernelTable& kernels, int index, const float* x) 
   const int entry = tile.slice * table_->slots + tile.slot;
   const int64_t skipped = int64_t{tile.first} * table_->in * element_size(table_->dtype[entry]);
   kernels.shrink({x, table_->in, batch_->permutation + tile.first_row, tile.rows,
-                  reinterpret_cast<const char*>(table_->a[entry]) + skipped, DType(table_->dtype[entry]), tile.count,
-                  table_->in, v(tile) + tile.first, v_stride_});
+                  reinterpret_cast<const char*>(table_->a[entry]) + skipped,
+                  DType(table_->dtype[entry]), tile.count, table_->in, v(tile) + tile.first,
+                  v_stride_});
 }
 
 void LoraProduct::expand(const KernelTable& kernels, int index, float* y) const {
@@ -60,9 +63,11 @@ void LoraProduct::expand(const KernelTable& kernels, int index, float* y) const 
   const int entry = tile.slice * table_->slots + tile.slot;
   const auto* g = reinterpret_cast<const float*>(table_->g[entry]);
   kernels.expand({v(tile), v_stride_, batch_->permutation + tile.first_row, tile.rows,
-                  reinterpret_cast<const char*>(table_->b[entry]) + tile.first * element_size(table_->dtype[entry]),
-                  table_->columns[tile.slice], DType(table_->dtype[entry]), table_->rank[entry], tile.count,
-                  table_->scale[entry], g ? g + tile.first : nullptr, y + tile.offset + tile.first, table_->out});
+                  reinterpret_cast<const char*>(table_->b[entry]) +
+                      tile.first * element_size(table_->dtype[entry]),
+                  table_->columns[tile.slice], DType(table_->dtype[entry]), table_->rank[entry],
+                  tile.count, table_->scale[entry], g ? g + tile.first : nullptr,
+                  y + tile.offset + tile.first, table_->out});
 }
 
 }  // namespace lorikeet

@@ -1,4 +1,5 @@
-// One fused module's LoRA product as two lists of tiles, so that a caller can run the first half beside other work.
+// One fused module's LoRA product as two lists of tiles, so that a caller can run the first half
+// beside other work.
 #pragma once
 #include <vector>
 
@@ -8,7 +9,8 @@ namespace lorikeet {
 
 class LoraProduct {
  public:
-  // Cuts the product of `table` over `batch` into tiles. Both must outlive it. Allocates only when it grows.
+  // Cuts the product of `table` over `batch` into tiles. Both must outlive it. Allocates only when
+  // it grows.
   void prepare(const LoraTable& table, const LoraBatch& batch);
   void clear() { shrinks_.clear(), expands_.clear(); }
 

@@ -9,13 +9,16 @@ namespace {
 // Elementwise work below this many floats is not worth another thread.
 constexpr int kElementsPerTile = 8192;
 
-// Rows of a linear tile: enough to reuse the panel, few enough that their slice of x stays in cache.
+// Rows of a linear tile: enough to reuse the panel, few enough that their slice of x stays in
+// cache.
 constexpr int kLinearRows = 96;
 
 constexpr int kQueriesPerTile = 8;
 constexpr int kGreedyColumns = 8192;
 
-int rows_per_tile(int elements_per_row) { return std::max(1, kElementsPerTile / std::max(1, elements_per_row)); }
+int rows_per_tile(int elements_per_row) {
+  return std::max(1, kElementsPerTile / std::max(1, elements_per_row));
+}
 
 int64_t panel_bytes(const Linear& linear) {
   const int64_t depth = linear.dtype == DType::kBFloat16 ? round_up(linear.in, 2) : linear.in;
@@ -25,7 +28,8 @@ int64_t panel_bytes(const Linear& linear) {
 // Calls work(first, count) over rows in tiles of `step`.
 template <typename Work>
 void over_rows(Pool& pool, int rows, int step, const Work& work) {
-  pool.run(ceil_div(rows, step), [&](int tile) { work(tile * step, std::min(step, rows - tile * step)); });
+  pool.run(ceil_div(rows, step),
+           [&](int tile) { work(tile * step, std::min(step, rows - tile * step)); });
 }
 
 }  // namespace
@@ -34,8 +38,8 @@ void Ops::linear(const float* x, int rows, const Linear& linear, float* y) {
   linear_lora(x, rows, linear, nullptr, nullptr, y);
 }
 
-void Ops::linear_lora(const float* x, int rows, const Linear& linear, const LoraTable* table, const LoraBatch* batch,
-                      float* y) {
+void Ops::linear_lora(const float* x, int rows, const Linear& linear, const LoraTable* table,
+                      const LoraBatch* batch, float* y) {
   if (rows == 0) return;
   const std::lock_guard lock(pool_.mutex());
   product_.clear();
@@ -46,10 +50,12 @@ void Ops::linear_lora(const float* x, int rows, const Linear& linear, const Lora
   pool_.run(shrinks + panels * row_tiles, [&](int tile) {
     if (tile < shrinks) return product_.shrink(kernels_, tile, x);
     tile -= shrinks;
-    const int panel = tile / row_tiles, row = tile % row_tiles * kLinearRows, column = panel * kPanel;
-    kernels_.linear_panel(x + int64_t{row} * linear.in, linear.in, std::min(kLinearRows, rows - row),
-                          static_cast<const char*>(linear.data) + panel * bytes, linear.dtype, linear.in,
-                          y + int64_t{row} * linear.out + column, linear.out, std::min(kPanel, linear.out - column));
+    const int panel = tile / row_tiles, row = tile % row_tiles * kLinearRows,
+              column = panel * kPanel;
+    kernels_.linear_panel(
+        x + int64_t{row} * linear.in, linear.in, std::min(kLinearRows, rows - row),
+        static_cast<const char*>(linear.data) + panel * bytes, linear.dtype, linear.in,
+        y + int64_t{row} * linear.out + column, linear.out, std::min(kPanel, linear.out - column));
   });
   pool_.run(product_.expand_count(), [&](int tile) { product_.expand(kernels_, tile, y); });
 }
@@ -61,10 +67,12 @@ void Ops::lora(float* y, const float* x, const LoraTable& table, const LoraBatch
   pool_.run(product_.expand_count(), [&](int tile) { product_.expand(kernels_, tile, y); });
 }
 
-void Ops::rms_norm(const float* x, float* residual, const float* weight, int rows, int n, float eps, float* out) {
+void Ops::rms_norm(const float* x, float* residual, const float* weight, int rows, int n, float eps,
+                   float* out) {
   over_rows(pool_, rows, rows_per_tile(n), [&](int first, int count) {
     for (int64_t row = first; row < first + count; ++row) {
-      kernels_.rms_norm(x + row * n, residual ? residual + row * n : nullptr, weight, n, eps, out + row * n);
+      kernels_.rms_norm(x + row * n, residual ? residual + row * n : nullptr, weight, n, eps,
+                        out + row * n);
     }
   });
 }
@@ -77,8 +85,8 @@ void Ops::silu_mul(const float* gate_up, int rows, int n, float* out) {
   });
 }
 
-void Ops::rope_and_cache(float* qkv, int rows, const Rope& rope, const KvCache& cache, const Heads& heads,
-                         const HeadPrologue& prologue) {
+void Ops::rope_and_cache(float* qkv, int rows, const Rope& rope, const KvCache& cache,
+                         const Heads& heads, const HeadPrologue& prologue) {
   const int dim = heads.dim, width = (heads.query + 2 * heads.kv) * dim;
   over_rows(pool_, rows, rows_per_tile(width), [&](int first, int count) {
     for (int64_t row = first; row < first + count; ++row) {
@@ -93,7 +101,8 @@ void Ops::rope_and_cache(float* qkv, int rows, const Rope& rope, const KvCache& 
       if (rope.slot_mapping[row] < 0) continue;
       const float *k = qkv + row * width + heads.query * dim, *v = k + heads.kv * dim;
       for (int h = 0; h < heads.kv; ++h) {
-        kernels_.write_kv(k + h * dim, v + h * dim, cache, rope.slot_mapping[row], h, heads.kv, dim);
+        kernels_.write_kv(k + h * dim, v + h * dim, cache, rope.slot_mapping[row], h, heads.kv,
+                          dim);
       }
     }
   });
@@ -102,7 +111,8 @@ void Ops::rope_and_cache(float* qkv, int rows, const Rope& rope, const KvCache& 
 void Ops::attend(const AttentionPart& part, const float* q, int64_t q_stride, const KvCache& cache,
                  const Sequences& sequences, const Heads& heads, float* out) {
   const int s = part.sequence, group = heads.query / heads.kv;
-  const int first_row = sequences.query_start[s], queries = sequences.query_start[s + 1] - first_row;
+  const int first_row = sequences.query_start[s],
+            queries = sequences.query_start[s + 1] - first_row;
   const int64_t row = first_row + part.first_query;
   const int column = part.kv_head * group * heads.dim;
   AttentionTile tile{q + row * q_stride + column,
@@ -129,8 +139,8 @@ void Ops::attend(const AttentionPart& part, const float* q, int64_t q_stride, co
   kernels_.attention(tile);
 }
 
-void Ops::attention(const float* q, int64_t q_stride, const KvCache& cache, const Sequences& sequences,
-                    const Heads& heads, float* out) {
+void Ops::attention(const float* q, int64_t q_stride, const KvCache& cache,
+                    const Sequences& sequences, const Heads& heads, float* out) {
   const std::lock_guard lock(pool_.mutex());
   const int group = heads.query / heads.kv;
   parts_.clear();
@@ -138,25 +148,30 @@ void Ops::attention(const float* q, int64_t q_stride, const KvCache& cache, cons
   int partials = 0;
   const bool few = sequences.count * heads.kv < 4 * pool_.threads();
   for (int s = 0; s < sequences.count; ++s) {
-    const int queries = sequences.query_start[s + 1] - sequences.query_start[s], context = sequences.context_len[s];
+    const int queries = sequences.query_start[s + 1] - sequences.query_start[s],
+              context = sequences.context_len[s];
     const bool split = few && queries == 1 && context > kKeyChunk;
     for (int head = 0; head < heads.kv && queries > 0; ++head) {
       if (split) {
         split_.push_back({s, head, 0, 1, 0, context, partials});
         for (int begin = 0; begin < context; begin += kKeyChunk) {
-          parts_.push_back({s, head, 0, 1, begin, std::min(begin + kKeyChunk, context), partials++});
+          parts_.push_back(
+              {s, head, 0, 1, begin, std::min(begin + kKeyChunk, context), partials++});
         }
         continue;
       }
       for (int first = 0; first < queries; first += kQueriesPerTile) {
-        parts_.push_back({s, head, first, std::min(kQueriesPerTile, queries - first), 0, context, -1});
+        parts_.push_back(
+            {s, head, first, std::min(kQueriesPerTile, queries - first), 0, context, -1});
       }
     }
   }
   const size_t rows = size_t(partials) * size_t(group);
   if (partial_stats_.size() < rows * 2) partial_stats_.resize(rows * 2);
-  if (partial_sums_.size() < rows * size_t(heads.dim)) partial_sums_.resize(rows * size_t(heads.dim));
-  pool_.run(int(parts_.size()), [&](int i) { attend(parts_[size_t(i)], q, q_stride, cache, sequences, heads, out); });
+  if (partial_sums_.size() < rows * size_t(heads.dim))
+    partial_sums_.resize(rows * size_t(heads.dim));
+  pool_.run(int(parts_.size()),
+            [&](int i) { attend(parts_[size_t(i)], q, q_stride, cache, sequences, heads, out); });
 
   for (const AttentionPart& part : split_) {
     const int64_t row = sequences.query_start[part.sequence];
@@ -190,19 +205,22 @@ void Ops::greedy(const float* logits, int rows, int columns, const GreedyResult&
   pool_.run(rows * chunks, [&](int tile) {
     const int first = tile % chunks * kGreedyColumns;
     Part& part = parts[size_t(tile)];
-    kernels_.greedy(logits + int64_t{tile / chunks} * columns + first, std::min(kGreedyColumns, columns - first),
-                    &part.maximum, &part.index, &part.sum);
+    kernels_.greedy(logits + int64_t{tile / chunks} * columns + first,
+                    std::min(kGreedyColumns, columns - first), &part.maximum, &part.index,
+                    &part.sum);
   });
   for (int row = 0; row < rows; ++row) {
     const Part* part = parts.data() + size_t(row) * size_t(chunks);
     float maximum = part[0].maximum;
     int64_t token = part[0].index;
     for (int c = 1; c < chunks; ++c) {
-      if (part[c].maximum > maximum) maximum = part[c].maximum, token = int64_t{c} * kGreedyColumns + part[c].index;
+      if (part[c].maximum > maximum)
+        maximum = part[c].maximum, token = int64_t{c} * kGreedyColumns + part[c].index;
     }
     float sum = 0.0f;
     for (int c = 0; c < chunks; ++c) {
-      sum += part[c].maximum == maximum ? part[c].sum : part[c].sum * std::exp(part[c].maximum - maximum);
+      sum += part[c].maximum == maximum ? part[c].sum
+                                        : part[c].sum * std::exp(part[c].maximum - maximum);
     }
     const float logsumexp = maximum + std::log(sum);
     result.tokens[row] = token;

@@ -1,4 +1,5 @@
-// Every op over the pool: cuts the work into tiles and calls the chosen instruction set. Shapes are checked by the caller.
+// Every op over the pool: cuts the work into tiles and calls the chosen instruction set. Shapes are
+// checked by the caller.
 #pragma once
 #include "lora.h"
 #include "pool.h"
@@ -14,27 +15,29 @@ class Ops {
 
   void linear(const float* x, int rows, const Linear& linear, float* y);
   // y = linear(x), then y += the product. `table` or `batch` may be null.
-  void linear_lora(const float* x, int rows, const Linear& linear, const LoraTable* table, const LoraBatch* batch,
-                   float* y);
+  void linear_lora(const float* x, int rows, const Linear& linear, const LoraTable* table,
+                   const LoraBatch* batch, float* y);
   void lora(float* y, const float* x, const LoraTable& table, const LoraBatch& batch);
-  void rms_norm(const float* x, float* residual, const float* weight, int rows, int n, float eps, float* out);
+  void rms_norm(const float* x, float* residual, const float* weight, int rows, int n, float eps,
+                float* out);
   void silu_mul(const float* gate_up, int rows, int n, float* out);
   // Adds the bias and normalises the heads first, where given.
   struct HeadPrologue {
     const float *bias, *q_norm, *k_norm;
     float eps;
   };
-  void rope_and_cache(float* qkv, int rows, const Rope& rope, const KvCache& cache, const Heads& heads,
-                      const HeadPrologue& prologue);
-  void attention(const float* q, int64_t q_stride, const KvCache& cache, const Sequences& sequences, const Heads& heads,
-                 float* out);
+  void rope_and_cache(float* qkv, int rows, const Rope& rope, const KvCache& cache,
+                      const Heads& heads, const HeadPrologue& prologue);
+  void attention(const float* q, int64_t q_stride, const KvCache& cache, const Sequences& sequences,
+                 const Heads& heads, float* out);
   void greedy(const float* logits, int rows, int columns, const GreedyResult& result);
 
   Pool& pool() { return pool_; }
 
  private:
   struct AttentionPart {
-    int sequence, kv_head, first_query, queries, key_begin, key_end, partial;  // partial: index, or -1
+    int sequence, kv_head, first_query, queries, key_begin, key_end,
+        partial;  // partial: index, or -1
   };
   void attend(const AttentionPart& part, const float* q, int64_t q_stride, const KvCache& cache,
               const Sequences& sequences, const Heads& heads, float* out);

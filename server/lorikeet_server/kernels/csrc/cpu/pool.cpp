@@ -12,8 +12,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Between two ops of a step a helper waits a few microseconds, so sleeping at once would cost more than it saves. Longer
-// waits mean that the step is over, or that somebody else needs the core.
+// Between two ops of a step a helper waits a few microseconds, so sleeping at once would cost more
+// than it saves. Longer waits mean that the step is over, or that somebody else needs the core.
 constexpr auto kHelperSpin = std::chrono::microseconds(50);
 constexpr auto kCallerSpin = std::chrono::microseconds(20);
 
@@ -81,7 +81,8 @@ void Pool::run(int count, Function function, const void* context) {
     const auto first = uint32_t(int64_t{count} * i / threads_);
     stretches_[i].claimed.store(packed(epoch, first), std::memory_order_release);
   }
-  epoch_.store(epoch);  // sequentially consistent with sleeping_: either we see the sleeper or it sees the epoch
+  epoch_.store(epoch);  // sequentially consistent with sleeping_: either we see the sleeper or it
+                        // sees the epoch
   if (sleeping_.load() > 0) epoch_.notify_all();
 
   work_on(epoch, 0);
@@ -95,12 +96,14 @@ void Pool::run(int count, Function function, const void* context) {
 bool Pool::claim(uint32_t epoch, int stretch, int* tile) {
   std::atomic<uint64_t>& claimed = stretches_[stretch].claimed;
   uint64_t seen = claimed.load(std::memory_order_acquire);
-  const int64_t count = count_.load(std::memory_order_acquire), stretches = stretch_count_.load(std::memory_order_acquire);
+  const int64_t count = count_.load(std::memory_order_acquire),
+                stretches = stretch_count_.load(std::memory_order_acquire);
   const auto end = int(count * (stretch + 1) / stretches);
   do {
     *tile = int(uint32_t(seen));
     if (uint32_t(seen >> 32) != epoch || *tile >= end) return false;
-  } while (!claimed.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire));
+  } while (!claimed.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel,
+                                          std::memory_order_acquire));
   return true;
 }
 

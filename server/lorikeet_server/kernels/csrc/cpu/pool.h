@@ -1,6 +1,7 @@
-// Threads that share small tiles of work. Built for machines where other processes want the same cores: tiles are claimed
-// one by one, a caller finishes alone if no helper gets a core, and a helper spins for microseconds before it sleeps.
-// Each thread starts in its own stretch of the tiles, so that it streams through memory, and then helps the others.
+// Threads that share small tiles of work. Built for machines where other processes want the same
+// cores: tiles are claimed one by one, a caller finishes alone if no helper gets a core, and a
+// helper spins for microseconds before it sleeps. Each thread starts in its own stretch of the
+// tiles, so that it streams through memory, and then helps the others.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -12,14 +13,18 @@ class Pool {
  public:
   static Pool& instance();
 
-  // Threads that may work at once, the caller included. Threads are started on first need and never stopped.
+  // Threads that may work at once, the caller included. Threads are started on first need and never
+  // stopped.
   void set_threads(int count);
   int threads() const { return threads_; }
 
-  // Calls work(tile) once for each tile in 0..count, on the caller and the helpers; returns when all are done.
+  // Calls work(tile) once for each tile in 0..count, on the caller and the helpers; returns when
+  // all are done.
   template <typename Work>
   void run(int count, const Work& work) {
-    run(count, [](const void* context, int tile) { (*static_cast<const Work*>(context))(tile); }, &work);
+    run(
+        count, [](const void* context, int tile) { (*static_cast<const Work*>(context))(tile); },
+        &work);
   }
 
   // Held for a whole step, so that two callers take turns per step instead of per op.
@@ -39,8 +44,8 @@ class Pool {
 
   static constexpr int kMaxThreads = 256;
 
-  // The number of a job and the next tile of one stretch, packed: a late helper can never take a tile of the job after
-  // the one it looked at.
+  // The number of a job and the next tile of one stretch, packed: a late helper can never take a
+  // tile of the job after the one it looked at.
   struct alignas(64) Stretch {
     std::atomic<uint64_t> claimed{0};
   };

@@ -1,5 +1,5 @@
-// What each instruction set implements: single-threaded work on one tile, on raw pointers. Threads, shapes and tiles are
-// chosen in ops.cpp, once for all instruction sets.
+// What each instruction set implements: single-threaded work on one tile, on raw pointers. Threads,
+// shapes and tiles are chosen in ops.cpp, once for all instruction sets.
 #pragma once
 #include "types.h"
 
@@ -35,14 +35,15 @@ struct ExpandTile {  // y[rows[i]][0..columns) = g * (y + scale * v[i] B^T)
 struct AttentionTile {  // queries of one sequence and one key/value head
   const float* q;       // first query, first head of the group
   int64_t q_stride;
-  int query_count, group;   // rows = query_count * group
-  int first_position;       // of the first query
-  int key_begin, key_end;   // key_begin is a multiple of kKeyChunk
-  const int32_t* blocks;    // block table of the sequence
+  int query_count, group;  // rows = query_count * group
+  int first_position;      // of the first query
+  int key_begin, key_end;  // key_begin is a multiple of kKeyChunk
+  const int32_t* blocks;   // block table of the sequence
   KvCache cache;
   int kv_head, kv_heads, head_dim;
   float scale;
-  float* out;  // [query][group][head_dim], rows out_stride apart: normalised, or the raw sum where `partial`
+  float* out;  // [query][group][head_dim], rows out_stride apart: normalised, or the raw sum where
+               // `partial`
   int64_t out_stride;
   float* partial;  // null, or [rows][2]: maximum and sum of the one chunk
 };
@@ -50,20 +51,22 @@ struct AttentionTile {  // queries of one sequence and one key/value head
 struct KernelTable {
   const char* name;
   // One panel: y[row][0..columns) = x[row] . panel. columns <= kPanel.
-  void (*linear_panel)(const float* x, int64_t x_stride, int rows, const void* panel, DType dtype, int in, float* y,
-                       int64_t y_stride, int columns);
+  void (*linear_panel)(const float* x, int64_t x_stride, int rows, const void* panel, DType dtype,
+                       int in, float* y, int64_t y_stride, int columns);
   // residual may be null; where given, x + residual is written back to residual and normalised.
-  void (*rms_norm)(const float* x, float* residual, const float* weight, int n, float eps, float* out);
+  void (*rms_norm)(const float* x, float* residual, const float* weight, int n, float eps,
+                   float* out);
   void (*add)(const float* x, float* y, int n);  // y += x
   void (*rope)(float* head, const float* cos_sin, int head_dim);
-  void (*write_kv)(const float* k, const float* v, const KvCache& cache, int64_t slot, int kv_head, int kv_heads,
-                   int head_dim);
+  void (*write_kv)(const float* k, const float* v, const KvCache& cache, int64_t slot, int kv_head,
+                   int kv_heads, int head_dim);
   void (*silu_mul)(const float* gate, const float* up, int n, float* out);
   void (*shrink)(const ShrinkTile& tile);
   void (*expand)(const ExpandTile& tile);
   void (*attention)(const AttentionTile& tile);
   // Adds chunk `from` to the running state `to`; sums are not normalised.
-  void (*merge)(float* to, float* to_stats, const float* from, const float* from_stats, int head_dim);
+  void (*merge)(float* to, float* to_stats, const float* from, const float* from_stats,
+                int head_dim);
   // Maximum, its lowest index, and the sum of exp(logit - maximum).
   void (*greedy)(const float* logits, int n, float* maximum, int* index, float* sum);
 };

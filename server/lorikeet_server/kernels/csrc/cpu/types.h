@@ -13,17 +13,21 @@ struct bfloat16_t {
   uint16_t bits;
 };
 
-// Output columns of a packed weight are grouped in panels of this width, each stored k by k, so that one cache line
-// (f16) or two (f32) feed one step of k for the whole panel.
+// Output columns of a packed weight are grouped in panels of this width, each stored k by k, so
+// that one cache line (f16) or two (f32) feed one step of k for the whole panel.
 constexpr int kPanel = 32;
 
-// Keys of a cache block are stored in tiles of this many positions, transposed, so that scores need no horizontal sum.
+// Keys of a cache block are stored in tiles of this many positions, transposed, so that scores need
+// no horizontal sum.
 constexpr int kKeyTile = 16;
 
-// Softmax is merged over chunks of this many keys, whatever the thread count: results do not depend on the split.
+// Softmax is merged over chunks of this many keys, whatever the thread count: results do not depend
+// on the split.
 constexpr int kKeyChunk = 256;
 
-constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr int round_up(int value, int multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 constexpr int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
 
 // All structures below are filled by Python through ctypes; abi.py mirrors them field by field.

@@ -10,19 +10,25 @@ struct Vec {
   static constexpr int kWidth = 16;
   __m512 v;
 
-  static __mmask16 first(int count) { return count >= kWidth ? 0xffff : __mmask16((1u << count) - 1); }
+  static __mmask16 first(int count) {
+    return count >= kWidth ? 0xffff : __mmask16((1u << count) - 1);
+  }
 
   static Vec zero() { return {_mm512_setzero_ps()}; }
   static Vec set(float value) { return {_mm512_set1_ps(value)}; }
 
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static Vec load(const half_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+  static Vec load(const half_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))};
+  }
   static Vec load(const bfloat16_t* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
   static Vec load(const float* p, int count) { return {_mm512_maskz_loadu_ps(first(count), p)}; }
   static Vec load(const half_t* p, int count) {
     return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), p))};
   }
-  static Vec load(const bfloat16_t* p, int count) { return widen(_mm256_maskz_loadu_epi16(first(count), p)); }
+  static Vec load(const bfloat16_t* p, int count) {
+    return widen(_mm256_maskz_loadu_epi16(first(count), p));
+  }
   static void load_pair(const bfloat16_t* p, Vec& first, Vec& second) {
     const __m512i pairs = _mm512_loadu_si512(p);
     first.v = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
@@ -33,18 +39,27 @@ struct Vec {
   void store(half_t* p) const { _mm256_storeu_si256((__m256i*)p, narrow_half()); }
   void store(bfloat16_t* p) const { _mm256_storeu_si256((__m256i*)p, narrow_bfloat16()); }
   void store(float* p, int count) const { _mm512_mask_storeu_ps(p, first(count), v); }
-  void store(half_t* p, int count) const { _mm256_mask_storeu_epi16(p, first(count), narrow_half()); }
-  void store(bfloat16_t* p, int count) const { _mm256_mask_storeu_epi16(p, first(count), narrow_bfloat16()); }
+  void store(half_t* p, int count) const {
+    _mm256_mask_storeu_epi16(p, first(count), narrow_half());
+  }
+  void store(bfloat16_t* p, int count) const {
+    _mm256_mask_storeu_epi16(p, first(count), narrow_bfloat16());
+  }
 
  private:
-  static Vec widen(__m256i bits) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}; }
-  __m256i narrow_half() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static Vec widen(__m256i bits) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+  __m256i narrow_half() const {
+    return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
   __m256i narrow_bfloat16() const {
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    const __m512i rounded = _mm512_mask_mov_epi32(_mm512_srli_epi32(sum, 16), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q),
-                                                  _mm512_set1_epi32(0x7fc0));
+    const __m512i rounded =
+        _mm512_mask_mov_epi32(_mm512_srli_epi32(sum, 16), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q),
+                              _mm512_set1_epi32(0x7fc0));
     return _mm512_cvtepi32_epi16(rounded);
   }
 };

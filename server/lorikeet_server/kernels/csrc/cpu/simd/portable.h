@@ -1,4 +1,5 @@
-// Eight floats in plain C++: for machines without AVX2, and for tests. The compiler vectorises the loops.
+// Eight floats in plain C++: for machines without AVX2, and for tests. The compiler vectorises the
+// loops.
 #pragma once
 #include <bit>
 #include <cmath>
@@ -12,18 +13,22 @@ inline float to_float(float value) { return value; }
 inline float to_float(bfloat16_t value) { return std::bit_cast<float>(uint32_t{value.bits} << 16); }
 inline float to_float(half_t value) {
   const uint32_t sign = uint32_t(value.bits & 0x8000) << 16, magnitude = value.bits & 0x7fff;
-  const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112f;  // moves the exponent bias, denormals included
-  const uint32_t bits = magnitude >= 0x7c00 ? (magnitude << 13) | 0x7f800000 : std::bit_cast<uint32_t>(scaled);
+  const float scaled = std::bit_cast<float>(magnitude << 13) *
+                       0x1p112f;  // moves the exponent bias, denormals included
+  const uint32_t bits =
+      magnitude >= 0x7c00 ? (magnitude << 13) | 0x7f800000 : std::bit_cast<uint32_t>(scaled);
   return std::bit_cast<float>(bits | sign);
 }
 
 inline void from_float(float value, float* out) { *out = value; }
 inline void from_float(float value, bfloat16_t* out) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
-  out->bits = uint16_t(value != value ? (bits >> 16) | 0x40 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  out->bits =
+      uint16_t(value != value ? (bits >> 16) | 0x40 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 inline void from_float(float value, half_t* out) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+  const uint32_t bits = std::bit_cast<uint32_t>(value), sign = (bits >> 16) & 0x8000,
+                 magnitude = bits & 0x7fffffff;
   uint32_t result;
   if (magnitude > 0x7f800000) {
     result = 0x7e00;
@@ -76,14 +81,14 @@ struct Vec {
   }
 };
 
-#define LORIKEET_LANEWISE(name, expression)                    \
-  inline Vec name(Vec a, Vec b) {                              \
-    Vec r;                                                     \
-    for (int i = 0; i < Vec::kWidth; ++i) {                    \
-      const float x = a.lane[i], y = b.lane[i];                \
-      r.lane[i] = expression;                                  \
-    }                                                          \
-    return r;                                                  \
+#define LORIKEET_LANEWISE(name, expression)     \
+  inline Vec name(Vec a, Vec b) {               \
+    Vec r;                                      \
+    for (int i = 0; i < Vec::kWidth; ++i) {     \
+      const float x = a.lane[i], y = b.lane[i]; \
+      r.lane[i] = expression;                   \
+    }                                           \
+    return r;                                   \
   }
 LORIKEET_LANEWISE(operator+, x + y)
 LORIKEET_LANEWISE(operator-, x - y)
@@ -112,7 +117,8 @@ inline Vec scale_by_power(Vec a, Vec n) {
 
 // `kept` where `tested` >= bound or is NaN, zero elsewhere
 inline Vec keep_from(Vec kept, Vec tested, Vec bound) {
-  for (int i = 0; i < Vec::kWidth; ++i) kept.lane[i] = tested.lane[i] < bound.lane[i] ? 0.0f : kept.lane[i];
+  for (int i = 0; i < Vec::kWidth; ++i)
+    kept.lane[i] = tested.lane[i] < bound.lane[i] ? 0.0f : kept.lane[i];
   return kept;
 }
 

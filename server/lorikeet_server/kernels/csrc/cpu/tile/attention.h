@@ -1,5 +1,6 @@
-// Softmax attention of a few query rows over the cached keys of one head, chunk by chunk. A row's arithmetic is the same
-// alone (decode) and among others (prefill): chunks have a fixed size and masked keys add exactly zero.
+// Softmax attention of a few query rows over the cached keys of one head, chunk by chunk. A row's
+// arithmetic is the same alone (decode) and among others (prefill): chunks have a fixed size and
+// masked keys add exactly zero.
 #pragma once
 
 namespace lorikeet::LORIKEET_ISA {
@@ -15,13 +16,14 @@ struct ChunkState {
   float maximum[kRows], sum[kRows];
 };
 
-// Accumulators in flight hide the latency of a multiply-add: with few rows, several tiles or vectors go at once. How
-// many never changes a result, since every sum keeps its own order.
+// Accumulators in flight hide the latency of a multiply-add: with few rows, several tiles or
+// vectors go at once. How many never changes a result, since every sum keeps its own order.
 constexpr int kAccumulators = kWidth == 16 ? 16 : 8;
 constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
 
 template <int kRows, int kTiles, typename T>
-inline void score_tiles(ChunkState<kRows>& s, const T* const* keys, int head_dim, float scale, int tile) {
+inline void score_tiles(ChunkState<kRows>& s, const T* const* keys, int head_dim, float scale,
+                        int tile) {
   Vec sum[kRows][kTiles][kTileVectors];
   for (int r = 0; r < kRows; ++r) {
     for (int t = 0; t < kTiles; ++t) {
@@ -31,7 +33,8 @@ inline void score_tiles(ChunkState<kRows>& s, const T* const* keys, int head_dim
   for (int d = 0; d < head_dim; ++d) {
     Vec key[kTiles][kTileVectors];
     for (int t = 0; t < kTiles; ++t) {
-      for (int c = 0; c < kTileVectors; ++c) key[t][c] = Vec::load(keys[tile + t] + d * kKeyTile + c * kWidth);
+      for (int c = 0; c < kTileVectors; ++c)
+        key[t][c] = Vec::load(keys[tile + t] + d * kKeyTile + c * kWidth);
     }
     for (int r = 0; r < kRows; ++r) {
       const Vec qd = Vec::set(s.q[r][d]);
@@ -50,10 +53,12 @@ inline void score_tiles(ChunkState<kRows>& s, const T* const* keys, int head_dim
 }
 
 template <int kRows, typename T>
-inline void score(ChunkState<kRows>& s, const T* const* keys, int tiles, int head_dim, float scale, int begin) {
+inline void score(ChunkState<kRows>& s, const T* const* keys, int tiles, int head_dim, float scale,
+                  int begin) {
   constexpr int kTiles = at_least_one(kAccumulators / (kRows * kTileVectors));
   int tile = 0;
-  for (; tile + kTiles <= tiles; tile += kTiles) score_tiles<kRows, kTiles>(s, keys, head_dim, scale, tile);
+  for (; tile + kTiles <= tiles; tile += kTiles)
+    score_tiles<kRows, kTiles>(s, keys, head_dim, scale, tile);
   for (; tile < tiles; ++tile) score_tiles<kRows, 1>(s, keys, head_dim, scale, tile);
   for (int r = 0; r < kRows; ++r) {
     for (int i = s.limit[r] > begin ? s.limit[r] - begin : 0; i < tiles * kKeyTile; ++i) {
@@ -81,8 +86,8 @@ inline void weigh(ChunkState<kRows>& s, int columns) {
 }
 
 template <int kRows, int kColumns, typename T>
-inline void mix_columns(const ChunkState<kRows>& s, const T* const* values, int key_count, int stride, int column,
-                        float* out) {
+inline void mix_columns(const ChunkState<kRows>& s, const T* const* values, int key_count,
+                        int stride, int column, float* out) {
   Vec sum[kRows][kColumns];
   for (int r = 0; r < kRows; ++r) {
     for (int c = 0; c < kColumns; ++c) sum[r][c] = Vec::zero();
@@ -105,14 +110,19 @@ inline void mix_columns(const ChunkState<kRows>& s, const T* const* values, int 
 }
 
 template <int kRows, typename T>
-inline void mix(const ChunkState<kRows>& s, const T* const* values, int key_count, int head_dim, float* out) {
-  constexpr int kMost = kAccumulators / kRows, kColumns = kMost >= 8 ? 8 : kMost >= 4 ? 4 : kMost >= 2 ? 2 : 1;
+inline void mix(const ChunkState<kRows>& s, const T* const* values, int key_count, int head_dim,
+                float* out) {
+  constexpr int kMost = kAccumulators / kRows, kColumns = kMost >= 8   ? 8
+                                                          : kMost >= 4 ? 4
+                                                          : kMost >= 2 ? 2
+                                                                       : 1;
   const int stride = round_up(head_dim, 16);
   int column = 0;
   for (; column + kColumns * kWidth <= stride; column += kColumns * kWidth) {
     mix_columns<kRows, kColumns>(s, values, key_count, stride, column, out);
   }
-  for (; column < stride; column += kWidth) mix_columns<kRows, 1>(s, values, key_count, stride, column, out);
+  for (; column < stride; column += kWidth)
+    mix_columns<kRows, 1>(s, values, key_count, stride, column, out);
 }
 
 void merge(float* to, float* to_stats, const float* from, const float* from_stats, int head_dim) {
@@ -148,11 +158,13 @@ void attend_rows(const AttentionTile& t, int first_row) {
     const T *keys[kTiles], *values[kTiles];
     for (int tile = 0; tile < tiles; ++tile) {
       const int position = begin + tile * kKeyTile;
-      const int64_t head = int64_t{t.blocks[position / t.cache.block_size]} * t.kv_heads + t.kv_head;
+      const int64_t head =
+          int64_t{t.blocks[position / t.cache.block_size]} * t.kv_heads + t.kv_head;
       const int64_t offset = head * t.cache.block_size + position % t.cache.block_size;
       keys[tile] = static_cast<const T*>(t.cache.k) + offset * t.head_dim;
       values[tile] = static_cast<const T*>(t.cache.v) + offset * stride;
-      for (int line = 0; line < kKeyTile * stride * int(sizeof(T)); line += 64) {  // needed after all scores are known
+      for (int line = 0; line < kKeyTile * stride * int(sizeof(T));
+           line += 64) {  // needed after all scores are known
         __builtin_prefetch(reinterpret_cast<const char*>(values[tile]) + line, 0, 2);
       }
     }
@@ -173,7 +185,9 @@ void attend_rows(const AttentionTile& t, int first_row) {
     const int query = (first_row + r) / t.group, head = (first_row + r) % t.group;
     float* out = t.out + query * t.out_stride + head * t.head_dim;
     const Vec factor = Vec::set(t.partial ? 1.0f : 1.0f / stats[r][1]);
-    for_vectors(t.head_dim, [&](int i, int n) { store_up_to(load_up_to(running + r * stride + i, n) * factor, out + i, n); });
+    for_vectors(t.head_dim, [&](int i, int n) {
+      store_up_to(load_up_to(running + r * stride + i, n) * factor, out + i, n);
+    });
     if (t.partial) {
       t.partial[2 * (first_row + r)] = stats[r][0];
       t.partial[2 * (first_row + r) + 1] = stats[r][1];

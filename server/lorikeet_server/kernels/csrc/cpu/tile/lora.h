@@ -1,5 +1,5 @@
-// The two halves of a LoRA product over the rows of one segment. Sums run in ascending k (shrink: per lane) and in
-// ascending rank (expand), whatever the block of rows.
+// The two halves of a LoRA product over the rows of one segment. Sums run in ascending k (shrink:
+// per lane) and in ascending rank (expand), whatever the block of rows.
 #pragma once
 
 namespace lorikeet::LORIKEET_ISA {
@@ -32,7 +32,8 @@ inline void shrink_rows(const ShrinkTile& t, int first) {
   const int32_t* rows = t.rows + first;
   float* v = t.v + first * t.v_stride;
   int j = 0;
-  for (; j + kRanks <= t.ranks; j += kRanks) shrink_block<kRows, kRanks>(t, a + int64_t{j} * t.in, rows, v + j);
+  for (; j + kRanks <= t.ranks; j += kRanks)
+    shrink_block<kRows, kRanks>(t, a + int64_t{j} * t.in, rows, v + j);
   for (; j < t.ranks; ++j) shrink_block<kRows, 1>(t, a + int64_t{j} * t.in, rows, v + j);
 }
 

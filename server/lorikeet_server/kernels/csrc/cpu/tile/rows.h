@@ -16,12 +16,15 @@ void rms_norm(const float* x, float* residual, const float* weight, int n, float
   const float* source = residual ? residual : x;
   const Vec factor = Vec::set(1.0f / __builtin_sqrtf(sum_lanes(squares) / float(n) + eps));
   for_vectors(n, [&](int i, int count) {
-    store_up_to(load_up_to(source + i, count) * factor * load_up_to(weight + i, count), out + i, count);
+    store_up_to(load_up_to(source + i, count) * factor * load_up_to(weight + i, count), out + i,
+                count);
   });
 }
 
 void add(const float* x, float* y, int n) {
-  for_vectors(n, [&](int i, int count) { store_up_to(load_up_to(x + i, count) + load_up_to(y + i, count), y + i, count); });
+  for_vectors(n, [&](int i, int count) {
+    store_up_to(load_up_to(x + i, count) + load_up_to(y + i, count), y + i, count);
+  });
 }
 
 void rope(float* head, const float* cos_sin, int head_dim) {
@@ -35,12 +38,14 @@ void rope(float* head, const float* cos_sin, int head_dim) {
 }
 
 template <typename T>
-void write_kv_as(const float* k, const float* v, const KvCache& cache, int64_t slot, int kv_head, int kv_heads,
-                 int head_dim) {
+void write_kv_as(const float* k, const float* v, const KvCache& cache, int64_t slot, int kv_head,
+                 int kv_heads, int head_dim) {
   const int64_t block = slot / cache.block_size, offset = slot % cache.block_size;
   const int64_t head = block * kv_heads + kv_head;
-  T* keys = static_cast<T*>(cache.k) + (head * cache.block_size + offset / kKeyTile * kKeyTile) * head_dim;
-  T* values = static_cast<T*>(cache.v) + (head * cache.block_size + offset) * round_up(head_dim, 16);
+  T* keys = static_cast<T*>(cache.k) +
+            (head * cache.block_size + offset / kKeyTile * kKeyTile) * head_dim;
+  T* values =
+      static_cast<T*>(cache.v) + (head * cache.block_size + offset) * round_up(head_dim, 16);
   for_vectors(head_dim, [&](int i, int count) {
     T column[kWidth];
     load_up_to(k + i, count).store(column);
@@ -49,8 +54,8 @@ void write_kv_as(const float* k, const float* v, const KvCache& cache, int64_t s
   });
 }
 
-void write_kv(const float* k, const float* v, const KvCache& cache, int64_t slot, int kv_head, int kv_heads,
-              int head_dim) {
+void write_kv(const float* k, const float* v, const KvCache& cache, int64_t slot, int kv_head,
+              int kv_heads, int head_dim) {
   switch (cache.dtype) {
     case DType::kFloat32:
       return write_kv_as<float>(k, v, cache, slot, kv_head, kv_heads, head_dim);
