@@ -45,7 +45,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = tmp_path_factory.mktemp("venv")
     run(sys.executable, "-m", "venv", environment)
     run(environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel)
-    # Gigabytes need not be installed again. What a .pth file adds comes after the environment's own packages, and .pth
+    # Gigabytes need not be installed again. What a .pth file adds comes after the environment's own
+    # packages, and .pth
     # files found there, such as that of an editable install, are not read.
     [site] = (environment / "lib").glob("python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -54,7 +55,10 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_binary_runs(installed: Path) -> None:
     version = run(installed / "lorikeet", "--version").split()[-1]
-    code = "import importlib.metadata as m, lorikeet_server as s; print(m.version('lorikeet'), s.__version__, s.__file__)"
+    code = (
+        "import importlib.metadata as m, lorikeet_server as s\n"
+        "print(m.version('lorikeet'), s.__version__, s.__file__)"
+    )
     of_wheel, of_package, file = run(installed / "python", "-c", code, cwd=installed).split()
     assert version == of_wheel == of_package
     assert Path(file).is_relative_to(installed.parent)
@@ -68,12 +72,18 @@ def test_the_binary_finds_its_python(installed: Path) -> None:
 
 def test_the_package_is_whole_and_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for part in ("lorikeet_server/py.typed", "lorikeet_server/pb/shard_pb2.py", "lorikeet_server/kernels/csrc/cpu/api.cpp"):
+    for part in (
+        "lorikeet_server/py.typed",
+        "lorikeet_server/pb/shard_pb2.py",
+        "lorikeet_server/kernels/csrc/cpu/api.cpp",
+    ):
         assert part in names, part
     assert any(name.endswith(".data/scripts/lorikeet") for name in names)
     assert any(name.endswith("LICENSE") for name in names)
     committed = set(run("git", "ls-files", "server/lorikeet_server", cwd=ROOT).split())
-    shipped = {f"server/{name}" for name in names if name.startswith("lorikeet_server/") and not name.endswith("/")}
+    shipped = {
+        f"server/{name}" for name in names if name.startswith("lorikeet_server/") and not name.endswith("/")
+    }
     assert shipped == committed
 
 
@@ -81,7 +91,9 @@ def test_the_source_distribution_can_be_built_from(built: Path) -> None:
     [path] = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames()}
-    committed = run("git", "ls-files", "launcher/src", "router", "proto", "server/lorikeet_server", cwd=ROOT).split()
+    committed = run(
+        "git", "ls-files", "launcher/src", "router", "proto", "server/lorikeet_server", cwd=ROOT
+    ).split()
     missing = [name for name in committed if name not in names]
     assert not missing
     assert {"Cargo.toml", "Cargo.lock", "pyproject.toml", "LICENSE", "PKG-INFO"} <= names

@@ -1,4 +1,6 @@
-"""The physical limit of a decode step on this machine: bytes that must be read over measured bandwidth, or arithmetic over its measured rate."""
+"""The physical limit of a decode step on this machine: bytes that must be read over measured bandwidth, or
+arithmetic over its measured rate.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-# SmolLM2-135M, from its config: parameters read in each step (the tied embedding is read whole, as the head), KV values per token
+# SmolLM2-135M, from its config: parameters read in each step (the tied embedding is read whole, as the
+# head), KV values per token
 PARAMETERS = 134_515_008
 FLOP_PER_TOKEN = 2 * PARAMETERS
 KV_VALUES_PER_TOKEN = 30 * 2 * 192

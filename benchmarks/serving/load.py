@@ -16,7 +16,7 @@ BINARY = Path(sys.executable).with_name("lorikeet")
 class Target:
     """A running server and the dialect to speak with it: `lorikeet`, `openai` (vLLM) or `llama-server`.
 
-    `base` is what it calls its base model. llama-server knows adapters by number, in the order of its command line.
+    `base` is what it calls its base model. llama-server knows adapters by number, in the order of its flags.
     """
 
     name: str
@@ -38,15 +38,35 @@ class Load:
 
     def on(self, target: Target, runs: int = 3) -> dict[str, float]:
         """The run with the median throughput."""
-        results = sorted((self._once(target, run) for run in range(runs)), key=lambda result: result["tokens_per_second"])
+        results = sorted(
+            (self._once(target, run) for run in range(runs)), key=lambda result: result["tokens_per_second"]
+        )
         return results[len(results) // 2]
 
     def _once(self, target: Target, run: int) -> dict[str, float]:
         requests = self.requests or 2 * self.clients
         command = [
-            BINARY, "bench", "--url", target.url, "--api", target.api, "--clients", self.clients, "--requests", requests,
-            "--prompt-tokens", self.prompt_tokens, "--max-tokens", self.tokens, "--adapter-mix", self.mix, "--seed", run, "--json",
-        ]  # fmt: skip
+            BINARY,
+            "bench",
+            "serve",
+            "--url",
+            target.url,
+            "--api",
+            target.api,
+            "--clients",
+            self.clients,
+            "--requests",
+            requests,
+            "--prompt-tokens",
+            self.prompt_tokens,
+            "--max-tokens",
+            self.tokens,
+            "--adapter-mix",
+            self.mix,
+            "--seed",
+            run,
+            "--json",
+        ]
         if self.adapters:
             command += ["--adapters", ",".join(self.adapters)]
         if target.base:
@@ -56,12 +76,16 @@ class Load:
             raise SystemExit(f"{target.name}: {done.stderr}")
         result: dict[str, float] = json.loads(done.stdout)
         if result["errors"]:
-            raise SystemExit(f"{target.name}: {result['errors']} of {requests} requests failed: {result['error_messages']}")
+            raise SystemExit(
+                f"{target.name}: {result['errors']} of {requests} requests failed: {result['error_messages']}"
+            )
         return result
 
     def warm(self, target: Target) -> None:
         """Each adapter once, a few tokens: staged and moved before anything is timed."""
-        replace(self, requests=max(len(self.adapters), self.clients), mix="distinct", tokens=4)._once(target, 0)
+        replace(self, requests=max(len(self.adapters), self.clients), mix="distinct", tokens=4)._once(
+            target, 0
+        )
 
 
 def median(values: list[float]) -> float:

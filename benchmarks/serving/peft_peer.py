@@ -1,4 +1,6 @@
-"""transformers + PEFT in this process: the peer that always installs. Eager fp32, one static batch, KV cache."""
+"""transformers + PEFT in this process: the peer that always installs. Eager fp32, one static batch, KV
+cache.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,12 @@ class PeftPeer:
                 self.mixed.load_adapter(adapter, adapter_name=adapter.name)
 
     @torch.inference_mode()
-    def tokens_per_second(self, batch: int, prompt: list[int], tokens: int, adapters: list[str] | None, runs: int) -> float:
-        """Median over `runs` of generated tokens per second for `batch` equal prompts; row i under `adapters[i]`."""
+    def tokens_per_second(
+        self, batch: int, prompt: list[int], tokens: int, adapters: list[str] | None, runs: int
+    ) -> float:
+        """Median over `runs` of generated tokens per second for `batch` equal prompts; row i under
+        `adapters[i]`.
+        """
         if adapters is None:
             model, extra = self.model, {}
         else:
@@ -37,8 +43,13 @@ class PeftPeer:
         for _ in range(runs + 1):
             started = time.perf_counter()
             model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), min_new_tokens=tokens, max_new_tokens=tokens,
-                do_sample=False, pad_token_id=0, **extra,
-            )  # fmt: skip
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                min_new_tokens=tokens,
+                max_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=0,
+                **extra,
+            )
             rates.append(batch * tokens / (time.perf_counter() - started))
         return statistics.median(rates[1:])  # the first warms up

@@ -9,12 +9,14 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402 - the backend comes first
+import matplotlib.pyplot as plt
 
 
 @dataclass(frozen=True)
 class Row:
-    """A figure as a ratio to a peer measured in the same run. `goal` is the ratio to reach; `at_most` turns it around."""
+    """A figure as a ratio to a peer measured in the same run. `goal` is the ratio to reach; `at_most`
+    turns it around.
+    """
 
     what: str
     ours: float
@@ -37,8 +39,14 @@ class Row:
 def markdown(rows: list[Row], facts: dict[str, str]) -> str:
     lines = ["| what | ratio | to reach | ours | peer | unit |", "|---|---|---|---|---|---|"]
     for row in rows:
-        goal = "" if row.goal is None else f"{'≤' if row.at_most else '≥'} {row.goal:g} {'✓' if row.reached else '✗'}"
-        lines.append(f"| {row.what} | **{row.ratio:.2f}** | {goal} | {row.ours:.4g} | {row.peer:.4g} | {row.unit} |")
+        goal = (
+            ""
+            if row.goal is None
+            else f"{'≤' if row.at_most else '≥'} {row.goal:g} {'✓' if row.reached else '✗'}"
+        )
+        lines.append(
+            f"| {row.what} | **{row.ratio:.2f}** | {goal} | {row.ours:.4g} | {row.peer:.4g} | {row.unit} |"
+        )
     return "\n".join([*lines, "", *(f"- {key}: {value}" for key, value in facts.items()), ""])
 
 
@@ -63,6 +71,9 @@ def write(rows: list[Row], facts: dict[str, str], stem: Path) -> None:
     """STEM.md, STEM.json and STEM.svg."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".md").write_text(markdown(rows, facts))
-    data = {"facts": facts, "rows": [asdict(row) | {"ratio": row.ratio, "reached": row.reached} for row in rows]}
+    data = {
+        "facts": facts,
+        "rows": [asdict(row) | {"ratio": row.ratio, "reached": row.reached} for row in rows],
+    }
     stem.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
     chart(rows, stem.with_suffix(".svg"))

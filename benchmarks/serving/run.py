@@ -1,6 +1,7 @@
-"""Measures what the README shows. Needs `make setup`; start peers yourself and name them (benchmarks/README.md).
+"""Measures what the README shows. Needs `make setup`; start peers yourself and name them
+(benchmarks/README.md).
 
-    .venv/bin/python benchmarks/serving/run.py --peer 'llama-server F32=llama-server@http://127.0.0.1:8081'
+.venv/bin/python benchmarks/serving/run.py --peer 'llama-server F32=llama-server@http://127.0.0.1:8081'
 """
 
 from __future__ import annotations
@@ -43,13 +44,34 @@ def peer(text: str) -> Target:
 
 def make_adapters(out: Path, count: int, seed: int) -> Path:
     script = ROOT / "examples" / "make_adapters.py"
-    options = ["--out", out, "--count", count, "--ranks", 8, "--targets", "q_proj,k_proj,v_proj,o_proj", "--seed", seed]
-    subprocess.run([str(word) for word in (sys.executable, script, *options)], check=True, stdout=subprocess.DEVNULL)
+    options = [
+        "--out",
+        out,
+        "--count",
+        count,
+        "--ranks",
+        8,
+        "--targets",
+        "q_proj,k_proj,v_proj,o_proj",
+        "--seed",
+        seed,
+    ]
+    subprocess.run(
+        [str(word) for word in (sys.executable, script, *options)], check=True, stdout=subprocess.DEVNULL
+    )
     return out
 
 
 def export_model(out: Path) -> Path:
-    command = [sys.executable, "-m", "lorikeet_server.weights.export", "--model", "smollm2", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "lorikeet_server.weights.export",
+        "--model",
+        "smollm2",
+        "--out",
+        str(out),
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return out
 
@@ -60,16 +82,26 @@ def unseen(root: Path, count: int) -> Iterator[str]:
 
 
 def measure(arguments: argparse.Namespace, work: Path) -> list[report.Row]:
-    adapters = make_adapters(work / "roots" / "known", 1000 if "many" in arguments.only else 50, seed=0).rename(work / "adapters")
+    adapters = make_adapters(
+        work / "roots" / "known", 1000 if "many" in arguments.only else 50, seed=0
+    ).rename(work / "adapters")
     cold = make_adapters(work / "cold-root" / "cold", 20 * arguments.runs, seed=1)
     options = ["--dtype", arguments.dtype, "--max-active-adapters", "64", "--disable-prefix-cache"]
     rows: list[report.Row] = []
     with Server("smollm2", [adapters, cold.parent], options) as server:
         bench = Bench(
-            ours=Target("Lorikeet", server.url), peers={target.name: target for target in arguments.peer},
-            model=export_model(work / "model"), adapters=adapters, runs=arguments.runs, threads=os.cpu_count() or 1,
-        )  # fmt: skip
-        groups = {"servers": scenarios.against_servers, **GROUPS, "cold": lambda b: scenarios.cold_adapters(b, unseen(cold, 20 * b.runs))}
+            ours=Target("Lorikeet", server.url),
+            peers={target.name: target for target in arguments.peer},
+            model=export_model(work / "model"),
+            adapters=adapters,
+            runs=arguments.runs,
+            threads=os.cpu_count() or 1,
+        )
+        groups = {
+            "servers": scenarios.against_servers,
+            **GROUPS,
+            "cold": lambda b: scenarios.cold_adapters(b, unseen(cold, 20 * b.runs)),
+        }
         for name in arguments.only:
             for row in groups[name](bench):
                 print(f"{row.what}: {row.ratio:.2f} ({row.ours:.4g} / {row.peer:.4g} {row.unit})", flush=True)
@@ -80,13 +112,21 @@ def measure(arguments: argparse.Namespace, work: Path) -> list[report.Row]:
 def main() -> None:
     names = ["servers", *GROUPS, "cold"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer", type=peer, action="append", default=[], help="NAME=API@URL[#BASE-MODEL], API: llama-server or openai")
+    parser.add_argument(
+        "--peer",
+        type=peer,
+        action="append",
+        default=[],
+        help="NAME=API@URL[#BASE-MODEL], API: llama-server or openai",
+    )
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--dtype", default="auto", help="as `lorikeet serve` takes it")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "serving")
     arguments = parser.parse_args()
-    about = facts(", ".join(f"{target.name} ({target.api})" for target in arguments.peer) or "transformers + PEFT only")
+    about = facts(
+        ", ".join(f"{target.name} ({target.api})" for target in arguments.peer) or "transformers + PEFT only"
+    )
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lorikeet-bench-")))
         rows = measure(arguments, work)

@@ -1,4 +1,6 @@
-"""The figures of the README, each a function from what runs to rows. Goals: first for AVX2, second for AVX-512 machines."""
+"""The figures of the README, each a function from what runs to rows. Goals: first for AVX2, second for
+AVX-512 machines.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ PROMPT, TOKENS = 42, 64
 
 @dataclass(frozen=True)
 class Bench:
-    """What is there to measure: our server, peers by name, the model as a directory, rank-8 adapters below `adapters`."""
+    """What is there to measure: our server, peers by name, the model as a directory, rank-8 adapters below
+    `adapters`.
+    """
 
     ours: Target
     peers: dict[str, Target]
@@ -73,7 +77,13 @@ def retention(bench: Bench) -> Iterator[Row]:
         yield Row(f"{clients} clients, all adapters distinct ÷ base", distinct, base, "tok/s", 0.85)
     one = Load(20, bench.names(1), "identical", requests=100, prompt_tokens=62)
     fifty = Load(20, bench.names(50), "uniform", requests=100, prompt_tokens=62)
-    yield Row("20 clients, 50 adapters at random ÷ one", rate(bench, bench.ours, fifty), rate(bench, bench.ours, one), "tok/s", 0.97)
+    yield Row(
+        "20 clients, 50 adapters at random ÷ one",
+        rate(bench, bench.ours, fifty),
+        rate(bench, bench.ours, one),
+        "tok/s",
+        0.97,
+    )
 
 
 def many_adapters(bench: Bench) -> Iterator[Row]:
@@ -105,8 +115,16 @@ def cold_adapters(bench: Bench, unseen: Iterator[str]) -> Iterator[Row]:
     for _ in range(bench.runs):
         quiet.append(streams.on(bench.ours, 1)["itl_p99_ms"])
         names = tuple(next(unseen) for _ in range(20))
-        arrivals = threading.Thread(target=lambda: Load(1, names, requests=20, tokens=1, prompt_tokens=4).on(bench.ours, 1))
+        cold = Load(1, names, requests=20, tokens=1, prompt_tokens=4)
+        arrivals = threading.Thread(target=cold.on, args=(bench.ours, 1))
         arrivals.start()
         loading.append(streams.on(bench.ours, 1)["itl_p99_ms"])
         arrivals.join()
-    yield Row("p99 between tokens, 20 cold adapters ÷ quiet", median(loading), median(quiet), "ms", 1.1, at_most=True)
+    yield Row(
+        "p99 between tokens, 20 cold adapters ÷ quiet",
+        median(loading),
+        median(quiet),
+        "ms",
+        1.1,
+        at_most=True,
+    )

@@ -39,7 +39,12 @@ def run_client(tiny_server: Server) -> Callable[[str], dict[str, Any]]:
         script = HERE / client / "session.py"
         clean = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
         done = subprocess.run(
-            [environment(client), script, tiny_server.url], capture_output=True, text=True, timeout=300, check=False, env=clean
+            [environment(client), script, tiny_server.url],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env=clean,
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

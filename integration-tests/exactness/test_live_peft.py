@@ -1,4 +1,6 @@
-"""Adapters of every kind that is served, on a small model: tokens and log-probabilities equal PEFT's, alone and mixed."""
+"""Adapters of every kind that is served, on a small model: tokens and log-probabilities equal PEFT's,
+alone and mixed.
+"""
 
 from __future__ import annotations
 
@@ -23,32 +25,64 @@ CONFIGS: dict[str, dict[str, object]] = {
     "rank-64": {"r": 64, "lora_alpha": 64, "target_modules": LINEAR},
     "rank-200": {"r": 200, "lora_alpha": 16, "target_modules": ["v_proj", "o_proj"]},
     "rslora": {"r": 16, "lora_alpha": 16, "use_rslora": True, "target_modules": LINEAR},
-    "rank-pattern": {"r": 4, "lora_alpha": 8, "rank_pattern": {"q_proj": 12, "layers.1.mlp.up_proj": 2}, "target_modules": LINEAR},
-    "alpha-pattern": {"r": 4, "lora_alpha": 8, "alpha_pattern": {"layers.0.self_attn.v_proj": 40, "mlp.down_proj": 1}, "target_modules": LINEAR},
+    "rank-pattern": {
+        "r": 4,
+        "lora_alpha": 8,
+        "rank_pattern": {"q_proj": 12, "layers.1.mlp.up_proj": 2},
+        "target_modules": LINEAR,
+    },
+    "alpha-pattern": {
+        "r": 4,
+        "lora_alpha": 8,
+        "alpha_pattern": {"layers.0.self_attn.v_proj": 40, "mlp.down_proj": 1},
+        "target_modules": LINEAR,
+    },
     "both-patterns-rslora": {
-        "r": 4, "lora_alpha": 8, "use_rslora": True, "rank_pattern": {"o_proj": 9}, "alpha_pattern": {"o_proj": 3}, "target_modules": ATTENTION,
+        "r": 4,
+        "lora_alpha": 8,
+        "use_rslora": True,
+        "rank_pattern": {"o_proj": 9},
+        "alpha_pattern": {"o_proj": 3},
+        "target_modules": ATTENTION,
     },
     "one-layer": {"r": 8, "lora_alpha": 16, "layers_to_transform": [1], "target_modules": ATTENTION},
-    "regex": {"r": 8, "lora_alpha": 16, "target_modules": r".*layers\.[02]\.(self_attn\.q_proj|mlp\.gate_proj)"},
+    "regex": {
+        "r": 8,
+        "lora_alpha": 16,
+        "target_modules": r".*layers\.[02]\.(self_attn\.q_proj|mlp\.gate_proj)",
+    },
     "all-linear": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
     "excluded": {"r": 8, "lora_alpha": 16, "target_modules": LINEAR, "exclude_modules": ["up_proj"]},
-}  # fmt: skip
+}
 HALF = {"rank-64": torch.bfloat16, "one-layer": torch.float16}
 
 
 @pytest.fixture(scope="module")
 def root(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One adapter for each entry of CONFIGS, saved by PEFT itself, and one in the form PEFT wrote years ago."""
+    """One adapter for each entry of CONFIGS, saved by PEFT itself, and one in the form PEFT wrote years
+    ago.
+    """
     root = tmp_path_factory.mktemp("kinds")
     for seed, (name, options) in enumerate(CONFIGS.items()):
         torch.manual_seed(seed)
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), LoraConfig(task_type="CAUSAL_LM", **options))
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(tiny), LoraConfig(task_type="CAUSAL_LM", **options)
+        )
         for parameter in model.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.15)
         model.to(HALF.get(name, torch.float32)).save_pretrained(root / name)
-    write_adapter(root / "two-years-old", rank=8, seed=5, fan_in_fan_out=False, init_lora_weights=True, layers_pattern=None,
-                  layers_to_transform=None, modules_to_save=None, revision=None)  # fmt: skip
+    write_adapter(
+        root / "two-years-old",
+        rank=8,
+        seed=5,
+        fan_in_fan_out=False,
+        init_lora_weights=True,
+        layers_pattern=None,
+        layers_to_transform=None,
+        modules_to_save=None,
+        revision=None,
+    )
     return root
 
 

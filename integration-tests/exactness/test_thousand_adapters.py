@@ -15,7 +15,16 @@ COUNT, TOKENS, PROMPT = 1000, 6, "one of a thousand"
 def test_a_thousand_adapters_on_eight_slots(tiny: Path, tmp_path: Path) -> None:
     for index in range(COUNT):
         write_adapter(tmp_path / f"t{index}", rank=1 + index % 8, seed=1000 + index)
-    arguments = ["--dtype", "float32", "--max-active-adapters", "8", "--adapter-host-bytes", str(2 << 20), "--max-adapter-bytes", str(1 << 20)]
+    arguments = [
+        "--dtype",
+        "float32",
+        "--max-active-adapters",
+        "8",
+        "--adapter-host-bytes",
+        str(2 << 20),
+        "--max-adapter-bytes",
+        str(1 << 20),
+    ]
     with Server(str(tiny), [tmp_path], arguments) as server:
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             answers = list(

@@ -11,6 +11,8 @@ from support.server import Server, token_ids
 from oracle.golden import Case, cases
 
 CASES = cases()
+# Stands for a character that the length limit cut in two, if anything does.
+CUT = "\ufffd"
 
 
 def named(case: Case) -> str:
@@ -25,7 +27,7 @@ def check(server: Server, case: Case) -> None:
     assert logprobs == pytest.approx(case.logprobs, abs=1e-3), named(case)
     assert details["prompt_tokens"] == len(case.ids)
     assert details["finish_reason"] == case.finish
-    assert answer["generated_text"] == case.answer
+    assert answer["generated_text"].rstrip(CUT) == case.answer.rstrip(CUT)
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
@@ -49,6 +51,6 @@ def test_chat(smollm2: Server, case: Case) -> None:
     response = smollm2.client.post("/v1/chat/completions", json={**body, "messages": messages})
     assert response.status_code == 200, response.text
     choice = response.json()["choices"][0]
-    assert choice["message"]["content"] == case.answer
+    assert choice["message"]["content"].rstrip(CUT) == case.answer.rstrip(CUT)
     assert choice["finish_reason"] == ("stop" if case.finish == "eos_token" else "length")
     assert response.json()["usage"]["prompt_tokens"] == len(case.ids)

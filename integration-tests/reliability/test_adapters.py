@@ -1,4 +1,6 @@
-"""Rows C1 to C4, C6, C7 and D3: adapters that are broken, hostile, wanted by everyone at once, or change while served."""
+"""Rows C1 to C4, C6, C7 and D3: adapters that are broken, hostile, wanted by everyone at once, or change
+while served.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ def test_c6_two_hundred_ask_for_one_cold_adapter(server: Server, roots: list[Pat
     write_adapter(roots[1] / "cold", rank=6, seed=99)
     before = server.metrics()
     with concurrent.futures.ThreadPoolExecutor(100) as pool:
-        answers = list(pool.map(lambda _: token_ids(server.generate(PROMPT, "cold", max_new_tokens=4)), range(200)))
+        answers = list(
+            pool.map(lambda _: token_ids(server.generate(PROMPT, "cold", max_new_tokens=4)), range(200))
+        )
     assert len({tuple(answer) for answer in answers}) == 1
     after = server.metrics()
     fetches = 'lorikeet_adapter_load_seconds_count{tier="store"}'

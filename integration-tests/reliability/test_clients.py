@@ -6,7 +6,6 @@ import contextlib
 import json
 import socket
 import time
-from pathlib import Path
 
 import pytest
 from support.server import Server, generate_body, token_ids, until
@@ -27,12 +26,15 @@ def server(tiny_server: Server) -> Server:
     return tiny_server
 
 
+def head(path: str, framing: str) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{framing}\r\n\r\n".encode()
+
+
 def raw_request(server: Server, path: str, body: dict[str, object]) -> socket.socket:
     """A connection on which the request has been sent and nothing was read."""
     text = json.dumps(body).encode()
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(text)}\r\n\r\n"
-    connection.sendall(head.encode() + text)
+    connection.sendall(head(path, f"content-length: {len(text)}") + text)
     return connection
 
 
@@ -51,7 +53,11 @@ def back_to_zero(server: Server, seconds: float = 5) -> None:
 @pytest.mark.parametrize("wait", [0.0, 0.01, 0.1, 0.4])
 def test_k1_who_leaves_frees_everything(server: Server, path: str, wait: float) -> None:
     connections = [
-        raw_request(server, path, generate_body(f"leave {i} " * 60, f"a{i % 16}", max_new_tokens=2000, ignore_eos_token=True))
+        raw_request(
+            server,
+            path,
+            generate_body(f"leave {i} " * 60, f"a{i % 16}", max_new_tokens=2000, ignore_eos_token=True),
+        )
         for i in range(24)
     ]
     time.sleep(wait)
@@ -62,7 +68,9 @@ def test_k1_who_leaves_frees_everything(server: Server, path: str, wait: float) 
 
 def test_k1_many_short_visits(server: Server) -> None:
     for index in range(200):
-        connection = raw_request(server, "/generate_stream", generate_body(f"visit {index}", f"a{index % 16}", max_new_tokens=500))
+        connection = raw_request(
+            server, "/generate_stream", generate_body(f"visit {index}", f"a{index % 16}", max_new_tokens=500)
+        )
         if index % 3 == 0:
             connection.recv(200)
         connection.close()
@@ -74,14 +82,20 @@ def test_k2_a_reader_that_stops_harms_only_itself(server: Server) -> None:
     connections = []
     for index in range(4):
         connection = raw_request(
-            server, "/generate_stream", generate_body(f"slow {index}", "a1", max_new_tokens=3000, ignore_eos_token=True)
+            server,
+            "/generate_stream",
+            generate_body(f"slow {index}", "a1", max_new_tokens=3000, ignore_eos_token=True),
         )
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connections.append(connection)
     for connection in connections[:2]:
         assert connection.recv(1)
     assert token_ids(server.generate("beside a slow reader", "a7", max_new_tokens=64)) == expected
-    until(lambda: server.metrics()["lorikeet_running_sequences"] == 0, 60, "generation not held up by its reader")
+    until(
+        lambda: server.metrics()["lorikeet_running_sequences"] == 0,
+        60,
+        "generation not held up by its reader",
+    )
     for connection in connections:
         connection.close()
     back_to_zero(server)
@@ -92,7 +106,7 @@ def test_k3_half_requests_are_closed_in_time(server: Server) -> None:
     headers = socket.create_connection(("127.0.0.1", server.port))
     headers.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\nx-slow: ")
     body = socket.create_connection(("127.0.0.1", server.port))
-    body.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{")
+    body.sendall(head("/generate", "content-length: 1000") + b"{")
     idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
     assert server.generate("beside slowloris")["details"]["generated_tokens"] > 0
     started = time.monotonic()
@@ -111,7 +125,7 @@ def test_k3_chunk_torture(server: Server) -> None:
     """A body in one-byte chunks is read like any other, within the bound on its size."""
     text = json.dumps(generate_body("chunks", max_new_tokens=3)).encode()
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
-    connection.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
+    connection.sendall(head("/generate", "transfer-encoding: chunked"))
     connection.sendall(b"".join(b"1\r\n" + bytes([byte]) + b"\r\n" for byte in text) + b"0\r\n\r\n")
     assert connection.recv(4096).startswith(b"HTTP/1.1 200")
     connection.close()

@@ -13,7 +13,9 @@ from support.server import BINARY, free_port
 
 def refused(*arguments: str) -> str:
     started = time.monotonic()
-    done = subprocess.run([BINARY, "serve", *arguments], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [BINARY, "serve", *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
     seconds = time.monotonic() - started
     assert done.returncode != 0, done.stderr
     assert seconds < 2, f"{seconds:.1f} s: {done.stderr}"
@@ -32,7 +34,10 @@ def refused(*arguments: str) -> str:
         (["--model-id", "/no/such/model"], "--model-id"),
         (["--model-id", "smollm2", "--adapter-root", "/no/such/root"], "--adapter-root"),
         (["--model-id", "smollm2", "--hostname", "not an address"], "--hostname"),
-        (["--model-id", "smollm2", "--max-input-length", "100", "--max-total-tokens", "50"], "--max-total-tokens"),
+        (
+            ["--model-id", "smollm2", "--max-input-length", "100", "--max-total-tokens", "50"],
+            "--max-total-tokens",
+        ),
         (["--model-id", "smollm2", "--max-best-of", "0"], "--max-best-of"),
         (["--model-id", "smollm2", "--max-batch-size", "0"], "--max-batch-size"),
         (["--model-id", "smollm2", "--max-active-adapters", "-1"], "--max-active-adapters"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -28,12 +29,16 @@ def flood(server: Server, count: int, **parameters: object) -> list[tuple[int, f
 
     async def one(client: httpx.AsyncClient, index: int) -> tuple[int, float, httpx.Response]:
         started = time.monotonic()
-        response = await client.post("/generate", json=generate_body(f"flood {index}", f"a{index % 16}", **parameters))
+        response = await client.post(
+            "/generate", json=generate_body(f"flood {index}", f"a{index % 16}", **parameters)
+        )
         return response.status_code, time.monotonic() - started, response
 
     async def all_of_them() -> list[tuple[int, float, httpx.Response]]:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits, trust_env=False) as client:
+        async with httpx.AsyncClient(
+            base_url=server.url, timeout=120, limits=limits, trust_env=False
+        ) as client:
             return await asyncio.gather(*(one(client, index) for index in range(count)))
 
     return asyncio.run(all_of_them())
@@ -75,7 +80,7 @@ def test_o2_the_queue_empties_and_service_is_as_before(server: Server) -> None:
 @pytest.mark.parametrize(
     ("parameters", "status"),
     [
-        ({"stop": ["x"] * 1_000_000}, 422),
+        ({"stop": ["x"] * 1_000_000}, 413),
         ({"best_of": 1_000_000_000}, 422),
         ({"max_new_tokens": 1_000_000_000}, 422),
         ({"max_new_tokens": -1}, 422),
@@ -90,10 +95,7 @@ def test_o2_the_queue_empties_and_service_is_as_before(server: Server) -> None:
     ],
 )
 def test_o3_numbers_out_of_contract(server: Server, parameters: dict[str, object], status: int) -> None:
-    body = generate_body("bounds", **parameters)
-    import json
-
-    text = json.dumps(body).replace("Infinity", "1e400")
+    text = json.dumps(generate_body("bounds", **parameters)).replace("Infinity", "1e400")
     response = server.client.post("/generate", content=text, headers={"content-type": "application/json"})
     assert response.status_code == status, response.text
     if status != 200:
@@ -104,18 +106,22 @@ def test_o3_oversize_is_refused_before_it_is_read(server: Server) -> None:
     expected = token_ids(server.generate("beside the flood", "a4"))
     before = resident_bytes(server)
     huge = server.client.post(
-        "/generate", content=b'{"inputs": "' + b"a" * (100 << 20) + b'"}', headers={"content-type": "application/json"}
+        "/generate",
+        content=b'{"inputs": "' + b"a" * (100 << 20) + b'"}',
+        headers={"content-type": "application/json"},
     )
     assert huge.status_code == 413
     assert huge.json()["error"]
     header = server.client.get("/health", headers={"x-big": "h" * (1 << 20)})
     assert header.status_code == 431
-    long = server.client.post("/generate", json=generate_body("word " * 50_000))
-    assert long.status_code == 422
-    assert "tokens" in long.json()["error"]
+    for words in (13_000, 500_000):  # beyond the tokens, and beyond the bytes that are tokenised at all
+        long = server.client.post("/generate", json=generate_body("word " * words))
+        assert long.status_code == 422
+        assert "token" in long.json()["error"] or "byte" in long.json()["error"]
     bias = server.client.post(
-        "/v1/completions", json={"model": "", "prompt": "x", "logit_bias": {str(i): 1 for i in range(1_000_000)}}
+        "/v1/completions",
+        json={"model": "", "prompt": "x", "logit_bias": {str(i): 1 for i in range(1_000_000)}},
     )
     assert bias.status_code in (400, 413)
-    assert resident_bytes(server) - before < 64 << 20
+    assert resident_bytes(server) - before < 32 << 20
     assert token_ids(server.generate("beside the flood", "a4")) == expected

@@ -37,13 +37,19 @@ class InFlight:
 
     def _run(self, server: Server, index: int, max_new_tokens: int) -> None:
         adapter = f"a{index % 16}" if index % 3 else None
-        body = generate_body(f"request {index}", adapter, max_new_tokens=max_new_tokens, ignore_eos_token=True)
+        body = generate_body(
+            f"request {index}", adapter, max_new_tokens=max_new_tokens, ignore_eos_token=True
+        )
         end = "nothing"
         try:
             if index % 2:
-                end = str(httpx.post(server.url + "/generate", json=body, timeout=60, trust_env=False).status_code)
+                end = str(
+                    httpx.post(server.url + "/generate", json=body, timeout=60, trust_env=False).status_code
+                )
             else:
-                with httpx.stream("POST", server.url + "/generate_stream", json=body, timeout=60, trust_env=False) as r:
+                with httpx.stream(
+                    "POST", server.url + "/generate_stream", json=body, timeout=60, trust_env=False
+                ) as r:
                     end = str(r.status_code)
                     for line in r.iter_lines():
                         if line.startswith("data:"):
@@ -62,7 +68,9 @@ class InFlight:
 
 
 def running(server: Server, at_least: int) -> None:
-    until(lambda: server.metrics().get("lorikeet_running_sequences", 0) >= at_least, 20, f"{at_least} running")
+    until(
+        lambda: server.metrics().get("lorikeet_running_sequences", 0) >= at_least, 20, f"{at_least} running"
+    )
 
 
 def test_p1_a_killed_shard_ends_its_requests_and_comes_back(server: Server) -> None:
@@ -114,7 +122,9 @@ def test_p2_a_frozen_shard_is_noticed_and_its_stale_results_are_dropped(server: 
 
 
 @pytest.mark.parametrize("victim", ["launcher", "router"])
-def test_p4_nothing_outlives_a_killed_launcher_or_router(tiny: Path, tiny_adapters: Path, victim: str) -> None:
+def test_p4_nothing_outlives_a_killed_launcher_or_router(
+    tiny: Path, tiny_adapters: Path, victim: str
+) -> None:
     server = Server(str(tiny), [tiny_adapters], ["--dtype", "float32"])
     for _ in range(2):  # the second round starts beside whatever the first left behind
         server.spawn().wait_ready(120)
@@ -125,7 +135,7 @@ def test_p4_nothing_outlives_a_killed_launcher_or_router(tiny: Path, tiny_adapte
             os.kill(server.process.pid, signal.SIGKILL)
         else:
             server.router().kill()
-        gone, alive = psutil.wait_procs(family, timeout=5)
+        _, alive = psutil.wait_procs(family, timeout=5)
         assert not alive, [p.cmdline() for p in alive]
         requests.join(10)
         assert server.process.wait(5) != 0

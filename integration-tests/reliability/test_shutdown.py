@@ -22,12 +22,18 @@ def server(tiny: Path, tiny_adapters: Path) -> Server:
     return server
 
 
-def streams(server: Server, count: int, max_new_tokens: int, ends: list[dict[str, object]]) -> list[threading.Thread]:
+def streams(
+    server: Server, count: int, max_new_tokens: int, ends: list[dict[str, object]]
+) -> list[threading.Thread]:
     def run(index: int) -> None:
-        body = generate_body(f"drain {index}", f"a{index % 16}", max_new_tokens=max_new_tokens, ignore_eos_token=True)
+        body = generate_body(
+            f"drain {index}", f"a{index % 16}", max_new_tokens=max_new_tokens, ignore_eos_token=True
+        )
         tokens, last = 0, {}
         try:
-            with httpx.stream("POST", server.url + "/generate_stream", json=body, timeout=60, trust_env=False) as r:
+            with httpx.stream(
+                "POST", server.url + "/generate_stream", json=body, timeout=60, trust_env=False
+            ) as r:
                 for line in r.iter_lines():
                     if line.startswith("data:"):
                         last = json.loads(line[5:])

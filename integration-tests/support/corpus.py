@@ -1,4 +1,6 @@
-"""Adapter directories that must be refused: each maker writes one below a root; its entry says what the refusal names."""
+"""Adapter directories that must be refused: each maker writes one below a root; its entry says what the
+refusal names.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,12 @@ CORPUS: list[Bad] = [
     Bad("missing", lambda d: None, "adapter", (404,)),
     Bad("empty", lambda d: d.mkdir(), "adapter_config.json", (404, 422)),
     Bad("no-config", lambda d: _without(d, "adapter_config.json"), "adapter_config.json", (404, 422)),
-    Bad("no-weights", lambda d: _without(d, "adapter_model.safetensors"), "adapter_model.safetensors", (404, 422)),
+    Bad(
+        "no-weights",
+        lambda d: _without(d, "adapter_model.safetensors"),
+        "adapter_model.safetensors",
+        (404, 422),
+    ),
     Bad("config-not-json", lambda d: _config(d, "{r: 4"), "json"),
     Bad("config-a-list", lambda d: _config(d, "[]"), "object"),
     Bad("config-1gb", _sparse_config, "adapter_config.json", (413, 422)),
@@ -120,13 +127,42 @@ CORPUS: list[Bad] = [
     Bad("trailing", lambda d: _weights(d, _good() + b"\0" * 8), "adapter_model.safetensors"),
     Bad("header-huge", lambda d: _weights(d, struct.pack("<Q", 1 << 40) + b"{}"), "header"),
     Bad("header-not-json", lambda d: _weights(d, _header(b"not json")), "header"),
-    Bad("header-dup", lambda d: _weights(d, _header(b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},'
-                                                    b'"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}')), "twice"),
-    Bad("header-many", lambda d: _weights(d, _header({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-                                                      for i in range(30_000)})), "tensors"),
-    Bad("header-name", lambda d: _weights(d, _header({"../x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}})), "name"),
-    Bad("header-hole", lambda d: _weights(d, _header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"\0" * 8)), "a"),
-    Bad("wrong-base", lambda d: write_adapter(d, base_model_name_or_path="meta-llama/Llama-3.1-8B-Instruct"), "llama-3.1-8b"),
+    Bad(
+        "header-dup",
+        lambda d: _weights(
+            d,
+            _header(
+                b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},'
+                b'"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
+            ),
+        ),
+        "twice",
+    ),
+    Bad(
+        "header-many",
+        lambda d: _weights(
+            d,
+            _header({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(30_000)}),
+        ),
+        "tensors",
+    ),
+    Bad(
+        "header-name",
+        lambda d: _weights(d, _header({"../x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}})),
+        "name",
+    ),
+    Bad(
+        "header-hole",
+        lambda d: _weights(
+            d, _header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"\0" * 8)
+        ),
+        "a",
+    ),
+    Bad(
+        "wrong-base",
+        lambda d: write_adapter(d, base_model_name_or_path="meta-llama/Llama-3.1-8B-Instruct"),
+        "llama-3.1-8b",
+    ),
     Bad("wrong-shape-a", lambda d: _tensors(d, q_proj__lora_A__weight=torch.zeros(4, 63)), "q_proj"),
     Bad("wrong-shape-b", lambda d: _tensors(d, v_proj__lora_B__weight=torch.zeros(33, 4)), "v_proj"),
     Bad("rank-mismatch", lambda d: write_adapter(d, rank=8, tensors=adapter_tensors(4, 0)), "rank"),
@@ -134,13 +170,33 @@ CORPUS: list[Bad] = [
     Bad("rank-negative", lambda d: write_adapter(d, r=-1), "r"),
     Bad("rank-65536", lambda d: write_adapter(d, r=65536), "r"),
     Bad("rank-text", lambda d: write_adapter(d, r="8"), "r"),
-    Bad("a-without-b", lambda d: write_adapter(d, tensors={k: v for k, v in adapter_tensors(4, 0).items() if "lora_A" in k}), "lora_B"),
+    Bad(
+        "a-without-b",
+        lambda d: write_adapter(d, tensors={k: v for k, v in adapter_tensors(4, 0).items() if "lora_A" in k}),
+        "lora_B",
+    ),
     Bad("no-tensors", lambda d: write_adapter(d, tensors={}), "adapter"),
-    Bad("no-module", lambda d: write_adapter(d, target_modules=["c_attn"], tensors={
-        "base_model.model.h.0.c_attn.lora_A.weight": torch.zeros(4, 64),
-        "base_model.model.h.0.c_attn.lora_B.weight": torch.zeros(64, 4)}), "c_attn"),
-    Bad("layer-beyond", lambda d: write_adapter(d, tensors=adapter_tensors(4, 0) | {
-        "base_model.model.model.layers.99.self_attn.q_proj.lora_A.weight": torch.zeros(4, 64)}), "layers.99"),
+    Bad(
+        "no-module",
+        lambda d: write_adapter(
+            d,
+            target_modules=["c_attn"],
+            tensors={
+                "base_model.model.h.0.c_attn.lora_A.weight": torch.zeros(4, 64),
+                "base_model.model.h.0.c_attn.lora_B.weight": torch.zeros(64, 4),
+            },
+        ),
+        "c_attn",
+    ),
+    Bad(
+        "layer-beyond",
+        lambda d: write_adapter(
+            d,
+            tensors=adapter_tensors(4, 0)
+            | {"base_model.model.model.layers.99.self_attn.q_proj.lora_A.weight": torch.zeros(4, 64)},
+        ),
+        "layers.99",
+    ),
     Bad("nan", lambda d: _tensors(d, q_proj__lora_A__weight=NAN), "q_proj"),
     Bad("inf", lambda d: _tensors(d, q_proj__lora_A__weight=INF), "q_proj"),
     Bad("int8", lambda d: _tensors(d, q_proj__lora_A__weight=torch.zeros(4, 64, dtype=torch.int8)), "q_proj"),
@@ -154,7 +210,7 @@ CORPUS: list[Bad] = [
     Bad("link-directory", lambda d: _link(d, "directory"), "", (404, 422)),
     Bad("link-file", lambda d: _link(d, "file"), "", (404, 422)),
     Bad("fifo", _fifo, "adapter_model.safetensors", (404, 422)),
-]  # fmt: skip
+]
 
 
 def write_corpus(root: Path) -> None:
@@ -164,6 +220,22 @@ def write_corpus(root: Path) -> None:
 
 
 TRAVERSAL = [
-    "/etc", "../x", "a/../../x", "%2e%2e/x", "..\\x", "a\0b", "a0.", "a0 ", "a0\u2215x", "/proc/self/fd/0", "./a0", "a0/../a1",
-    "\r\nX: 1", "é", "a" * 65536, "~", "a0//..//a1", "file:///etc",
-]  # fmt: skip
+    "/etc",
+    "../x",
+    "a/../../x",
+    "%2e%2e/x",
+    "..\\x",
+    "a\0b",
+    "a0.",
+    "a0 ",
+    "a0\u2215x",
+    "/proc/self/fd/0",
+    "./a0",
+    "a0/../a1",
+    "\r\nX: 1",
+    "é",
+    "a" * 65536,
+    "~",
+    "a0//..//a1",
+    "file:///etc",
+]

@@ -15,7 +15,9 @@ HIDDEN, LAYERS, HEADS, KV_HEADS, FFN = 64, 3, 4, 2, 128
 
 
 def tiny_model(directory: Path) -> Path:
-    """A random Llama (fp32, GQA, tied embeddings) with a byte-level tokenizer, saved as `directory/TINY_NAME`."""
+    """A random Llama (fp32, GQA, tied embeddings) with a byte-level tokenizer, saved as
+    `directory/TINY_NAME`.
+    """
     target = directory / TINY_NAME
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(["<|endoftext|>", *alphabet])}
@@ -26,25 +28,44 @@ def tiny_model(directory: Path) -> Path:
     torch.manual_seed(7)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(vocabulary), hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, max_position_embeddings=4096,
-            tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, initializer_range=0.2,
+            vocab_size=len(vocabulary),
+            hidden_size=HIDDEN,
+            intermediate_size=FFN,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=KV_HEADS,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+            initializer_range=0.2,
         )
-    )  # fmt: skip
+    )
     model.save_pretrained(target)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-    fast.chat_template = "{% for message in messages %}[{{ message.role }}]{{ message.content }}\n{% endfor %}[assistant]"
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
+    fast.chat_template = (
+        "{% for message in messages %}[{{ message.role }}]{{ message.content }}\n{% endfor %}[assistant]"
+    )
     fast.save_pretrained(target)
     return target
 
 
-def adapter_tensors(rank: int, seed: int, modules: tuple[str, ...] = ("q_proj", "v_proj")) -> dict[str, torch.Tensor]:
+def adapter_tensors(
+    rank: int, seed: int, modules: tuple[str, ...] = ("q_proj", "v_proj")
+) -> dict[str, torch.Tensor]:
     """LoRA weights for the tiny model, large enough to change what it says."""
     generator = torch.Generator().manual_seed(seed)
     widths = {
-        "q_proj": (HIDDEN, HIDDEN), "k_proj": (HIDDEN, HIDDEN // HEADS * KV_HEADS), "v_proj": (HIDDEN, HIDDEN // HEADS * KV_HEADS),
-        "o_proj": (HIDDEN, HIDDEN), "gate_proj": (HIDDEN, FFN), "up_proj": (HIDDEN, FFN), "down_proj": (FFN, HIDDEN),
-    }  # fmt: skip
+        "q_proj": (HIDDEN, HIDDEN),
+        "k_proj": (HIDDEN, HIDDEN // HEADS * KV_HEADS),
+        "v_proj": (HIDDEN, HIDDEN // HEADS * KV_HEADS),
+        "o_proj": (HIDDEN, HIDDEN),
+        "gate_proj": (HIDDEN, FFN),
+        "up_proj": (HIDDEN, FFN),
+        "down_proj": (FFN, HIDDEN),
+    }
     tensors = {}
     for layer in range(LAYERS):
         for module in modules:
@@ -56,12 +77,22 @@ def adapter_tensors(rank: int, seed: int, modules: tuple[str, ...] = ("q_proj", 
     return tensors
 
 
-def adapter_config(rank: int, modules: tuple[str, ...] = ("q_proj", "v_proj"), **changes: object) -> dict[str, object]:
+def adapter_config(
+    rank: int, modules: tuple[str, ...] = ("q_proj", "v_proj"), **changes: object
+) -> dict[str, object]:
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": TINY_NAME, "r": rank,
-        "lora_alpha": 2 * rank, "target_modules": list(modules), "bias": "none", "lora_dropout": 0.0,
-        "fan_in_fan_out": False, "inference_mode": True, **changes,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": TINY_NAME,
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": list(modules),
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        **changes,
+    }
 
 
 def write_adapter(
@@ -75,5 +106,8 @@ def write_adapter(
     """An adapter directory for the tiny model; `tensors` and `changes` (of the config) make it a bad one."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "adapter_config.json").write_text(json.dumps(adapter_config(rank, modules, **changes)))
-    save_file(adapter_tensors(rank, seed, modules) if tensors is None else tensors, directory / "adapter_model.safetensors")
+    save_file(
+        adapter_tensors(rank, seed, modules) if tensors is None else tensors,
+        directory / "adapter_model.safetensors",
+    )
     return directory

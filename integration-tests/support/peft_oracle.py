@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM
 
 
 class Oracle:
-    """Greedy continuations and their log-probabilities, for the base (adapter `None`) or an adapter's directory."""
+    """Greedy continuations and their log-probabilities, for the base (adapter `None`) or an adapter's
+    directory.
+    """
 
     def __init__(self, model: Path) -> None:
         self.base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -27,7 +29,9 @@ class Oracle:
         return self.peft
 
     @torch.inference_mode()
-    def greedy(self, prompt: list[int], tokens: int, adapter: Path | None = None) -> tuple[list[int], list[float]]:
+    def greedy(
+        self, prompt: list[int], tokens: int, adapter: Path | None = None
+    ) -> tuple[list[int], list[float]]:
         """`tokens` greedy tokens after `prompt` (EOS ignored) and the log-probability of each."""
         model = self._select(adapter)
         if adapter is None and self.peft is not None:

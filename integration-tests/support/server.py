@@ -60,15 +60,27 @@ class Server:
     def command(self) -> list[str]:
         roots = [word for root in self.adapter_roots for word in ("--adapter-root", str(root))]
         return [
-            str(BINARY), "serve", "--model-id", self.model, "--port", str(self.port), *roots,
-            "--store-dir", str(self.directory / "store"), *self.args,
-        ]  # fmt: skip
+            str(BINARY),
+            "serve",
+            "--model-id",
+            self.model,
+            "--port",
+            str(self.port),
+            *roots,
+            "--store-dir",
+            str(self.directory / "store"),
+            *self.args,
+        ]
 
     def spawn(self) -> Server:
         """Starts the process without waiting for anything."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **self.env}
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.env},
             )
         return self
 
@@ -100,7 +112,9 @@ class Server:
 
     def wait_ready(self, seconds: float = 60) -> None:
         def ready() -> bool:
-            assert self.process.poll() is None, f"the server exited with {self.process.returncode}:\n{self.log()[-4000:]}"
+            assert self.process.poll() is None, (
+                f"the server exited with {self.process.returncode}:\n{self.log()[-4000:]}"
+            )
             return self.health() == 200
 
         try:

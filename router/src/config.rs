@@ -95,7 +95,7 @@ pub struct Limits {
     /// Tokens of prompt and output together [default: the model's context, at most 4096]
     #[arg(long, env = "MAX_TOTAL_TOKENS")]
     pub max_total_tokens: Option<u32>,
-    /// Bytes of a prompt, checked before it is tokenised [default: 64 for each token of --max-input-length]
+    /// Bytes of a prompt, checked before it is tokenised [default: 16 for each token of --max-input-length]
     #[arg(long, env = "MAX_PROMPT_BYTES")]
     pub max_prompt_bytes: Option<usize>,
     /// Seconds a request may take, from its arrival to its last token

@@ -6,7 +6,10 @@ import sys
 import openai
 
 client = openai.OpenAI(base_url=sys.argv[1] + "/v1", api_key="unused", max_retries=0)
-MESSAGES = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
+MESSAGES = [
+    {"role": "system", "content": "Be brief"},
+    {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
+]
 
 models = [model.model_dump() for model in client.models.list()]
 base = next(model["id"] for model in models if model["parent"] is None)
@@ -14,7 +17,11 @@ chat = client.chat.completions.create(
     model="a2", messages=MESSAGES, max_completion_tokens=10, temperature=0, logprobs=True, top_logprobs=2
 )
 with client.chat.completions.stream(
-    model="a2", messages=MESSAGES, max_completion_tokens=10, temperature=0, stream_options={"include_usage": True}
+    model="a2",
+    messages=MESSAGES,
+    max_completion_tokens=10,
+    temperature=0,
+    stream_options={"include_usage": True},
 ) as stream:
     streamed = stream.get_final_completion()
 choices = client.chat.completions.create(model=base, messages=MESSAGES, n=3, max_tokens=5, seed=3)

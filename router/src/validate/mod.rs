@@ -26,7 +26,7 @@ pub const MAX_BIAS: usize = 1024;
 /// A prompt of more bytes takes the long lane: some 10 ms of tokenisation.
 const LONG_PROMPT: usize = 32 << 10;
 /// Bytes of prompt allowed for each token of the input limit, where no flag sets them.
-const BYTES_PER_TOKEN: usize = 64;
+const BYTES_PER_TOKEN: usize = 16;
 
 /// The tokenizer and the chat template on a pool of worker threads. Cloning is cheap.
 #[derive(Clone)]

@@ -1,4 +1,6 @@
-"""The CUDA SGMV kernels without a GPU: their sources, compiled for the CPU, over the whole matrix against fp64."""
+"""The CUDA SGMV kernels without a GPU: their sources, compiled for the CPU, over the whole matrix against
+fp64.
+"""
 
 from __future__ import annotations
 
