@@ -18,7 +18,7 @@ from lorikeet_server.errors import ConfigError, LorikeetError
 from lorikeet_server.pb import shard_pb2_grpc as rpc
 from lorikeet_server.service.load import load_engine
 from lorikeet_server.service.servicer import ShardServicer
-from lorikeet_server.service.threads import compute_thread, staging_pool
+from lorikeet_server.service.threads import Pools
 from lorikeet_server.weights import WeightsError
 
 SERVICE = "lorikeet.v1.Shard"
@@ -51,14 +51,14 @@ async def serve(config: ServeConfig) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, EXIT_STOPPED)
-    compute, staging = compute_thread(config.threads), staging_pool()
-    servicer = ShardServicer(compute, staging, lambda: loop.call_soon_threadsafe(stop, EXIT_FAILED))
+    pools = Pools.start(config.threads)
+    servicer = ShardServicer(pools, lambda: loop.call_soon_threadsafe(stop, EXIT_FAILED))
     health = health_aio.HealthServicer()
     server = await listen(config.uds_path, servicer, health)
 
     async def load() -> None:
         try:
-            engine = await loop.run_in_executor(compute, load_engine, config)
+            engine = await loop.run_in_executor(pools.compute, load_engine, config)
         except (LorikeetError, WeightsError) as error:
             logger.error("{}", error)
             stop(EXIT_CONFIG)

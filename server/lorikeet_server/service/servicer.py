@@ -17,6 +17,7 @@ from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.pb import shard_pb2_grpc as rpc
 from lorikeet_server.service.execute import StepStreams, SupersededError
 from lorikeet_server.service.status import status_of
+from lorikeet_server.service.threads import Pools
 from lorikeet_server.weights import WeightsError
 
 T = TypeVar("T")
@@ -25,14 +26,14 @@ T = TypeVar("T")
 class ShardServicer(rpc.ShardServicer):
     """Answers UNAVAILABLE until `ready` is called with the loaded engine."""
 
-    def __init__(self, compute: Executor, staging: Executor, fatal: Callable[[], object]) -> None:
-        self._compute, self._staging, self._fatal = compute, staging, fatal
+    def __init__(self, pools: Pools, fatal: Callable[[], object]) -> None:
+        self._pools, self._fatal = pools, fatal
         self._engine: Engine | None = None
         self._streams: StepStreams | None = None
 
     def ready(self, engine: Engine) -> None:
         """The model is loaded."""
-        self._engine, self._streams = engine, StepStreams(engine, self._compute, self._fatal)
+        self._engine, self._streams = engine, StepStreams(engine, self._pools.compute, self._fatal)
 
     async def Info(self, request: pb.InfoRequest, context: aio.ServicerContext) -> pb.InfoResponse:  # noqa: N802
         engine, _ = await self._loaded(context)
@@ -41,7 +42,7 @@ class ShardServicer(rpc.ShardServicer):
     async def Warmup(self, request: pb.WarmupRequest, context: aio.ServicerContext) -> pb.WarmupResponse:  # noqa: N802
         engine, streams = await self._loaded(context)
         streams.end_current()
-        return await self._call(context, self._compute, lambda: engine.warmup(request))
+        return await self._call(context, self._pools.compute, lambda: engine.warmup(request))
 
     async def Execute(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.Step], context: aio.ServicerContext
@@ -63,7 +64,9 @@ class ShardServicer(rpc.ShardServicer):
         fetch = engine.library.fetch(request.source, request.id, request.max_bytes)
         copying = cast(Generator[FetchProgress, None, None], fetch)
         try:
-            while (done := await self._call(context, self._staging, lambda: next(copying, None))) is not None:
+            while (
+                done := await self._call(context, self._pools.fetching, lambda: next(copying, None))
+            ) is not None:
                 yield pb.FetchAdapterProgress(
                     bytes_done=done.bytes_done,
                     bytes_total=done.bytes_total,
@@ -72,13 +75,13 @@ class ShardServicer(rpc.ShardServicer):
                 )
         finally:
             # Also when the caller has gone: closing takes back what was copied.
-            self._staging.submit(copying.close)
+            self._pools.fetching.submit(copying.close)
 
     async def StageAdapter(  # noqa: N802
         self, request: pb.StageAdapterRequest, context: aio.ServicerContext
     ) -> pb.StageAdapterResponse:
         engine, _ = await self._loaded(context)
-        staged = await self._call(context, self._staging, lambda: engine.library.stage(request.digest))
+        staged = await self._call(context, self._pools.staging, lambda: engine.library.stage(request.digest))
         return pb.StageAdapterResponse(
             host_bytes=staged.memory_bytes,
             device_bytes=staged.memory_bytes,
@@ -93,7 +96,7 @@ class ShardServicer(rpc.ShardServicer):
     ) -> pb.DropAdapterResponse:
         engine, _ = await self._loaded(context)
         await self._call(
-            context, self._staging, lambda: engine.library.drop(request.digest, request.from_store)
+            context, self._pools.staging, lambda: engine.library.drop(request.digest, request.from_store)
         )
         return pb.DropAdapterResponse()
 

@@ -1,36 +1,46 @@
-"""The threads beside the event loop: one that computes, and a few that wait for files."""
+"""The threads beside the event loop: one that computes, some that wait for files, a few that parse them."""
 
 import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 
 from lorikeet_server.config import SWITCH_SECONDS
 
+# Fetches wait for other people's disks, so a slow source must not take the place of another adapter's staging.
+FETCHING_THREADS = 16
 STAGING_THREADS = 2
-STAGING_NICENESS = 10
+NICENESS = 10
 
 
-def compute_thread(threads: int) -> ThreadPoolExecutor:
-    """One thread, so that steps, Warmup and resets happen in the order in which they are submitted."""
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """Who runs what: steps, Warmup and resets in order on one thread; the rest below its priority."""
 
-    sys.setswitchinterval(SWITCH_SECONDS)
+    compute: ThreadPoolExecutor
+    staging: ThreadPoolExecutor
+    fetching: ThreadPoolExecutor
 
-    def initialise() -> None:
-        # Both are properties of the thread, not of the process.
-        torch.set_num_threads(threads)
-        torch.inference_mode().__enter__()
+    @classmethod
+    def start(cls, threads: int) -> "Pools":
+        """`threads`: how many the kernels use."""
+        sys.setswitchinterval(SWITCH_SECONDS)
 
-    return ThreadPoolExecutor(1, thread_name_prefix="compute", initializer=initialise)
+        def prepare_compute() -> None:
+            # Both are properties of the thread, not of the process.
+            torch.set_num_threads(threads)
+            torch.inference_mode().__enter__()
+
+        return cls(
+            ThreadPoolExecutor(1, "compute", prepare_compute),
+            ThreadPoolExecutor(STAGING_THREADS, "staging", _step_back),
+            ThreadPoolExecutor(FETCHING_THREADS, "fetching", _step_back),
+        )
 
 
-def staging_pool() -> ThreadPoolExecutor:
-    """Threads for fetching and staging adapters, below the compute thread's priority: a decode never waits
-    for a core that reads files."""
-
-    def initialise() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), STAGING_NICENESS)
-
-    return ThreadPoolExecutor(STAGING_THREADS, thread_name_prefix="staging", initializer=initialise)
+def _step_back() -> None:
+    """Lowers this thread's priority: a decode never waits for a core that reads files."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -21,7 +21,7 @@ from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.pb import shard_pb2_grpc as rpc
 from lorikeet_server.service.server import listen
 from lorikeet_server.service.servicer import ShardServicer
-from lorikeet_server.service.threads import compute_thread, staging_pool
+from lorikeet_server.service.threads import Pools
 
 
 class Shard:
@@ -36,7 +36,7 @@ class Shard:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
-        self.servicer = ShardServicer(compute_thread(1), staging_pool(), self.fatal.set)
+        self.servicer = ShardServicer(Pools.start(1), self.fatal.set)
         health = health_aio.HealthServicer()
         self.server = self.call(listen(self.socket, self.servicer, health))
         self.channel = grpc.insecure_channel(f"unix:{self.socket}")
@@ -273,6 +273,28 @@ def test_calls_are_answered_while_a_step_runs(warm: Shard, monkeypatch: pytest.M
     assert fetched[-1].digest
     gate.set()
     assert next(stream.results).id == 1
+
+
+def test_a_stuck_source_holds_up_its_own_fetch_only(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    (*_, last) = warm.stub.FetchAdapter(pb.FetchAdapterRequest(source="local", id="one"))
+    gate, stuck = threading.Event(), []
+    fetch = type(warm.engine.library).fetch
+
+    def slow(library: Any, source: str, adapter_id: str, max_bytes: int) -> Any:
+        if adapter_id == "stuck":
+            stuck.append(adapter_id)
+            gate.wait(30)
+        yield from fetch(library, source, adapter_id, max_bytes)
+
+    monkeypatch.setattr(type(warm.engine.library), "fetch", slow)
+    request = pb.FetchAdapterRequest(source="local", id="stuck")
+    waiting = [warm.stub.FetchAdapter(request) for _ in range(5)]
+    wait_for(lambda: len(stuck) == 5)
+    assert warm.stub.StageAdapter(pb.StageAdapterRequest(digest=last.digest), timeout=10).modules == 21
+    assert list(warm.stub.FetchAdapter(pb.FetchAdapterRequest(source="local", id="one"), timeout=10))
+    gate.set()
+    for call in waiting:
+        assert code_of(lambda call=call: list(call)) == grpc.StatusCode.NOT_FOUND
 
 
 def test_the_socket_is_private(shard: Shard) -> None:
