@@ -10,7 +10,7 @@ import torch
 
 from lorikeet_server.config import SWITCH_SECONDS
 
-# Fetches wait for other people's disks, so a slow source must not take the place of another adapter's staging.
+# Fetches wait for other people's disks: a slow one must not take the place of another adapter's staging.
 FETCHING_THREADS = 16
 STAGING_THREADS = 2
 NICENESS = 10
