@@ -244,3 +244,18 @@ fn a_reader_that_stops_is_cut_and_delays_nobody() {
     }
     drop(stuck);
 }
+
+#[test]
+fn connections_beyond_the_bound_wait_for_their_turn() {
+    let router = Router::start(slow(), "--max-connections 2 --header-timeout 1");
+    let first = router.stream(60);
+    let second = router.stream(60);
+    sleep(Duration::from_millis(50));
+    let waiting = Instant::now();
+    // The answer comes when one of the others is done.
+    assert!(read_all(router.stream(1)).contains("generated_text"));
+    assert!(waiting.elapsed() > Duration::from_millis(300), "{:?}", waiting.elapsed());
+    for stream in [first, second] {
+        assert!(read_all(stream).contains("generated_text"));
+    }
+}

@@ -73,11 +73,10 @@ impl Detokenizer {
     /// Takes the first tokens of the window, whose text this is, as given. Returns what is new of it.
     fn settle(&mut self, text: &str, tokens: usize) -> String {
         let fresh = match text.strip_prefix(self.prefix.as_str()) {
-            Some(fresh) => fresh,
-            // A token changed how the ones before it are written; what is common has been given already.
-            None => &text[common(text, &self.prefix)..],
-        }
-        .to_owned();
+            Some(fresh) => fresh.to_owned(),
+            // Some decoders give up all bytes in a row when one is wrong, those of characters given before too.
+            None => self.tokenizer.decode(&self.window[self.settled..tokens]),
+        };
         self.window.drain(..self.settled);
         self.settled = tokens - self.settled;
         self.prefix = self.tokenizer.decode(&self.window[..self.settled]);
@@ -85,24 +84,95 @@ impl Detokenizer {
     }
 }
 
-/// Bytes of the longest common prefix, at a character boundary.
-fn common(left: &str, right: &str) -> usize {
-    left.char_indices()
-        .zip(right.chars())
-        .find(|((_, a), b)| a != b)
-        .map_or(left.len().min(right.len()), |((at, _), _)| at)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::common;
+    use std::fs;
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// As Llama's: a space is `▁`, unknown characters are bytes, the first space of a text is stripped.
+    fn sentencepiece() -> Arc<Tokenizer> {
+        let mut vocabulary: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
+        vocabulary.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
+        vocabulary.extend(["▁", "▁Hello", "▁world", "lo", "é", "!"].map(str::to_owned));
+        let special = |id: u32, content: &str| {
+            json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false})
+        };
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+            "post_processor": null,
+            "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"}, {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+            "model": {"type": "BPE", "unk_token": "<unk>", "byte_fallback": true, "merges": [],
+                "vocab": vocabulary.iter().enumerate().map(|(id, token)| (token.clone(), json!(id)))
+                    .collect::<serde_json::Map<_, _>>()},
+        });
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        Arc::new(Tokenizer::load(directory.path()).unwrap())
+    }
+
+    fn byte(byte: u8) -> u32 {
+        3 + u32::from(byte)
+    }
+
+    const HELLO: u32 = 260;
+    const WORLD: u32 = 261;
+    const BANG: u32 = 264;
 
     #[test]
-    fn common_prefixes_end_at_characters() {
-        for (left, right, length) in
-            [("", "a", 0), ("aé", "aè", 1), ("ab", "abc", 2), ("abc", "ab", 2), ("x", "y", 0)]
-        {
-            assert_eq!(common(left, right), length, "{left} {right}");
+    fn a_leading_space_is_kept_behind_a_prompt() {
+        let tokenizer = sentencepiece();
+        let mut after_prompt = Detokenizer::new(Arc::clone(&tokenizer), &[1, HELLO]);
+        assert_eq!(after_prompt.push(WORLD), " world");
+        assert_eq!(after_prompt.push(BANG), "!");
+        let mut alone = Detokenizer::new(Arc::clone(&tokenizer), &[1]);
+        assert_eq!(alone.push(HELLO), "Hello");
+        assert_eq!(alone.push(WORLD), " world");
+        assert_eq!((tokenizer.piece(WORLD), tokenizer.piece(2)), (" world", "</s>"));
+    }
+
+    #[test]
+    fn bytes_wait_for_their_character() {
+        let mut detokenizer = Detokenizer::new(sentencepiece(), &[HELLO]);
+        let texts: Vec<String> = "é🦀".bytes().map(|b| detokenizer.push(byte(b))).collect();
+        assert_eq!(texts, ["", "é", "", "", "", "🦀"]);
+        assert_eq!(detokenizer.push(byte(0xe2)), "");
+        assert_eq!(detokenizer.push(BANG), "\u{fffd}!");
+        assert_eq!(detokenizer.push(byte(0xe2)), "");
+        assert_eq!(detokenizer.finish(), "\u{fffd}");
+        assert_eq!(detokenizer.finish(), "");
+    }
+
+    #[test]
+    fn what_is_given_piece_by_piece_is_the_whole() {
+        let tokenizer = sentencepiece();
+        let mut random = 1_u64;
+        for round in 0..300 {
+            let mut next = |bound: u32| {
+                random =
+                    random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (random >> 33) as u32 % bound
+            };
+            let characters = ["a", "é", "€", "🦀"];
+            let tokens: Vec<u32> = (0..40)
+                .flat_map(|_| match next(2) {
+                    0 => vec![259 + next(6)],
+                    _ => characters[next(4) as usize].bytes().map(byte).collect(),
+                })
+                .collect();
+            let prompt = if round % 2 == 0 { vec![] } else { vec![HELLO] };
+            let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), &prompt);
+            let mut text: String = tokens.iter().map(|&token| detokenizer.push(token)).collect();
+            text.push_str(&detokenizer.finish());
+            let whole = tokenizer.decode(&[prompt.clone(), tokens].concat());
+            assert_eq!(text, whole[tokenizer.decode(&prompt).len()..]);
         }
     }
 }

@@ -13,14 +13,14 @@ use std::{
     os::unix::net::UnixListener as StdListener,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 pub use adapters::{Store, digest};
-use lorikeet_proto::v1::shard_server::ShardServer;
+use lorikeet_proto::v1::{WarmupRequest, shard_server::ShardServer};
 pub use model::{expected, next_token};
 use service::Service;
 use tokio::{net::UnixListener, runtime, sync::watch};
@@ -46,6 +46,7 @@ pub struct SimConfig {
     pub adapter_bytes: u64,
     /// Bytes of adapters on the device.
     pub adapter_budget: u64,
+    pub warmup_time: Duration,
     /// What fetching and staging an adapter takes.
     pub fetch_time: Duration,
     pub stage_time: Duration,
@@ -74,6 +75,7 @@ impl Default for SimConfig {
             sampled: 0..256,
             adapter_bytes: 1 << 20,
             adapter_budget: 64 << 20,
+            warmup_time: Duration::ZERO,
             fetch_time: Duration::ZERO,
             stage_time: Duration::ZERO,
             store: Store::default(),
@@ -97,6 +99,7 @@ pub struct Control {
     /// Steps are answered with another id.
     pub wrong_ids: AtomicBool,
     frozen: watch::Sender<bool>,
+    warmup: Mutex<Option<WarmupRequest>>,
 }
 
 impl Control {
@@ -111,12 +114,22 @@ impl Control {
             poison: AtomicU32::new(u32::MAX),
             wrong_ids: AtomicBool::new(false),
             frozen: watch::Sender::new(false),
+            warmup: Mutex::default(),
         }
     }
 
     /// Answers nothing until told otherwise, as a stopped process would.
     pub fn freeze(&self, frozen: bool) {
         self.frozen.send_replace(frozen);
+    }
+
+    /// The sizes that the router asked for last.
+    pub fn sizes(&self) -> Option<WarmupRequest> {
+        *self.warmup.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_sizes(&self, request: WarmupRequest) {
+        *self.warmup.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
     }
 
     async fn thawed(&self) {

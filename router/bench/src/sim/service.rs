@@ -99,8 +99,10 @@ impl Shard for Service {
         }))
     }
 
-    async fn warmup(&self, _: Request<WarmupRequest>) -> Result<Response<WarmupResponse>, Status> {
+    async fn warmup(&self, request: Request<WarmupRequest>) -> Result<Response<WarmupResponse>, Status> {
         self.control.thawed().await;
+        self.control.set_sizes(request.into_inner());
+        tokio::time::sleep(self.config.warmup_time).await;
         self.streams.fetch_add(1, Relaxed);
         let (num_blocks, adapter_bytes) = (self.config.num_blocks, self.config.adapter_budget);
         Ok(Response::new(WarmupResponse { num_blocks, adapter_bytes }))

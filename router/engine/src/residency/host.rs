@@ -115,8 +115,8 @@ pub(super) enum Target {
     Drop { digest: Digest, from_store: bool, staged: bool },
 }
 
-/// How long a staged adapter waits for the first of those who asked for it before it may be evicted again. Without
-/// this, two callers with room for one adapter could evict each other's for ever.
+/// How long a fetched or staged adapter waits for the first of those who asked for it before it may be evicted again.
+/// Without this, two callers with room for one adapter could evict each other's for ever.
 pub(super) const FIRST_PIN: Duration = Duration::from_secs(5);
 
 /// See the module's documentation. `F` is the caller's error, kept for the negative cache.

@@ -20,6 +20,7 @@ impl<F: Clone> HostTier<F> {
             self.disk_bytes += stored_bytes;
         }
         let mut names = 0;
+        let mut reserved_until = None;
         if let Some(entry) = self.names.get_mut(&name).filter(|entry| entry.awaits(flight)) {
             match &entry.digest {
                 Some(serving) if serving != digest => {
@@ -30,10 +31,16 @@ impl<F: Clone> HostTier<F> {
                     names = u32::from(known.is_none());
                     entry.digest = Some(digest.clone());
                     entry.fetch = Fetch::Idle;
+                    // Whoever asked is about to stage it: a full store makes room with another one.
+                    reserved_until = Some(now + FIRST_PIN);
                 }
             }
         }
-        self.update(digest, |adapter| adapter.names += names);
+        self.reserved.extend(reserved_until.map(|until| (until, digest.clone())));
+        self.update(digest, |adapter| {
+            adapter.names += names;
+            adapter.reserved_until = reserved_until.or(adapter.reserved_until);
+        });
     }
 
     /// A staging ended. `host_bytes`: what the copies take together on this machine.
