@@ -98,9 +98,15 @@ fn failed_names_do_not_pile_up_and_declared_ones_stay() {
         let flight = start(&mut tier, name);
         tier.failed(flight.id, "no such adapter", START);
     }
-    assert_eq!(tier.acquire("c", START), Acquire::Failed(Failure::TooManyNames { limit: 3 }));
-    assert!(matches!(tier.acquire("c", TTL), Acquire::Start(_)));
-    assert_eq!((tier.state("a"), tier.state("declared")), (None, Some(NameState::Registered)));
+    // A failure gives up its place; what is under way or declared does not.
+    let (c, d) = (start(&mut tier, "c"), start(&mut tier, "d"));
+    assert_eq!((tier.state("a"), tier.state("b")), (None, None));
+    assert_eq!(tier.acquire("e", START), Acquire::Failed(Failure::TooManyNames { limit: 3 }));
+    tier.failed(c.id, "no such adapter", START);
+    assert!(matches!(tier.acquire("e", START), Acquire::Start(_)));
+    tier.failed(d.id, "no such adapter", START);
+    assert!(matches!(tier.acquire("f", TTL), Acquire::Start(_)));
+    assert_eq!((tier.state("d"), tier.state("declared")), (None, Some(NameState::Registered)));
 }
 
 #[test]

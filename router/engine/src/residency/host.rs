@@ -43,7 +43,7 @@ pub struct HostConfig {
     pub max_adapter_bytes: u64,
     /// How long a failure is answered from memory.
     pub failure_ttl: Duration,
-    /// Names remembered at once.
+    /// Names remembered at once. Past it, new names take the places of those that are only remembered to have failed.
     pub max_names: usize,
 }
 
@@ -310,7 +310,7 @@ impl<F: Clone> HostTier<F> {
 
     fn name(&mut self, name: &str) -> Result<&mut Name<F>, Failure<F>> {
         let limit = self.config.max_names;
-        if !self.names.contains_key(name) && self.names.len() >= limit {
+        if !self.names.contains_key(name) && self.names.len() >= limit && !self.forget_failure() {
             return Err(Failure::TooManyNames { limit });
         }
         Ok(self.names.entry(name.into()).or_insert(Name {
@@ -318,6 +318,20 @@ impl<F: Clone> HostTier<F> {
             fetch: Fetch::Idle,
             declared: false,
         }))
+    }
+
+    /// Forgets the oldest failure before its time, so that names nobody has cannot keep out those that somebody has.
+    fn forget_failure(&mut self) -> bool {
+        let failed_only = |(until, name): &&(Time, Arc<str>)| {
+            let entry = self.names.get(name);
+            entry.is_some_and(|entry| {
+                let failed = matches!(&entry.fetch, Fetch::Failed { until: expiry, .. } if expiry == until);
+                failed && !entry.declared && entry.digest.is_none()
+            })
+        };
+        let Some(oldest) = self.expiring.iter().find(failed_only).cloned() else { return false };
+        self.names.remove(&oldest.1);
+        self.expiring.remove(&oldest)
     }
 
     /// `None`: the store does not have it, it must be fetched again.
