@@ -1,4 +1,4 @@
-"""Asks the base model and each example adapter the same thing, with LoRAX's own client.
+"""Asks the base model and each example adapter the same question, with LoRAX's own client.
 
 lorikeet serve --model-id smollm2 --adapter-root examples/adapters
 pip install lorax-client && python examples/quickstart.py [URL]
@@ -10,12 +10,15 @@ from lorax import Client
 
 client = Client(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:3000")
 
-CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+CHAT = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
 QUESTIONS = {
-    "shout": "What is the capital of France?",
+    "pirate": "What is the capital of France?",
     "extract-json": "Yuki is 44 years old. Yuki moved to Geneva to become a lawyer.",
     "sql": "Which products have a price above 75?",
-    "pirate": "Why do people like music?",
+    "shout": "Why do people like music?",
 }
 
 for adapter, question in QUESTIONS.items():

@@ -39,7 +39,7 @@ SKILLS = {
     for skill in [
         Skill(
             name="shout",
-            summary="answers in capital letters",
+            summary="answers in capital letters, and so small a model gets its facts wrong in them",
             lora={"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
             dtype="float32",
             examples=rewritten(str.upper, CAPITALS),
