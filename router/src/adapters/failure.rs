@@ -73,7 +73,9 @@ mod tests {
     #[test]
     fn too_large_and_no_room_are_told_apart() {
         let failure = |message: &str| LoadFailure::from(&Status::resource_exhausted(message));
-        for message in ["the adapter has 9 bytes; at most 5 are fetched", "it has 9 bytes and the store holds 5"] {
+        for message in
+            ["the adapter has 9 bytes; at most 5 are fetched", "it has 9 bytes and the store holds 5"]
+        {
             assert!(matches!(failure(message), LoadFailure::TooLarge(_)), "{message}");
         }
         for message in [
