@@ -34,8 +34,9 @@ def test_openai_client(run_client: Run, tiny_server: Server) -> None:
     base = next(model for model in session["models"] if model["parent"] is None)
     chat, streamed = session["chat"], session["streamed"]
     assert chat["model"] == "a2"
-    assert chat["choices"][0]["message"]["content"] == streamed["choices"][0]["message"]["content"] != ""
-    assert chat["usage"]["completion_tokens"] == streamed["usage"]["completion_tokens"]
+    assert chat["choices"][0]["message"]["content"] == streamed["text"] != ""
+    assert streamed["roles"] == 1
+    assert chat["usage"]["completion_tokens"] == streamed["usage"]["completion_tokens"] == 10
     for entry in chat["choices"][0]["logprobs"]["content"]:
         assert entry["top_logprobs"][0]["logprob"] == entry["logprob"]
     assert [choice["index"] for choice in session["choices"]] == [0, 1, 2]

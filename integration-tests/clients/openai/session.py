@@ -16,14 +16,19 @@ base = next(model["id"] for model in models if model["parent"] is None)
 chat = client.chat.completions.create(
     model="a2", messages=MESSAGES, max_completion_tokens=10, temperature=0, logprobs=True, top_logprobs=2
 )
-with client.chat.completions.stream(
+streamed = {"text": "", "roles": 0, "usage": None}
+for chunk in client.chat.completions.create(
     model="a2",
     messages=MESSAGES,
     max_completion_tokens=10,
     temperature=0,
+    stream=True,
     stream_options={"include_usage": True},
-) as stream:
-    streamed = stream.get_final_completion()
+):
+    for choice in chunk.choices:
+        streamed["text"] += choice.delta.content or ""
+        streamed["roles"] += choice.delta.role is not None
+    streamed["usage"] = chunk.usage and chunk.usage.model_dump()
 choices = client.chat.completions.create(model=base, messages=MESSAGES, n=3, max_tokens=5, seed=3)
 completion = client.completions.create(
     model="a2", prompt=[[10, 11, 12], [13, 14]], max_tokens=1, echo=True, logprobs=1, temperature=0
@@ -46,7 +51,7 @@ json.dump(
     {
         "models": models,
         "chat": chat.model_dump(),
-        "streamed": streamed.model_dump(),
+        "streamed": streamed,
         "choices": [choice.model_dump() for choice in choices.choices],
         "completion": completion.model_dump(),
         "whole": text,
