@@ -9,7 +9,15 @@ from typing import Annotated, NoReturn
 import typer
 
 from lorikeet_server import __version__
-from lorikeet_server.config import Device, Dtype, GroupConfig, ServeConfig, environment, prepare_threads
+from lorikeet_server.config import (
+    LOG_LEVEL,
+    Device,
+    Dtype,
+    GroupConfig,
+    ServeConfig,
+    environment,
+    prepare_threads,
+)
 from lorikeet_server.errors import LorikeetError
 
 EXIT_CONFIG = 64
@@ -52,7 +60,8 @@ def serve(
 
     try:
         group = GroupConfig.from_environment(environment())
-        configure(as_json=json_output, rank=group.rank)
+        verbose = environment().get(LOG_LEVEL, "") in ("debug", "trace")
+        configure(as_json=json_output, rank=group.rank, verbose=verbose)
         config = ServeConfig(
             model_path=model_path,
             model_id=model_id,

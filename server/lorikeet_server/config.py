@@ -15,6 +15,7 @@ WORLD_SIZE = "WORLD_SIZE"  # shards in the group, default 1
 MASTER_ADDR = "MASTER_ADDR"  # where rank 0 listens, default 127.0.0.1
 MASTER_PORT = "MASTER_PORT"  # its port; required when WORLD_SIZE > 1
 OMP_NUM_THREADS = "OMP_NUM_THREADS"  # threads of the compute kernels, unless --threads says otherwise
+LOG_LEVEL = "LOG_LEVEL"  # least level of log records; debug or trace shows details
 GOMP_SPINCOUNT = "GOMP_SPINCOUNT"  # how long an idle kernel thread spins before it sleeps
 
 # The kernels have their own threads; torch's remaining ops use OpenMP's. Sleeping at each of its barriers
