@@ -57,7 +57,7 @@ run: setup ## Serve the demo model with the example adapters (MODEL, ADAPTERS, P
 
 .PHONY: bench
 bench: setup ## Measure throughput and latency on this machine
-	$(PYTHON) -m benchmarks.serving
+	$(PYTHON) benchmarks/serving/run.py $(PEERS)
 
 # Checking
 

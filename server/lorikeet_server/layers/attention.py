@@ -23,13 +23,14 @@ class Heads:
     def of_rank(cls, config: ModelConfig, rank: int, size: int) -> "Heads":
         heads, kv_heads = config.num_heads, config.num_kv_heads
         if size <= kv_heads:
-            # Whole groups of query heads with their key/value head; where they do not divide, some ranks get one more.
+            # Whole groups of query heads with their key/value head; some ranks get one more if need be.
             key = range(rank * kv_heads // size, (rank + 1) * kv_heads // size)
             group = heads // kv_heads
             return cls(range(key.start * group, key.stop * group), key, config.head_dim)
         if heads % size or size % kv_heads:
             raise ModelError(
-                f"{heads} attention heads with {kv_heads} key/value heads cannot be divided over {size} shards"
+                f"{heads} attention heads with {kv_heads} key/value heads "
+                f"cannot be divided over {size} shards"
             )
         query, first = heads // size, rank * kv_heads // size
         return cls(range(rank * query, (rank + 1) * query), range(first, first + 1), config.head_dim)
