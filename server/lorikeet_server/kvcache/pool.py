@@ -1,7 +1,9 @@
 """The key and value caches of every layer, in whole blocks."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from lorikeet_server.errors import ConfigError
@@ -34,17 +36,23 @@ class KvPool:
 
     @classmethod
     def allocate(cls, kernels: Kernels, shape: KvShape, num_blocks: int, block_size: int) -> "KvPool":
-        """Zeroed, since masked keys are still multiplied by zero, and stale memory may hold NaN.
-
-        Zero pages cost nothing until a block is used.
-        """
+        """Zeroed, since masked keys are still multiplied by zero, and stale memory may hold NaN."""
         key, value = kernels.kv_layout(num_blocks, block_size, shape.kv_heads, shape.head_dim, KV_DTYPE)
         return cls(
-            [torch.zeros(key, dtype=KV_DTYPE) for _ in range(shape.num_layers)],
-            [torch.zeros(value, dtype=KV_DTYPE) for _ in range(shape.num_layers)],
+            [_zeros(key) for _ in range(shape.num_layers)],
+            [_zeros(value) for _ in range(shape.num_layers)],
             num_blocks,
             block_size,
         )
+
+
+def _zeros(shape: tuple[int, ...]) -> torch.Tensor:
+    """Zeros, aligned to a cache line. NumPy takes zero pages, free until used; torch would write them all."""
+    line = 64 // KV_DTYPE.itemsize
+    size = math.prod(shape)
+    memory = torch.from_numpy(np.zeros(size + line, np.float32))
+    first = -memory.data_ptr() // KV_DTYPE.itemsize % line
+    return memory[first : first + size].view(shape)
 
 
 def count_blocks(shape: KvShape, block_size: int, kv_bytes: int, max_blocks: int) -> int:
