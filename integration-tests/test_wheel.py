@@ -80,11 +80,14 @@ def test_the_package_is_whole_and_alone(wheel: Path) -> None:
         assert part in names, part
     assert any(name.endswith(".data/scripts/lorikeet") for name in names)
     assert any(name.endswith("LICENSE") for name in names)
-    committed = set(run("git", "ls-files", "server/lorikeet_server", cwd=ROOT).split())
+    listed = run(
+        "git", "ls-files", "--cached", "--others", "--exclude-standard", "server/lorikeet_server", cwd=ROOT
+    )
+    sources = {name for name in listed.split() if (ROOT / name).exists()}
     shipped = {
         f"server/{name}" for name in names if name.startswith("lorikeet_server/") and not name.endswith("/")
     }
-    assert shipped == committed
+    assert shipped == sources
 
 
 def test_the_source_distribution_can_be_built_from(built: Path) -> None:
