@@ -50,7 +50,8 @@ def test_openai_client(run_client: Run, tiny_server: Server) -> None:
     assert session["unknown"] == "model_not_found"
     assert session["invalid"] == "top_p"
     listed = {model["id"]: model for model in tiny_server.client.get("/v1/models").json()["data"]}
-    assert listed["a2"]["parent"] == base["id"]
+    assert {f"a{index}" for index in range(16)} < listed.keys()
+    assert listed["a2"]["parent"] == listed["a15"]["parent"] == base["id"]
 
 
 def test_text_generation_client(run_client: Run, tiny_server: Server) -> None:

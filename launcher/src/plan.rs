@@ -127,6 +127,9 @@ fn router(args: &ServeArgs, host: &Host, run: &Run, sockets: &[PathBuf]) -> Proc
     }
     command.pair("--tokenizer-path", &run.prepared.tokenizer_path);
     command.pair("--model-id", &run.prepared.model_id);
+    for root in &args.adapter_root {
+        command.pair("--adapter-root", root);
+    }
     if args.json_output {
         command.flag("--json-output");
     }

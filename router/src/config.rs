@@ -132,6 +132,9 @@ pub struct Batching {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Adapters")]
 pub struct Adapters {
+    /// Directory whose adapters are listed; repeatable. The shards decide what may be loaded
+    #[arg(long, env = "ADAPTER_ROOT", value_name = "DIR", value_delimiter = ',')]
+    pub adapter_root: Vec<PathBuf>,
     /// Adapters on the device at once
     #[arg(long, env = "MAX_ACTIVE_ADAPTERS", default_value_t = 128)]
     pub max_active_adapters: u32,

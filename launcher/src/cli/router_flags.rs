@@ -56,8 +56,9 @@ impl FromArgMatches for RouterFlags {
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         // The flags that the launcher shares are written by the plan, with the launcher's value.
-        let shared =
-            |flag: &Arg| ["model_id", "hostname", "port", "json_output"].contains(&flag.get_id().as_str());
+        let shared = |flag: &Arg| {
+            ["model_id", "adapter_root", "hostname", "port", "json_output"].contains(&flag.get_id().as_str())
+        };
         for flag in flags().filter(|flag| !shared(flag)) {
             let id = flag.get_id().as_str();
             if matches.value_source(id) != Some(ValueSource::CommandLine) {

@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use super::{
+    catalogue::Catalogue,
     failure::{self, LoadFailure},
     name,
 };
@@ -31,6 +32,8 @@ const MAX_FETCHES: u32 = 2;
 
 /// Knows every adapter that was asked for. One per router.
 pub struct Registry {
+    /// What could be asked for.
+    pub catalogue: Catalogue,
     pub(super) group: Arc<Group>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) config: Adapters,
@@ -86,6 +89,7 @@ impl Registry {
         });
         let state = State { tier, device_bytes: FxHashMap::default(), created: FxHashMap::default() };
         Self {
+            catalogue: Catalogue::new(config.adapter_root.clone()),
             group,
             metrics,
             config,

@@ -1,13 +1,20 @@
-//! `/v1/models`: the base model and the adapters that have been asked for.
+//! `/v1/models`: the base model, the adapters that have been asked for, and those that lie below the roots.
 
 use axum::{
     Json as JsonBody,
     extract::{Path, State, rejection::PathRejection},
 };
+use rustc_hash::FxHashSet;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{adapters::Listed, api::error::OpenAiErrors, app::AppState, error::Error};
+use crate::{
+    adapters::{Listed, name},
+    api::error::OpenAiErrors,
+    app::AppState,
+    error::Error,
+    infer::AdapterSource,
+};
 
 #[derive(Serialize, ToSchema)]
 pub struct ModelList {
@@ -43,13 +50,20 @@ pub struct Model {
     responses((status = 200, body = ModelList), OpenAiErrors)
 )]
 pub async fn models(State(state): State<AppState>) -> JsonBody<ModelList> {
-    let adapters = state.registry.list().into_iter().map(|adapter| of_adapter(&state, adapter));
-    JsonBody(ModelList { object: "list", data: [base(&state)].into_iter().chain(adapters).collect() })
+    let known = state.registry.list();
+    let catalogue = state.registry.catalogue.list().await;
+    let asked: FxHashSet<&str> = known.iter().map(|adapter| adapter.id.as_str()).collect();
+    let others = catalogue.iter().filter(|(id, _)| !asked.contains(id.as_str()));
+    let mut data = vec![base(&state)];
+    data.extend(others.map(|(id, &written)| of_catalogue(&state, id.clone(), written)));
+    data.extend(known.iter().map(|adapter| of_adapter(&state, adapter)));
+    data[1..].sort_by(|a, b| a.id.cmp(&b.id));
+    JsonBody(ModelList { object: "list", data })
 }
 
 /// One model
 ///
-/// An adapter that nobody has asked for yet is not listed, and may be served all the same.
+/// An adapter deep below a root is not listed before it is asked for, and may be served all the same.
 #[utoipa::path(
     get,
     path = "/v1/models/{id}",
@@ -62,7 +76,7 @@ pub async fn model(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<JsonBody<Model>, Error> {
     let Path(id) = id.map_err(|_| Error::AdapterNotFound { id: String::new() })?;
-    find(&state, id)
+    find(&state, id).await
 }
 
 /// The same for an id with slashes in it.
@@ -71,15 +85,20 @@ pub async fn model_of_owner(
     id: Result<Path<(String, String)>, PathRejection>,
 ) -> Result<JsonBody<Model>, Error> {
     let Path((owner, rest)) = id.map_err(|_| Error::AdapterNotFound { id: String::new() })?;
-    find(&state, format!("{owner}/{rest}"))
+    find(&state, format!("{owner}/{rest}")).await
 }
 
-fn find(state: &AppState, id: String) -> Result<JsonBody<Model>, Error> {
+async fn find(state: &AppState, id: String) -> Result<JsonBody<Model>, Error> {
     if id == state.config.model.model_id {
         return Ok(JsonBody(base(state)));
     }
-    let adapter = state.registry.find(&id).ok_or(Error::AdapterNotFound { id })?;
-    Ok(JsonBody(of_adapter(state, adapter)))
+    if let Some(adapter) = state.registry.find(&id) {
+        return Ok(JsonBody(of_adapter(state, &adapter)));
+    }
+    match state.registry.catalogue.list().await.get(&id) {
+        Some(&written) => Ok(JsonBody(of_catalogue(state, id, written))),
+        None => Err(Error::AdapterNotFound { id }),
+    }
 }
 
 fn base(state: &AppState) -> Model {
@@ -88,8 +107,14 @@ fn base(state: &AppState) -> Model {
     entry(state, id.clone(), id, None, created)
 }
 
-fn of_adapter(state: &AppState, adapter: Listed) -> Model {
-    entry(state, adapter.id, adapter.root, Some(state.config.model.model_id.clone()), adapter.created)
+fn of_adapter(state: &AppState, adapter: &Listed) -> Model {
+    let parent = Some(state.config.model.model_id.clone());
+    entry(state, adapter.id.clone(), adapter.root.clone(), parent, adapter.created)
+}
+
+fn of_catalogue(state: &AppState, id: String, written: u64) -> Model {
+    let root = format!("{}:{id}", name::source_name(AdapterSource::Local));
+    entry(state, id, root, Some(state.config.model.model_id.clone()), written)
 }
 
 fn entry(state: &AppState, id: String, root: String, parent: Option<String>, created: u64) -> Model {

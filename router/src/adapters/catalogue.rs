@@ -1,0 +1,113 @@
+//! The adapters that lie below the roots, whether or not anyone has asked for them.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+
+use super::name;
+
+/// Directories below a root that are looked into, and adapters that are listed: a root may be somebody's home.
+const MAX_DEPTH: usize = 3;
+const MAX_ENTRIES: usize = 10_000;
+/// How long a listing is good for.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// An id, and the Unix second at which its configuration was written.
+pub(super) type Entries = Arc<BTreeMap<String, u64>>;
+
+pub struct Catalogue {
+    roots: Arc<[PathBuf]>,
+    last: Mutex<Option<(Instant, Entries)>>,
+}
+
+impl Catalogue {
+    pub fn new(roots: Vec<PathBuf>) -> Self {
+        Self { roots: roots.into(), last: Mutex::new(None) }
+    }
+
+    /// What is there now, or was a few seconds ago. The disk is read on a blocking thread.
+    pub async fn list(&self) -> Entries {
+        if let Some((at, entries)) = &*self.last.lock()
+            && at.elapsed() < FRESH
+        {
+            return entries.clone();
+        }
+        let roots = self.roots.clone();
+        // A scan that panics has found nothing.
+        let entries: Entries = tokio::task::spawn_blocking(move || scan(&roots)).await.unwrap_or_default();
+        *self.last.lock() = Some((Instant::now(), entries.clone()));
+        entries
+    }
+}
+
+/// Where two roots have the same id, the first one's is meant, as when it is fetched.
+fn scan(roots: &[PathBuf]) -> Entries {
+    let mut found = BTreeMap::new();
+    for root in roots {
+        look_into(root, "", MAX_DEPTH, &mut found);
+    }
+    Arc::new(found)
+}
+
+fn look_into(directory: &Path, id: &str, depth: usize, found: &mut BTreeMap<String, u64>) {
+    // What cannot be read is not listed.
+    let Ok(entries) = directory.read_dir() else { return };
+    for entry in entries.flatten() {
+        if found.len() >= MAX_ENTRIES {
+            return;
+        }
+        // Links are not followed: the shard refuses them too.
+        let (Ok(kind), Ok(file)) = (entry.file_type(), entry.file_name().into_string()) else { continue };
+        if !kind.is_dir() {
+            continue;
+        }
+        let below = if id.is_empty() { file } else { format!("{id}/{file}") };
+        if name::check(&below).is_err() {
+            continue;
+        }
+        let path = entry.path();
+        if let Some(written) = written(&path.join("adapter_config.json")) {
+            found.entry(below).or_insert(written);
+        } else if depth > 1 {
+            look_into(&path, &below, depth - 1, found);
+        }
+    }
+}
+
+fn written(file: &Path) -> Option<u64> {
+    let metadata = file.symlink_metadata().ok().filter(std::fs::Metadata::is_file)?;
+    let since = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn adapters_are_found_by_path_and_links_are_not() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let make = |path: PathBuf| {
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::write(path.join("adapter_config.json"), "{}").unwrap();
+        };
+        make(first.path().join("a"));
+        make(first.path().join("team/b"));
+        make(first.path().join("one/two/three/too-deep"));
+        make(first.path().join("a name with spaces"));
+        make(second.path().join("c"));
+        make(second.path().join("a"));
+        std::fs::create_dir(second.path().join("empty")).unwrap();
+        std::os::unix::fs::symlink(first.path().join("a"), second.path().join("link")).unwrap();
+        let catalogue =
+            Catalogue::new(vec![first.path().into(), second.path().into(), "/no/such/root".into()]);
+        let entries = catalogue.list().await;
+        assert_eq!(entries.keys().collect::<Vec<_>>(), ["a", "c", "team/b"]);
+        assert!(entries.values().all(|&written| written > 1_600_000_000));
+    }
+}
