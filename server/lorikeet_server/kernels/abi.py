@@ -1,7 +1,7 @@
 """The C++ library as ctypes sees it: the structures of csrc/cpu/types.h and the functions of api.cpp."""
 
 import ctypes
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -108,7 +108,9 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "lk_struct_bytes": (c_int, [c_int]),
     "lk_open": (c_void_p, [c_char_p]),
     "lk_set_threads": (None, [c_int]),
-    "lk_pack_linear": (None, [c_void_p, c_int, c_int, c_int, c_void_p]),
+    "lk_packed_bytes": (c_int64, [c_void_p, c_int, c_int, c_int]),
+    "lk_pack_blocks": (c_bool, [c_void_p, c_void_p, c_int, c_int, c_int, c_void_p]),
+    "lk_pack_linear": (None, [c_void_p, c_void_p, c_int, c_int, c_int, c_void_p]),
     "lk_linear": (None, [c_void_p, c_void_p, c_int, POINTER(Linear), c_void_p]),
     "lk_rms_norm": (None, [c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_int, c_float, c_void_p]),
     "lk_silu_mul": (None, [c_void_p, c_void_p, c_int, c_int, c_void_p]),

@@ -8,7 +8,8 @@ from torch import Tensor, dtype
 from lorikeet_server.kernels import abi, build
 from lorikeet_server.kernels.cpu_decoder import CpuDecoder
 from lorikeet_server.kernels.cpu_native import (
-    PANEL,
+    BLOCK_STORAGES,
+    STORAGES,
     CpuLinear,
     check,
     kv_shapes,
@@ -21,9 +22,10 @@ from lorikeet_server.kernels.cpu_native import (
 )
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch
-from lorikeet_server.kernels.lora_table import LoraTable, dtype_codes
+from lorikeet_server.kernels.lora_table import LoraTable
 from lorikeet_server.kernels.ops import Greedy, LinearMode, PackedLinear
 from lorikeet_server.kernels.reference import round_weight
+from lorikeet_server.kernels.slab import Slabs
 
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")  # best first
 
@@ -38,15 +40,27 @@ class CpuKernels:
         self.isa, self.handle = _open(self.library, isa)
         self.library.lk_set_threads(torch.get_num_threads())
         self.name = f"cpu-{self.isa}"
+        self._slabs = Slabs()
 
     def pack_linear(self, weight: Tensor, mode: LinearMode) -> PackedLinear:
+        """As the interface says, but what a file held in blocks of 4 or 8 bits is kept so, unrounded.
+
+        That takes a third to a fifth of the memory traffic, and has the bits of `float32` whatever the mode.
+        """
+        if weight.dtype is torch.float32 and weight.dim() == 2:
+            weight = weight.contiguous()
+            for storage in BLOCK_STORAGES:
+                code = STORAGES.index(storage)
+                trial = torch.empty(self._packed_bytes(weight, code), dtype=torch.uint8)
+                arguments = (weight.data_ptr(), *weight.shape, code, trial.data_ptr())
+                if self.library.lk_pack_blocks(self.handle, *arguments):
+                    data = self._slabs.take(trial.shape[0]).copy_(trial)
+                    return _packed(data, weight, code, mode)
         weight = round_weight(weight, mode).contiguous()
-        rows, depth = weight.shape
-        depth_stored = depth + depth % 2 if mode == "bfloat16" else depth
-        data = torch.empty(-(-rows // PANEL) * depth_stored * PANEL, dtype=weight.dtype)
-        code = dtype_codes[weight.dtype]
-        self.library.lk_pack_linear(weight.data_ptr(), rows, depth, code, data.data_ptr())
-        return CpuLinear(data, abi.Linear(data.data_ptr(), depth, rows, code, 0), depth, rows, mode)
+        code = STORAGES.index(mode)
+        data = self._slabs.take(self._packed_bytes(weight, code))
+        self.library.lk_pack_linear(self.handle, weight.data_ptr(), *weight.shape, code, data.data_ptr())
+        return _packed(data, weight, code, mode)
 
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         if not isinstance(packed, CpuLinear):
@@ -147,11 +161,20 @@ class CpuKernels:
     def decoder(self, spec: DecoderSpec) -> Decoder | None:
         return CpuDecoder(self.library, self.isa, spec)
 
+    def _packed_bytes(self, weight: Tensor, code: int) -> int:
+        size: int = self.library.lk_packed_bytes(self.handle, *weight.shape, code)
+        return size
+
     def _rms_norm(self, x: Tensor, residual: int | None, weight: Tensor, eps: float) -> Tensor:
         out = torch.empty_like(x)
         pointers = (x.data_ptr(), residual, weight.data_ptr())
         self.library.lk_rms_norm(self.handle, *pointers, *x.shape, eps, out.data_ptr())
         return out
+
+
+def _packed(data: Tensor, weight: Tensor, code: int, mode: LinearMode) -> CpuLinear:
+    out, width = weight.shape
+    return CpuLinear(data, abi.Linear(data.data_ptr(), width, out, code, 0), width, out, mode)
 
 
 def _open(library: ctypes.CDLL, isa: str) -> tuple[str, int]:

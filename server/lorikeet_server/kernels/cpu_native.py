@@ -13,7 +13,9 @@ from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_table import LoraTable, dtype_codes
 from lorikeet_server.kernels.ops import LinearMode
 
-PANEL = 32  # kPanel
+# Storage of a packed weight, as `DType` numbers it.
+STORAGES = ("float32", "float16", "bfloat16", "block4", "block8")
+BLOCK_STORAGES = STORAGES[3:]
 KEY_TILE = 16  # kKeyTile
 MAX_HEAD_DIM = 512  # kMaxDim of the attention tile
 
@@ -29,6 +31,11 @@ class CpuLinear:
     in_features: int
     out_features: int
     mode: LinearMode
+
+    @property
+    def storage(self) -> str:
+        """One of `STORAGES`: `mode`, or blocks where the weight came from a quantised file."""
+        return STORAGES[self.native.dtype]
 
 
 def check(tensor: Tensor, name: str, shape: Sequence[int | None], kind: dtype = torch.float32) -> None:

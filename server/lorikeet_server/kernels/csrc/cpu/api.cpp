@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "decoder.h"
+#include "pack.h"
 #include "range.h"
 
 using namespace lorikeet;  // every name below is a thin wrapper over this namespace
@@ -22,21 +23,6 @@ const KernelTable* find(const char* isa) {
   if (!std::strcmp(isa, "avx2")) return avx2 ? avx2_table() : nullptr;
 #endif
   return !std::strcmp(isa, "portable") ? portable_table() : nullptr;
-}
-
-template <typename T>
-void pack(const T* weight, int out, int in, int pair, T* packed) {
-  const int depth = round_up(in, pair);
-  Pool::instance().run(ceil_div(out, kPanel), [&](int panel) {
-    T* target = packed + int64_t{panel} * depth * kPanel;
-    for (int k = 0; k < depth; ++k) {
-      for (int c = 0; c < kPanel; ++c) {
-        const int column = panel * kPanel + c;
-        target[(k / pair * kPanel + c) * pair + k % pair] =
-            column < out && k < in ? weight[int64_t{column} * in + k] : T{};
-      }
-    }
-  });
 }
 
 }  // namespace
@@ -61,15 +47,18 @@ EXPORT Ops* lk_open(const char* isa) {
 
 EXPORT void lk_set_threads(int count) { Pool::instance().set_threads(count); }
 
-EXPORT void lk_pack_linear(const void* weight, int out, int in, int dtype, void* packed) {
-  switch (DType(dtype)) {
-    case DType::kFloat32:
-      return pack(static_cast<const float*>(weight), out, in, 1, static_cast<float*>(packed));
-    case DType::kFloat16:
-      return pack(static_cast<const uint16_t*>(weight), out, in, 1, static_cast<uint16_t*>(packed));
-    case DType::kBFloat16:
-      return pack(static_cast<const uint16_t*>(weight), out, in, 2, static_cast<uint16_t*>(packed));
-  }
+EXPORT int64_t lk_packed_bytes(const Ops* ops, int out, int in, int dtype) {
+  return packed_bytes(out, in, ops->panel(), DType(dtype));
+}
+
+EXPORT void lk_pack_linear(const Ops* ops, const void* weight, int out, int in, int dtype,
+                           void* packed) {
+  pack_linear(weight, out, in, ops->panel(), DType(dtype), packed);
+}
+
+EXPORT bool lk_pack_blocks(const Ops* ops, const float* weight, int out, int in, int dtype,
+                           void* packed) {
+  return pack_blocks(weight, out, in, ops->panel(), DType(dtype), packed);
 }
 
 EXPORT void lk_linear(Ops* ops, const float* x, int rows, const Linear* linear, float* y) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "pack.h"
+
 namespace lorikeet {
 namespace {
 
@@ -18,11 +20,6 @@ constexpr int kGreedyColumns = 8192;
 
 int rows_per_tile(int elements_per_row) {
   return std::max(1, kElementsPerTile / std::max(1, elements_per_row));
-}
-
-int64_t panel_bytes(const Linear& linear) {
-  const int64_t depth = linear.dtype == DType::kBFloat16 ? round_up(linear.in, 2) : linear.in;
-  return depth * kPanel * (linear.dtype == DType::kFloat32 ? 4 : 2);
 }
 
 // Calls work(first, count) over rows in tiles of `step`.
@@ -44,18 +41,18 @@ void Ops::linear_lora(const float* x, int rows, const Linear& linear, const Lora
   const std::lock_guard lock(pool_.mutex());
   product_.clear();
   if (table && batch && batch->segments > 0) product_.prepare(*table, *batch);
-  const int shrinks = product_.shrink_count();
-  const int panels = ceil_div(linear.out, kPanel), row_tiles = ceil_div(rows, kLinearRows);
-  const int64_t bytes = panel_bytes(linear);
+  const int shrinks = product_.shrink_count(), width = kernels_.panel;
+  const int panels = ceil_div(linear.out, width), row_tiles = ceil_div(rows, kLinearRows);
+  const int64_t bytes = packed_bytes(width, linear.in, width, linear.dtype);
   pool_.run(shrinks + panels * row_tiles, [&](int tile) {
     if (tile < shrinks) return product_.shrink(kernels_, tile, x);
     tile -= shrinks;
     const int panel = tile / row_tiles, row = tile % row_tiles * kLinearRows,
-              column = panel * kPanel;
+              column = panel * width;
     kernels_.linear_panel(
         x + int64_t{row} * linear.in, linear.in, std::min(kLinearRows, rows - row),
         static_cast<const char*>(linear.data) + panel * bytes, linear.dtype, linear.in,
-        y + int64_t{row} * linear.out + column, linear.out, std::min(kPanel, linear.out - column));
+        y + int64_t{row} * linear.out + column, linear.out, std::min(width, linear.out - column));
   });
   pool_.run(product_.expand_count(), [&](int tile) { product_.expand(kernels_, tile, y); });
 }

@@ -11,7 +11,7 @@ class Ops {
  public:
   explicit Ops(const KernelTable& kernels) : kernels_(kernels), pool_(Pool::instance()) {}
 
-  const char* name() const { return kernels_.name; }
+  int panel() const { return kernels_.panel; }
 
   void linear(const float* x, int rows, const Linear& linear, float* y);
   // y = linear(x), then y += the product. `table` or `batch` may be null.

@@ -50,7 +50,8 @@ struct AttentionTile {  // queries of one sequence and one key/value head
 
 struct KernelTable {
   const char* name;
-  // One panel: y[row][0..columns) = x[row] . panel. columns <= kPanel.
+  int panel;  // columns of a panel: 16 or 32
+  // One panel: y[row][0..columns) = x[row] . panel. columns <= panel.
   void (*linear_panel)(const float* x, int64_t x_stride, int rows, const void* panel, DType dtype,
                        int in, float* y, int64_t y_stride, int columns);
   // residual may be null; where given, x + residual is written back to residual and normalised.

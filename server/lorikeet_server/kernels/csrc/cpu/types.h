@@ -4,7 +4,8 @@
 
 namespace lorikeet {
 
-enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+// How numbers are stored. The last two are for packed weights only.
+enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kBlock4 = 3, kBlock8 = 4 };
 
 struct half_t {
   uint16_t bits;
@@ -13,9 +14,19 @@ struct bfloat16_t {
   uint16_t bits;
 };
 
-// Output columns of a packed weight are grouped in panels of this width, each stored k by k, so
-// that one cache line (f16) or two (f32) feed one step of k for the whole panel.
-constexpr int kPanel = 32;
+// Quantised weights share a scale among this many successive k of a column, as in GGUF files.
+constexpr int kBlockDepth = 32;
+
+template <int kColumns>
+struct Block4 {  // weight = step * code + low
+  half_t step[kColumns], low[kColumns];
+  uint32_t codes[kBlockDepth / 8][kColumns];  // eight k of a column per word, the lowest first
+};
+template <int kColumns>
+struct Block8 {  // weight = step * code
+  half_t step[kColumns];
+  int8_t codes[kBlockDepth][kColumns];
+};
 
 // Keys of a cache block are stored in tiles of this many positions, transposed, so that scores need
 // no horizontal sum.
@@ -32,8 +43,12 @@ constexpr int ceil_div(int value, int divisor) { return (value + divisor - 1) / 
 
 // All structures below are filled by Python through ctypes; abi.py mirrors them field by field.
 
+// Output columns are grouped in panels, as wide as the instruction set likes them
+// (KernelTable::panel), so that every kernel streams through memory.
 struct Linear {
-  const void* data;  // [panels][k][kPanel], bfloat16: [panels][k / 2][kPanel][2]
+  // float and half: [panels][k][columns], bfloat16: [panels][k / 2][columns][2],
+  // blocks: [panels][k / kBlockDepth]
+  const void* data;
   int32_t in, out;
   DType dtype;
   int32_t pad_;

@@ -25,10 +25,22 @@ struct Vec {
     for (int i = 0; i < kWidth && i < count; ++i) padded[i] = p[i];
     return load(padded);
   }
-  static void load_pair(const bfloat16_t* p, Vec& first, Vec& second) {
+  // Of pairs (k, k + 1) per column of a bfloat16 panel, the first or the second.
+  template <int kSecond>
+  static Vec load_of_pairs(const bfloat16_t* p) {
     const __m256i pairs = _mm256_loadu_si256((const __m256i*)p);
-    first.v = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-    second.v = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(int(0xffff0000))));
+    return {_mm256_castsi256_ps(kSecond
+                                    ? _mm256_and_si256(pairs, _mm256_set1_epi32(int(0xffff0000)))
+                                    : _mm256_slli_epi32(pairs, 16))};
+  }
+
+  // Four bits of each word, as numbers 0 to 15.
+  static Vec load_nibbles(const uint32_t* p, int shift) {
+    const __m256i shifted = _mm256_srli_epi32(_mm256_loadu_si256((const __m256i*)p), shift);
+    return {_mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32(15)))};
+  }
+  static Vec load_bytes(const int8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)))};
   }
 
   void store(float* p) const { _mm256_storeu_ps(p, v); }

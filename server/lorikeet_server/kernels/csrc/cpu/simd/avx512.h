@@ -29,10 +29,22 @@ struct Vec {
   static Vec load(const bfloat16_t* p, int count) {
     return widen(_mm256_maskz_loadu_epi16(first(count), p));
   }
-  static void load_pair(const bfloat16_t* p, Vec& first, Vec& second) {
+  // Of pairs (k, k + 1) per column of a bfloat16 panel, the first or the second.
+  template <int kSecond>
+  static Vec load_of_pairs(const bfloat16_t* p) {
     const __m512i pairs = _mm512_loadu_si512(p);
-    first.v = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-    second.v = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(int(0xffff0000))));
+    return {_mm512_castsi512_ps(kSecond
+                                    ? _mm512_and_si512(pairs, _mm512_set1_epi32(int(0xffff0000)))
+                                    : _mm512_slli_epi32(pairs, 16))};
+  }
+
+  // Four bits of each word, as numbers 0 to 15: the permutation reads only the low four bits.
+  static Vec load_nibbles(const uint32_t* p, int shift) {
+    const __m512 numbers = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return {_mm512_permutexvar_ps(_mm512_srli_epi32(_mm512_loadu_si512(p), shift), numbers)};
+  }
+  static Vec load_bytes(const int8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
   }
 
   void store(float* p) const { _mm512_storeu_ps(p, v); }

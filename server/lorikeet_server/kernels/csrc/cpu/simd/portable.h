@@ -64,12 +64,23 @@ struct Vec {
     for (int i = 0; i < kWidth; ++i) r.lane[i] = i < count ? to_float(p[i]) : 0.0f;
     return r;
   }
-  // Columns of two successive k of a bfloat16 panel: pairs (k, k + 1) per column.
-  static void load_pair(const bfloat16_t* p, Vec& first, Vec& second) {
-    for (int i = 0; i < kWidth; ++i) {
-      first.lane[i] = to_float(p[2 * i]);
-      second.lane[i] = to_float(p[2 * i + 1]);
-    }
+  // Of pairs (k, k + 1) per column of a bfloat16 panel, the first or the second.
+  template <int kSecond>
+  static Vec load_of_pairs(const bfloat16_t* p) {
+    Vec r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = to_float(p[2 * i + kSecond]);
+    return r;
+  }
+  // Four bits of each word, as numbers 0 to 15.
+  static Vec load_nibbles(const uint32_t* p, int shift) {
+    Vec r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = float((p[i] >> shift) & 15);
+    return r;
+  }
+  static Vec load_bytes(const int8_t* p) {
+    Vec r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = float(p[i]);
+    return r;
   }
   template <typename T>
   void store(T* p) const {

@@ -220,6 +220,8 @@ void attention(const AttentionTile& t) {
       return attention_as<half_t>(t);
     case DType::kBFloat16:
       return attention_as<bfloat16_t>(t);
+    default:
+      return;  // packed weights only
   }
 }
 

@@ -53,6 +53,8 @@ void shrink(const ShrinkTile& t) {
       return shrink_as<half_t>(t);
     case DType::kBFloat16:
       return shrink_as<bfloat16_t>(t);
+    default:
+      return;  // packed weights only
   }
 }
 
@@ -111,6 +113,8 @@ void expand(const ExpandTile& t) {
       return expand_as<half_t>(t);
     case DType::kBFloat16:
       return expand_as<bfloat16_t>(t);
+    default:
+      return;  // packed weights only
   }
 }
 

@@ -63,6 +63,8 @@ void write_kv(const float* k, const float* v, const KvCache& cache, int64_t slot
       return write_kv_as<half_t>(k, v, cache, slot, kv_head, kv_heads, head_dim);
     case DType::kBFloat16:
       return write_kv_as<bfloat16_t>(k, v, cache, slot, kv_head, kv_heads, head_dim);
+    default:
+      return;  // packed weights only
   }
 }
 
