@@ -20,12 +20,6 @@ class Embedding:
         weight = build.matrix(name, (vocab_size, hidden_size), Slice(0, rows.start, rows.stop))
         self._weight = weight.to(getattr(torch, build.mode))
 
-    @property
-    def weight(self) -> torch.Tensor:
-        """This rank's rows, rounded to the storage mode as every weight is: what a tied lm_head multiplies
-        by."""
-        return self._weight
-
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """`tokens` `[rows]` int64 -> `[rows, hidden]` float32."""
         if self._tp.size == 1:
@@ -39,23 +33,20 @@ class Embedding:
 
 
 class LmHead:
-    """Logits over the whole vocabulary, on every rank."""
+    """Logits over the whole vocabulary, on every rank. A tied head reads the embedding again, which keeps its
+    rows rounded."""
 
     def __init__(
         self,
         build: Build,
-        tied: torch.Tensor | None,
+        weight_name: str,
         vocab_size: int,
         hidden_size: int,
         name: str = "lm_head",
     ) -> None:
         self._tp, self._vocab_size = build.tp, vocab_size
         rows = build.tp.share(vocab_size)
-        weight = tied
-        if weight is None:
-            weight = build.matrix(
-                f"{name}.weight", (vocab_size, hidden_size), Slice(0, rows.start, rows.stop)
-            )
+        weight = build.matrix(weight_name, (vocab_size, hidden_size), Slice(0, rows.start, rows.stop))
         site = LoraSite(name, hidden_size, (len(rows),))
         site.add_target(name, hidden_size, vocab_size, range(hidden_size), rows)
         self.linear = Linear(build, weight, None, site, reduce=False)

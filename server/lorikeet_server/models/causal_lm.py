@@ -18,11 +18,12 @@ class CausalLM:
     def __init__(self, config: ModelConfig, build: Build) -> None:
         self.config = config
         self._kernels, self._tp, self._sites = build.kernels, build.tp, build.sites
-        self._embedding = Embedding(build, "model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        embedding = "model.embed_tokens.weight"
+        self._embedding = Embedding(build, embedding, config.vocab_size, config.hidden_size)
         self._blocks = [Block(build, f"model.layers.{i}", config) for i in range(config.num_layers)]
         self._norm = build.vector("model.norm.weight", config.hidden_size)
-        tied = self._embedding.weight if config.tied else None
-        self._lm_head = LmHead(build, tied, config.vocab_size, config.hidden_size)
+        head = embedding if config.tied else "lm_head.weight"
+        self._lm_head = LmHead(build, head, config.vocab_size, config.hidden_size)
         self._fused: Decoder | None = None
 
     @property
