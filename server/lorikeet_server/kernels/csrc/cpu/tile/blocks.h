@@ -1,44 +1,83 @@
-// Weights that a file already holds in few bits stay that way in memory: a slice of the panel is
-// unpacked into cache, exactly as the file's own arithmetic would, and multiplied from there.
+// Weights that a file already holds in few bits stay that way in memory. Each is computed exactly
+// as the file's own arithmetic would: in registers for few rows, through a slice in cache for many.
 #pragma once
 
 namespace lorikeet::LORIKEET_ISA {
 
-inline void unpack_block(const Block4<kPanel>& block, float* target) {
-  for (int c = 0; c < kPanel; c += kWidth) {
-    const Vec step = Vec::load(block.step + c), low = Vec::load(block.low + c);
-    for (int word = 0; word < kBlockDepth / 8; ++word) {
-      for (int n = 0; n < 8; ++n) {
-        const Vec code = Vec::load_nibbles(&block.codes[word][c], 4 * n);
-        fma(code, step, low).store(target + (8 * word + n) * kPanel + c);
+constexpr int kBlocksAhead = 4096;  // bytes to prefetch
+
+// Calls visit(k, weights) for every k of the block, in ascending order.
+template <typename Visit>
+inline void for_weights(const Block4<kPanel>& block, Visit visit) {
+  Vec step[kColumns], low[kColumns];
+  for (int c = 0; c < kColumns; ++c) {
+    step[c] = Vec::load(block.step + c * kWidth);
+    low[c] = Vec::load(block.low + c * kWidth);
+  }
+  for (int word = 0; word < kBlockDepth / 8; ++word) {
+#pragma GCC unroll 8
+    for (int n = 0; n < 8; ++n) {
+      Vec w[kColumns];
+      for (int c = 0; c < kColumns; ++c) {
+        w[c] = fma(Vec::load_nibbles(&block.codes[word][c * kWidth], 4 * n), step[c], low[c]);
       }
+      visit(8 * word + n, w);
     }
   }
 }
 
-inline void unpack_block(const Block8<kPanel>& block, float* target) {
-  for (int c = 0; c < kPanel; c += kWidth) {
-    const Vec step = Vec::load(block.step + c);
-    for (int k = 0; k < kBlockDepth; ++k) {
-      (Vec::load_bytes(&block.codes[k][c]) * step).store(target + k * kPanel + c);
-    }
+template <typename Visit>
+inline void for_weights(const Block8<kPanel>& block, Visit visit) {
+  Vec step[kColumns];
+  for (int c = 0; c < kColumns; ++c) step[c] = Vec::load(block.step + c * kWidth);
+#pragma GCC unroll 4
+  for (int k = 0; k < kBlockDepth; ++k) {
+    Vec w[kColumns];
+    for (int c = 0; c < kColumns; ++c)
+      w[c] = Vec::load_bytes(&block.codes[k][c * kWidth]) * step[c];
+    visit(k, w);
   }
+}
+
+template <int kRows, typename Block>
+inline void accumulate_blocks(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
+                              const Block* panel, int k_count) {
+  for (int k = 0; k < k_count; k += kBlockDepth, ++panel) {
+    fetch<int(sizeof(Block))>(reinterpret_cast<const char*>(panel) + kBlocksAhead);
+    for_weights(*panel, [&](int step, const Vec(&w)[kColumns]) {
+      multiply_add(sum, x + k + step, x_stride, w);
+    });
+  }
+}
+template <int kRows>
+inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
+                       const Block4<kPanel>* panel, int k_count, int) {
+  accumulate_blocks(sum, x, x_stride, panel, k_count);
+}
+template <int kRows>
+inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
+                       const Block8<kPanel>* panel, int k_count, int) {
+  accumulate_blocks(sum, x, x_stride, panel, k_count);
 }
 
 template <typename Block>
 void linear_panel_of_blocks(const float* x, int64_t x_stride, int rows, const Block* panel, int in,
                             float* y, int64_t y_stride, int columns) {
-  constexpr int kBlocksPerSlice = 4;  // 16 KB as float
-  constexpr int kAhead = 4096;        // bytes
+  if (rows <= kMaxRows) {
+    const PanelArguments arguments{x, x_stride, in, false, 0, y, y_stride, columns};
+    return row_block<kMaxRows>(rows, arguments, panel);
+  }
+  constexpr int kBlocksPerSlice = 4;  // 16 KB as float, if columns are 32
   alignas(64) float slice[kBlocksPerSlice * kBlockDepth * kPanel];
   for (int k = 0; k < in; k += kBlocksPerSlice * kBlockDepth) {
     const int rest = (in - k) / kBlockDepth;
     const int count = rest < kBlocksPerSlice ? rest : kBlocksPerSlice;
     for (int i = 0; i < count; ++i, ++panel) {
-      for (int line = 0; line < int(sizeof(Block)); line += 64) {
-        __builtin_prefetch(reinterpret_cast<const char*>(panel) + kAhead + line, 0, 2);
-      }
-      unpack_block(*panel, slice + i * kBlockDepth * kPanel);
+      fetch<int(sizeof(Block))>(reinterpret_cast<const char*>(panel) + kBlocksAhead);
+      float* target = slice + i * kBlockDepth * kPanel;
+      for_weights(*panel, [&](int step, const Vec(&w)[kColumns]) {
+        for (int c = 0; c < kColumns; ++c) w[c].store(target + step * kPanel + c * kWidth);
+      });
     }
     row_blocks(x + k, x_stride, rows, slice, count * kBlockDepth, k > 0, 0, y, y_stride, columns);
   }

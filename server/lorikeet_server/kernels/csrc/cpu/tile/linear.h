@@ -24,16 +24,22 @@ inline void fetch(const char* address) {
   for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(address + i, 0, 2);
 }
 
+// One step of k.
+template <int kRows>
+inline void multiply_add(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
+                         const Vec (&w)[kColumns]) {
+  for (int r = 0; r < kRows; ++r) {
+    const Vec xk = Vec::set(x[r * x_stride]);
+    for (int c = 0; c < kColumns; ++c) sum[r][c] = fma(xk, w[c], sum[r][c]);
+  }
+}
+
 template <int kRows, typename T>
 inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
                        const T* panel, int k_count, int ahead) {
   for (int k = 0; k < k_count; ++k, panel += kPanel) {
     fetch<kPanel * sizeof(T)>(reinterpret_cast<const char*>(panel) + ahead);
-    const Vec w[kColumns] = {Vec::load(panel), Vec::load(panel + kWidth)};
-    for (int r = 0; r < kRows; ++r) {
-      const Vec xk = Vec::set(x[r * x_stride + k]);
-      for (int c = 0; c < kColumns; ++c) sum[r][c] = fma(xk, w[c], sum[r][c]);
-    }
+    multiply_add(sum, x + k, x_stride, {Vec::load(panel), Vec::load(panel + kWidth)});
   }
 }
 
@@ -41,23 +47,18 @@ inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_st
 template <int kRows>
 inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
                        const bfloat16_t* panel, int k_count, int ahead) {
-  const auto step = [&](int k, const Vec(&w)[kColumns]) {
-    for (int r = 0; r < kRows; ++r) {
-      const Vec xk = Vec::set(x[r * x_stride + k]);
-      for (int c = 0; c < kColumns; ++c) sum[r][c] = fma(xk, w[c], sum[r][c]);
-    }
-  };
+  const bfloat16_t* next = panel + kPanel;
   int k = 0;
-  for (; k + 2 <= k_count; k += 2, panel += 2 * kPanel) {
+  for (; k + 2 <= k_count; k += 2, panel += 2 * kPanel, next += 2 * kPanel) {
     fetch<kPanel * 4>(reinterpret_cast<const char*>(panel) + ahead);
-    const Vec first[kColumns] = {Vec::load_of_pairs<0>(panel),
-                                 Vec::load_of_pairs<0>(panel + kPanel)};
-    const Vec second[kColumns] = {Vec::load_of_pairs<1>(panel),
-                                  Vec::load_of_pairs<1>(panel + kPanel)};
-    step(k, first);
-    step(k + 1, second);
+    const Vec first[kColumns] = {Vec::load_of_pairs<0>(panel), Vec::load_of_pairs<0>(next)};
+    const Vec second[kColumns] = {Vec::load_of_pairs<1>(panel), Vec::load_of_pairs<1>(next)};
+    multiply_add(sum, x + k, x_stride, first);
+    multiply_add(sum, x + k + 1, x_stride, second);
   }
-  if (k < k_count) step(k, {Vec::load_of_pairs<0>(panel), Vec::load_of_pairs<0>(panel + kPanel)});
+  if (k < k_count) {
+    multiply_add(sum, x + k, x_stride, {Vec::load_of_pairs<0>(panel), Vec::load_of_pairs<0>(next)});
+  }
 }
 
 struct PanelArguments {
