@@ -38,6 +38,7 @@ def linears(model: Model, peers: list[list[object]], rows: int) -> Candidates:
 
     return {
         "ours": each(model.packed, model.kernels.linear),
+        "ours, Q4_1": each(model.quantised, model.kernels.linear),
         "F.linear float32": each(model.weights, F.linear),
         "FBGEMM float16": each(peers, torch.ops.quantized.linear_dynamic_fp16),
     }

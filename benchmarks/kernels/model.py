@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from lorikeet_server.kernels import (
@@ -34,6 +37,7 @@ class Model:
     kernels: Kernels
     weights: list[list[Tensor]]  # [layer][linear], float32 [out, in]
     packed: list[list[PackedLinear]]
+    quantised: list[list[PackedLinear]]  # the same from a GGUF file of type Q4_1, kept in its blocks
     tables: list[list[LoraTable]]
     spec: DecoderSpec
     head: PackedLinear
@@ -50,7 +54,10 @@ class Model:
         cos_sin = torch.randn(4096, WIDTH)
         spec = DecoderSpec(layers, torch.ones(HIDDEN), cos_sin, HEADS, KV_HEADS, WIDTH, 1e-5, WIDTH**-0.5)
         head = kernels.pack_linear(torch.randn(VOCABULARY, HIDDEN) * 0.02, mode)
-        return Model(kernels, weights, packed, tables, spec, head)
+        quantised = [
+            [kernels.pack_linear(_through_q4(weight), mode) for weight in layer] for layer in weights
+        ]
+        return Model(kernels, weights, packed, quantised, tables, spec, head)
 
 
 def step(sequences: int, context: int, queries: int = 1) -> StepTensors:
@@ -75,6 +82,11 @@ def lora_loop(y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
             assert entry is not None
             a, b, scale, _ = entry
             target[rows] += scale * ((x[rows] @ a.t()) @ b.t())
+
+
+def _through_q4(weight: Tensor) -> Tensor:
+    kind = GGMLQuantizationType.Q4_1
+    return torch.from_numpy(dequantize(quantize(weight.numpy(), kind), kind).astype(np.float32))
 
 
 def _table(width: int, outs: tuple[int, ...], adapters: int, rank: int) -> LoraTable:

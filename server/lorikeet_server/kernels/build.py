@@ -17,7 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lorikeet_server.config import environment
+from lorikeet_server.config import XDG_CACHE_HOME, environment
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class BuildError(RuntimeError):
 
 def default_cache() -> Path:
     """`$XDG_CACHE_HOME/lorikeet/kernels`, or the same under `~/.cache`."""
-    root = environment().get("XDG_CACHE_HOME")
+    root = environment().get(XDG_CACHE_HOME)
     return (Path(root) if root else Path.home() / ".cache") / "lorikeet" / "kernels"
 
 

@@ -3,6 +3,7 @@
 import logging
 from importlib import import_module
 
+from lorikeet_server.config import KERNEL_ISA, environment
 from lorikeet_server.kernels.ops import Kernels
 
 log = logging.getLogger(__name__)
@@ -13,21 +14,20 @@ backends = {
 }
 
 
-def select(name: str = "auto", isa: str = "auto") -> Kernels:
-    """The backend called `name`; `auto` takes `cpu`, or `reference` with a warning where `cpu` cannot be
-    built.
+def select(name: str = "auto", isa: str | None = None) -> Kernels:
+    """The backend called `name`; `auto` takes `cpu`, or `reference` where `cpu` cannot be built, and warns.
 
-    `isa` bounds the instruction set of `cpu` (`auto`, `portable`, `avx2`, `avx512`). Raises `ValueError` for
-    an unknown name and whatever the backend raises when it was asked for by name.
+    `isa` is the instruction set of `cpu` (`auto`, `portable`, `avx2`, `avx512`); None asks the environment.
+    Raises `ValueError` for an unknown name, and whatever the backend raises when it was asked for by name.
     """
+    if isa is None:
+        isa = environment().get(KERNEL_ISA, "auto")
     if name != "auto":
         return _load(name, isa)
     try:
         return _load("cpu", isa)
     except (ImportError, OSError, RuntimeError) as error:
-        log.warning(
-            "C++ kernels are unavailable, falling back to torch, which is several times slower: %s", error
-        )
+        log.warning("no C++ kernels, falling back to torch, which is several times slower: %s", error)
         return _load("reference", isa)
 
 

@@ -54,6 +54,14 @@ def test_no_compiler_falls_back_to_torch(
         registry.select("cpu")
 
 
+def test_the_environment_chooses_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORIKEET_KERNEL_ISA", "portable")
+    assert registry.select("cpu").name == "cpu-portable"
+    monkeypatch.setenv("LORIKEET_KERNEL_ISA", "sse9")
+    with pytest.raises(ValueError, match="unknown instruction set 'sse9'"):
+        registry.select()
+
+
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="known: reference, cpu"):
         registry.select("gpu")
