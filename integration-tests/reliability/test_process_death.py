@@ -95,6 +95,7 @@ def test_p1_kills_at_random_times_lose_nothing(server: Server) -> None:
         time.sleep(chance.uniform(0.0, 0.5))
         for shard in server.shards():
             shard.kill()
+        until(lambda: server.health() == 503, 1.5, "readiness false", every=0.01)
         assert len(requests.join(8)) == 6
         server.wait_ready(60)
         assert token_ids(server.generate("stable", "a5")) == expected
