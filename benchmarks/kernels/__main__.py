@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.kernels.model import FFN, HEADS, HIDDEN, LINEARS, WIDTH, Model, lora_loop, step
 from benchmarks.kernels.timing import Timing, measure
+from benchmarks.serving.facts import processor
 from lorikeet_server.kernels import Kernels, LinearMode, LoraBatch, select
 
 BATCHES = (1, 4, 8, 16, 64)
@@ -134,7 +134,7 @@ def main() -> None:
             "kernels": kernels.name,
             "mode": options.mode,
             "load": load,
-            "machine": platform.processor(),
+            "machine": processor(),
         }
         options.json.write_text(json.dumps({**machine, "figures": figures}, indent=1))
 
