@@ -43,7 +43,7 @@ def rate(bench: Bench, target: Target, load: Load) -> float:
 
 def against_servers(bench: Bench) -> Iterator[Row]:
     """Eight clients on eight adapters, and on one, beside every server that was given."""
-    eight, one = Load(8, bench.names(8), requests=16), Load(8, bench.names(1), "identical", requests=16)
+    eight, one = Load(8, bench.names(8), requests=8), Load(8, bench.names(1), "identical", requests=8)
     goals = {
         "llama-server F32": ((6, 8), None),
         "llama-server Q8_0": ((2.8, 4), (1.4, 2)),
