@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -86,7 +85,3 @@ class Load:
         replace(self, requests=max(len(self.adapters), self.clients), mix="distinct", tokens=4)._once(
             target, 0
         )
-
-
-def median(values: list[float]) -> float:
-    return statistics.median(values)

@@ -8,10 +8,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import limit
 import torch
-from load import Load, Target, median
+from load import Load, Target
 from peft_peer import PeftPeer
 from report import Row
 

@@ -29,10 +29,3 @@ pub(super) fn refuse_merge(merge: Option<&serde_json::Value>, adapter_id: Option
         }
     }
 }
-
-/// The value of `x-adapter-source`.
-pub(super) fn source_name(source: AdapterSource) -> &'static str {
-    match source {
-        AdapterSource::Local => "local",
-    }
-}

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{adapter::source_name, collect::Completed};
-use crate::{app::AppState, infer::AdapterRef};
+use super::collect::Completed;
+use crate::{adapters::name::source_name, app::AppState, infer::AdapterRef};
 
 /// What the headers of a stream say already before its first token.
 pub(super) struct Compute {

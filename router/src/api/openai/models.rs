@@ -113,7 +113,7 @@ fn of_adapter(state: &AppState, adapter: &Listed) -> Model {
 }
 
 fn of_catalogue(state: &AppState, id: String, written: u64) -> Model {
-    let root = format!("{}:{id}", name::source_name(AdapterSource::Local));
+    let root = name::key(&id, AdapterSource::Local).to_string();
     entry(state, id, root, Some(state.config.model.model_id.clone()), written)
 }
 
