@@ -52,7 +52,7 @@ class Engine:
     @property
     def kv_shape(self) -> KvShape:
         config = self._model.config
-        return KvShape(config.num_layers, self._model.kv_heads, config.head_dim)
+        return KvShape(config.num_layers, self._model.kv_heads, config.head_dim, self._kernels.dtype)
 
     def info(self) -> pb.InfoResponse:
         config = self._model.config

@@ -7,10 +7,19 @@
 from lorikeet_server.kernels.decoder import Decoder, DecoderLayer, DecoderSpec, StepTensors
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_table import LoraTable, rank_major
-from lorikeet_server.kernels.ops import Greedy, Kernels, LinearMode, PackedLinear
+from lorikeet_server.kernels.ops import (
+    AttentionPlan,
+    AttentionShape,
+    Greedy,
+    Kernels,
+    LinearMode,
+    PackedLinear,
+)
 from lorikeet_server.kernels.registry import select
 
 __all__ = [
+    "AttentionPlan",
+    "AttentionShape",
     "Decoder",
     "DecoderLayer",
     "DecoderSpec",

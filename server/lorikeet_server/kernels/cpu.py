@@ -1,14 +1,13 @@
 """The C++ backend: allocates results and hands pointers to the library."""
 
-import ctypes
-
 import torch
-from torch import Tensor, dtype
+from torch import Tensor
 
 from lorikeet_server.kernels import abi, build
 from lorikeet_server.kernels.cpu_decoder import CpuDecoder
 from lorikeet_server.kernels.cpu_native import (
     BLOCK_STORAGES,
+    INSTRUCTION_SETS,
     STORAGES,
     CpuLinear,
     check,
@@ -18,26 +17,30 @@ from lorikeet_server.kernels.cpu_native import (
     native_heads,
     native_sequences,
     native_table,
+    open_isa,
+    packed_linear,
     raise_for,
 )
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_table import LoraTable
-from lorikeet_server.kernels.ops import Greedy, LinearMode, PackedLinear
+from lorikeet_server.kernels.ops import AttentionPlan, AttentionShape, Greedy, LinearMode, PackedLinear
 from lorikeet_server.kernels.reference import round_weight
 from lorikeet_server.kernels.slab import Slabs
-
-INSTRUCTION_SETS = ("avx512", "avx2", "portable")  # best first
 
 
 class CpuKernels:
     """See `ops.Kernels`. One instance drives one instruction set; all share one pool of threads."""
 
+    device = torch.device("cpu")
+    dtype = torch.float32
+    captures = False
+
     def __init__(self, isa: str = "auto") -> None:
         if isa not in ("auto", *INSTRUCTION_SETS):
             raise ValueError(f"unknown instruction set {isa!r}, known: auto, {', '.join(INSTRUCTION_SETS)}")
         self.library = abi.load(build.library())
-        self.isa, self.handle = _open(self.library, isa)
+        self.isa, self.handle = open_isa(self.library, isa)
         self.library.lk_set_threads(torch.get_num_threads())
         self.name = f"cpu-{self.isa}"
         self._slabs = Slabs()
@@ -55,12 +58,15 @@ class CpuKernels:
                 arguments = (weight.data_ptr(), *weight.shape, code, trial.data_ptr())
                 if self.library.lk_pack_blocks(self.handle, *arguments):
                     data = self._slabs.take(trial.shape[0]).copy_(trial)
-                    return _packed(data, weight, code, mode)
+                    return packed_linear(data, weight, code, mode)
         weight = round_weight(weight, mode).contiguous()
         code = STORAGES.index(mode)
         data = self._slabs.take(self._packed_bytes(weight, code))
         self.library.lk_pack_linear(self.handle, weight.data_ptr(), *weight.shape, code, data.data_ptr())
-        return _packed(data, weight, code, mode)
+        return packed_linear(data, weight, code, mode)
+
+    def pack_vector(self, values: Tensor) -> Tensor:
+        return values.float()
 
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         if not isinstance(packed, CpuLinear):
@@ -91,9 +97,12 @@ class CpuKernels:
         return out
 
     def kv_layout(
-        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_dtype: dtype
+        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_dtype: torch.dtype
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return kv_shapes(num_blocks, block_size, kv_heads, head_dim, kv_dtype)
+
+    def spare_place(self, num_blocks: int, block_size: int) -> int:
+        return -1
 
     def rope_and_cache(
         self,
@@ -117,6 +126,18 @@ class CpuKernels:
         heads = native_heads(num_heads, num_kv_heads, dim)
         raise_for(self.library.lk_rope_and_cache(self.handle, qkv.data_ptr(), rows, rope, cache, heads))
 
+    def plan(
+        self,
+        block_tables: Tensor,
+        query_start: Tensor,
+        context_len: Tensor,
+        shape: AttentionShape,
+        block_size: int,
+        *,
+        fixed: bool = False,
+    ) -> AttentionPlan | None:
+        return None
+
     def paged_attention(
         self,
         q: Tensor,
@@ -128,6 +149,7 @@ class CpuKernels:
         scale: float,
         num_heads: int,
         num_kv_heads: int,
+        plan: AttentionPlan | None = None,
     ) -> Tensor:
         if q.dtype != torch.float32:
             raise TypeError(f"q must be torch.float32, not {q.dtype}")
@@ -170,16 +192,3 @@ class CpuKernels:
         pointers = (x.data_ptr(), residual, weight.data_ptr())
         self.library.lk_rms_norm(self.handle, *pointers, *x.shape, eps, out.data_ptr())
         return out
-
-
-def _packed(data: Tensor, weight: Tensor, code: int, mode: LinearMode) -> CpuLinear:
-    out, width = weight.shape
-    return CpuLinear(data, abi.Linear(data.data_ptr(), width, out, code, 0), width, out, mode)
-
-
-def _open(library: ctypes.CDLL, isa: str) -> tuple[str, int]:
-    for name in INSTRUCTION_SETS if isa == "auto" else (isa,):
-        handle: int | None = library.lk_open(name.encode())
-        if handle:
-            return name, handle
-    raise RuntimeError(f"this processor has no {isa}")

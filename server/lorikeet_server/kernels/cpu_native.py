@@ -1,6 +1,7 @@
 """Tensors of one op, checked and turned into the structures of `abi`. Everything that can be wrong is found
 here."""
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -18,6 +19,7 @@ STORAGES = ("float32", "float16", "bfloat16", "block4", "block8")
 BLOCK_STORAGES = STORAGES[3:]
 KEY_TILE = 16  # kKeyTile
 MAX_HEAD_DIM = 512  # kMaxDim of the attention tile
+INSTRUCTION_SETS = ("avx512", "avx2", "portable")  # best first
 
 _tables: WeakKeyDictionary[LoraTable, abi.LoraTable] = WeakKeyDictionary()
 
@@ -36,6 +38,21 @@ class CpuLinear:
     def storage(self) -> str:
         """One of `STORAGES`: `mode`, or blocks where the weight came from a quantised file."""
         return STORAGES[self.native.dtype]
+
+
+def open_isa(library: ctypes.CDLL, isa: str) -> tuple[str, int]:
+    """The name and the handle of an instruction set, the best there is for `auto`. Raises `RuntimeError`."""
+    for name in INSTRUCTION_SETS if isa == "auto" else (isa,):
+        handle: int | None = library.lk_open(name.encode())
+        if handle:
+            return name, handle
+    raise RuntimeError(f"this processor has no {isa}")
+
+
+def packed_linear(data: Tensor, weight: Tensor, code: int, mode: LinearMode) -> CpuLinear:
+    """What `pack_linear` made of `weight` [out, in]: `data`, stored as `STORAGES[code]`."""
+    out, width = weight.shape
+    return CpuLinear(data, abi.Linear(data.data_ptr(), width, out, code, 0), width, out, mode)
 
 
 def check(tensor: Tensor, name: str, shape: Sequence[int | None], kind: dtype = torch.float32) -> None:

@@ -13,7 +13,7 @@ from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_table import LoraTable
 
 if TYPE_CHECKING:
-    from lorikeet_server.kernels.ops import PackedLinear
+    from lorikeet_server.kernels.ops import AttentionPlan, PackedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +54,15 @@ class DecoderSpec:
 
 @dataclass(frozen=True, slots=True)
 class StepTensors:
-    """Where the rows of a step belong; shapes as in `Kernels.rope_and_cache` and
-    `Kernels.paged_attention`."""
+    """Where the rows of a step belong; shapes as in `Kernels.rope_and_cache` (on the device) and
+    `Kernels.paged_attention` (on the host)."""
 
     positions: Tensor
     slot_mapping: Tensor
     block_tables: Tensor
     query_start: Tensor
     context_len: Tensor
+    plan: "AttentionPlan | None" = None
 
 
 class Decoder(Protocol):

@@ -1,13 +1,16 @@
 """The interface between layers and kernels: every op with its shapes, and nothing about how it is computed.
 
 Letters: T rows (tokens) of the step, S sequences, H query heads, K key/value heads, D head width, V
-vocabulary, I width of the feed-forward layer. Tensors are row-major and contiguous. On CPU activations are
-always float32. An op raises `ValueError` or `TypeError` for a wrong shape or dtype before it touches memory.
+vocabulary, I width of the feed-forward layer. Tensors are row-major, contiguous and on the backend's device,
+unless said otherwise. "act" is the backend's activation dtype, float32 on a CPU: a row enters and leaves each
+op in it, and sums, norms, rotations and softmax are computed in float32. An op raises `ValueError` or
+`TypeError` for a wrong shape or dtype before it touches memory, and waits for nothing.
 """
 
 from typing import Literal, NamedTuple, Protocol
 
-from torch import Tensor, dtype
+import torch
+from torch import Tensor
 
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch
@@ -27,6 +30,19 @@ class PackedLinear(Protocol):
     def mode(self) -> LinearMode: ...
 
 
+class AttentionShape(NamedTuple):
+    """What is the same for every attention of a model on this rank."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+
+
+class AttentionPlan(Protocol):
+    """What a backend has prepared for the sequences of a step; only the backend that made it can read it."""
+
+
 class Greedy(NamedTuple):
     """What one pass over the logits yields, per row."""
 
@@ -44,6 +60,22 @@ class Kernels(Protocol):
     def name(self) -> str:
         """Short name and variant, for logs (`reference`, `cpu-avx512`)."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors of every op live."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """act: the dtype of activations, norm weights, biases and of the key/value cache."""
+
+    @property
+    def captures(self) -> bool:
+        """Whether the ops of a step that is planned `fixed` may be captured once and replayed: they read
+        everything that differs between steps from device memory, at addresses that stay."""
+
+    def pack_vector(self, values: Tensor) -> Tensor:
+        """A norm weight or a bias [n] as the ops take it: act, on the device."""
+
     def pack_linear(self, weight: Tensor, mode: LinearMode) -> PackedLinear:
         """Repack `weight` [out, in] (f32, f16 or bf16). `float32` is exact; the others round the weight once.
 
@@ -51,25 +83,29 @@ class Kernels(Protocol):
         """
 
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
-        """`x` f32 [T, in] -> f32 [T, out]."""
+        """`x` act [T, in] -> act [T, out]."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """`x` f32 [T, n], `weight` f32 [n] -> f32 [T, n]. Rows may also be heads: [T * heads, D]."""
+        """`x` act [T, n], `weight` act [n] -> act [T, n]. Rows may also be heads: [T * heads, D]."""
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """`(rms_norm(x + residual), x + residual)`; `residual` may be updated in place and returned."""
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """`gate_up` f32 [T, 2I], gate first -> `silu(gate) * up`, f32 [T, I]."""
+        """`gate_up` act [T, 2I], gate first -> `silu(gate) * up`, act [T, I]."""
 
     def kv_layout(
-        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_dtype: dtype
+        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_dtype: torch.dtype
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of the key and the value cache of one layer.
 
-        Dimension 0 is the block, so whole blocks can be copied. Within a block the order is the backend's
-        own. `kv_dtype` is f32, f16 or bf16. Allocate with `torch.zeros`.
+        Dimension 0 is the block, so whole blocks can be copied; there may be one more than asked for, the
+        spare that `spare_place` names. Within a block the order is the backend's own. `kv_dtype` is f32, f16
+        or bf16. Allocate with `torch.zeros`.
         """
+
+    def spare_place(self, num_blocks: int, block_size: int) -> int:
+        """The entry of `slot_mapping` for a row whose key and value no sequence may ever see."""
 
     def rope_and_cache(
         self,
@@ -82,11 +118,27 @@ class Kernels(Protocol):
         num_heads: int,
         num_kv_heads: int,
     ) -> None:
-        """Rotate q and k inside `qkv` f32 [T, (H + 2K) * D] in place, and write k and v to the cache.
+        """Rotate q and k inside `qkv` act [T, (H + 2K) * D] in place, and write k and v to the cache.
 
         `positions` i64 [T]; `cos_sin` f32 [max_position, D], cosines in the first half of a row, sines in the
         second (the "rotate half" layout of Hugging Face). `slot_mapping` i64 [T] is block * block_size +
-        offset; a negative slot writes nothing.
+        offset, or `spare_place`.
+        """
+
+    def plan(
+        self,
+        block_tables: Tensor,
+        query_start: Tensor,
+        context_len: Tensor,
+        shape: AttentionShape,
+        block_size: int,
+        *,
+        fixed: bool = False,
+    ) -> AttentionPlan | None:
+        """Prepare a step's attention, once for all layers, from the host tensors of `paged_attention`.
+
+        `fixed`: every sequence has one query, and steps with as many sequences share one place in device
+        memory, so that captured ops find the newest plan there. None: there is nothing to prepare.
         """
 
     def paged_attention(
@@ -100,17 +152,19 @@ class Kernels(Protocol):
         scale: float,
         num_heads: int,
         num_kv_heads: int,
+        plan: AttentionPlan | None = None,
     ) -> Tensor:
-        """Causal attention of each sequence over its own cache -> f32 [T, H * D].
+        """Causal attention of each sequence over its own cache -> act [T, H * D].
 
-        `q` f32 [T, H * D], rows may be strided (the leading columns of `qkv`). `block_tables` i32 [S,
-        max_blocks], `query_start` i32 [S + 1], `context_len` i32 [S]. The queries of sequence s are rows
-        query_start[s] to query_start[s + 1] and its last positions: the last query sees all context_len[s]
-        keys. So decodes and prefill chunks mix in one call. Sequences without queries are allowed.
+        `q` act [T, H * D], rows may be strided (the leading columns of `qkv`). In host memory: `block_tables`
+        i32 [S, max_blocks], `query_start` i32 [S + 1], `context_len` i32 [S]. The queries of sequence s are
+        rows query_start[s] to query_start[s + 1] and its last positions: the last query sees all
+        context_len[s] keys. So decodes and prefill chunks mix in one call. Sequences without queries are
+        allowed. `plan` is what `plan` made of the same tables; without one it is made on the spot.
         """
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
-        """Add the adapters' products to `y` f32 [T, sum(out)] in place; `x` f32 [T, in].
+        """Add the adapters' products to `y` act [T, sum(out)] in place; `x` act [T, in].
 
         For each slice with columns c of y, and each row of a segment with slot s: `y[c] = g * (y[c] + scale *
         (x A^T) B^T)`, where g is 1 without DoRA. `y` must not contain the layer's bias yet. Rows outside

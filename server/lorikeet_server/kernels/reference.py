@@ -1,23 +1,28 @@
-"""Every op in plain torch: the definition that other backends are tested against, and the fallback.
+"""Every op in plain torch, on any device and in any activation dtype: the definition that other backends are
+tested against, and the fallback.
 
-Cache layout: [block, offset, head, width]. Weights are rounded to their mode and kept as float32.
+Weights are rounded to their mode and kept in the dtype of activations. Sums over a row of float16 or bfloat16
+are taken in float32 and rounded once.
 """
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, dtype
+from torch import Tensor
 
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_table import LoraTable
-from lorikeet_server.kernels.ops import Greedy, LinearMode, PackedLinear
+from lorikeet_server.kernels.ops import AttentionPlan, AttentionShape, Greedy, LinearMode, PackedLinear
+from lorikeet_server.kernels.reference_attention import Planner, ReferencePlan, attend
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceLinear:
-    """A rounded weight as float32."""
+    """A rounded weight in the dtype of activations."""
 
     weight: Tensor  # [out, in]
     mode: LinearMode
@@ -46,33 +51,41 @@ class ReferenceKernels:
     """The reference backend; see `ops.Kernels` for the meaning and shapes of each op."""
 
     name = "reference"
+    captures = False
 
-    def __init__(self, isa: str = "auto") -> None:
-        del isa  # torch chooses its own instruction set
+    def __init__(self, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> None:
+        self.device, self.dtype = device, dtype
+        self._planner = Planner(device)
+
+    def pack_vector(self, values: Tensor) -> Tensor:
+        return values.to(self.device, self.dtype)
 
     def pack_linear(self, weight: Tensor, mode: LinearMode) -> PackedLinear:
-        return ReferenceLinear(round_weight(weight, mode).float().contiguous(), mode)
+        return ReferenceLinear(round_weight(weight, mode).to(self.device, self.dtype).contiguous(), mode)
 
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         assert isinstance(packed, ReferenceLinear)
         return F.linear(x, packed.weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, eps)
+        return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         residual = x + residual
         return self.rms_norm(residual, weight, eps), residual
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        return (F.silu(gate) * up).to(gate_up.dtype)
 
     def kv_layout(
-        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_dtype: dtype
+        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_dtype: torch.dtype
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        shape = (num_blocks, block_size, kv_heads, head_dim)
+        shape = (num_blocks + 1, block_size, kv_heads, head_dim)
         return shape, shape
+
+    def spare_place(self, num_blocks: int, block_size: int) -> int:
+        return num_blocks * block_size
 
     def rope_and_cache(
         self,
@@ -90,11 +103,21 @@ class ReferenceKernels:
         first, second = heads[:, : num_heads + num_kv_heads].chunk(2, dim=-1)
         rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
         heads[:, : num_heads + num_kv_heads] = rotated
-        kept = slot_mapping >= 0
-        slots = slot_mapping[kept]
-        k, v = heads[kept, num_heads:].chunk(2, dim=1)
-        k_cache.view(-1, *k_cache.shape[2:])[slots] = k.to(k_cache.dtype)
-        v_cache.view(-1, *v_cache.shape[2:])[slots] = v.to(v_cache.dtype)
+        k, v = heads[:, num_heads:].chunk(2, dim=1)
+        k_cache.view(-1, *k_cache.shape[2:])[slot_mapping] = k.to(k_cache.dtype)
+        v_cache.view(-1, *v_cache.shape[2:])[slot_mapping] = v.to(v_cache.dtype)
+
+    def plan(
+        self,
+        block_tables: Tensor,
+        query_start: Tensor,
+        context_len: Tensor,
+        shape: AttentionShape,
+        block_size: int,
+        *,
+        fixed: bool = False,
+    ) -> AttentionPlan | None:
+        return self._planner(block_tables, query_start, context_len, fixed)
 
     def paged_attention(
         self,
@@ -107,19 +130,12 @@ class ReferenceKernels:
         scale: float,
         num_heads: int,
         num_kv_heads: int,
+        plan: AttentionPlan | None = None,
     ) -> Tensor:
-        out = torch.empty(q.shape)
-        starts = query_start.tolist()
-        for s, context in enumerate(context_len.tolist()):
-            rows = slice(starts[s], starts[s + 1])
-            queries = q[rows].reshape(-1, num_heads, q.shape[1] // num_heads).transpose(0, 1)  # [H, n, D]
-            blocks = block_tables[s, : -(-context // k_cache.shape[1])].long()
-            k, v = (c[blocks].flatten(0, 1)[:context].float().transpose(0, 1) for c in (k_cache, v_cache))
-            k, v = (c.repeat_interleave(num_heads // num_kv_heads, 0) for c in (k, v))  # [H, context, D]
-            mask = torch.ones(queries.shape[1], context, dtype=torch.bool).tril(context - queries.shape[1])
-            attended = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=scale)
-            out[rows] = attended.transpose(0, 1).flatten(1)
-        return out
+        if plan is None:
+            plan = self._planner(block_tables, query_start, context_len, fixed=False)
+        assert isinstance(plan, ReferencePlan)
+        return attend(q, k_cache, v_cache, plan, scale, num_heads, num_kv_heads)
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         starts = batch.segment_starts.tolist()
@@ -130,12 +146,13 @@ class ReferenceKernels:
                 if (entry := table.get(slot, slice_index)) is None:
                     continue
                 a, b, scale, channel_scale = entry
-                added = target[rows] + scale * (x[rows] @ a.float().t()) @ b.float().t()
-                target[rows] = added if channel_scale is None else added * channel_scale
+                product = F.linear(F.linear(x[rows], a.to(x.dtype)), b.to(x.dtype)).float()
+                added = target[rows].float() + scale * product
+                target[rows] = (added if channel_scale is None else added * channel_scale).to(y.dtype)
 
     def greedy(self, logits: Tensor) -> Greedy:
         largest = logits.amax(dim=-1, keepdim=True)
-        index = torch.arange(logits.shape[1]).where(logits == largest, logits.shape[1])
+        index = torch.arange(logits.shape[1], device=logits.device).where(logits == largest, logits.shape[1])
         logsumexp = logits.logsumexp(dim=-1)
         return Greedy(
             index.amin(dim=-1).clamp(max=logits.shape[1] - 1), largest.squeeze(-1) - logsumexp, logsumexp

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ import torch
 from lorikeet_server.errors import ConfigError
 from lorikeet_server.kernels import Kernels
 
-KV_DTYPE = torch.float32
+CACHE_LINE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +20,11 @@ class KvShape:
     num_layers: int
     kv_heads: int
     head_dim: int
+    dtype: torch.dtype
 
     @property
     def bytes_per_token(self) -> int:
-        return 2 * self.num_layers * self.kv_heads * self.head_dim * KV_DTYPE.itemsize
+        return 2 * self.num_layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +39,22 @@ class KvPool:
     @classmethod
     def allocate(cls, kernels: Kernels, shape: KvShape, num_blocks: int, block_size: int) -> "KvPool":
         """Zeroed, since masked keys are still multiplied by zero, and stale memory may hold NaN."""
-        key, value = kernels.kv_layout(num_blocks, block_size, shape.kv_heads, shape.head_dim, KV_DTYPE)
+        key, value = kernels.kv_layout(num_blocks, block_size, shape.kv_heads, shape.head_dim, shape.dtype)
+        zeros = _host_zeros if kernels.device.type == "cpu" else partial(torch.zeros, device=kernels.device)
         return cls(
-            [_zeros(key) for _ in range(shape.num_layers)],
-            [_zeros(value) for _ in range(shape.num_layers)],
+            [zeros(key, dtype=shape.dtype) for _ in range(shape.num_layers)],
+            [zeros(value, dtype=shape.dtype) for _ in range(shape.num_layers)],
             num_blocks,
             block_size,
         )
 
 
-def _zeros(shape: tuple[int, ...]) -> torch.Tensor:
+def _host_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Zeros, aligned to a cache line. NumPy takes zero pages, free until used; torch would write them all."""
-    line = 64 // KV_DTYPE.itemsize
-    size = math.prod(shape)
-    memory = torch.from_numpy(np.zeros(size + line, np.float32))
-    first = -memory.data_ptr() // KV_DTYPE.itemsize % line
-    return memory[first : first + size].view(shape)
+    size = math.prod(shape) * dtype.itemsize
+    memory = torch.from_numpy(np.zeros(size + CACHE_LINE, np.uint8))
+    first = -memory.data_ptr() % CACHE_LINE
+    return memory[first : first + size].view(dtype).view(shape)
 
 
 def count_blocks(shape: KvShape, block_size: int, kv_bytes: int, max_blocks: int) -> int:

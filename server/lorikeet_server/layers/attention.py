@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from lorikeet_server.errors import ModelError
-from lorikeet_server.kernels import LoraBatch, StepTensors
+from lorikeet_server.kernels import AttentionShape, LoraBatch, StepTensors
 from lorikeet_server.layers.build import Build
 from lorikeet_server.layers.linear import Part, column_parallel, row_parallel
 from lorikeet_server.models.config import ModelConfig
@@ -42,6 +42,10 @@ class Heads:
     @property
     def num_key(self) -> int:
         return len(self.key)
+
+    def shape(self, scale: float) -> AttentionShape:
+        """What the kernels need to know to plan a step."""
+        return AttentionShape(self.num_query, self.num_key, self.dim, scale)
 
     @property
     def query_rows(self) -> range:
@@ -102,6 +106,7 @@ class Attention:
             self.scale,
             heads.num_query,
             heads.num_key,
+            step.plan,
         )
         return self.o(attended, batch)
 

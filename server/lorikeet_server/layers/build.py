@@ -35,8 +35,8 @@ class Build:
         return weight
 
     def vector(self, name: str, size: int, part: Slice | None = None) -> torch.Tensor:
-        """A norm weight or bias, in the float32 of the activations."""
-        return self._load(name, (size,), part).float()
+        """A norm weight or bias, as the kernels take it."""
+        return self.kernels.pack_vector(self._load(name, (size,), part))
 
     def unused(self) -> list[str]:
         """Tensors of the checkpoint that no layer asked for, but for tables that are computed here."""

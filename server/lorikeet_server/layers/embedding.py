@@ -11,22 +11,22 @@ from lorikeet_server.weights import Slice
 
 
 class Embedding:
-    """Rows of the embedding matrix as float32. Each rank holds a range of the vocabulary."""
+    """Rows of the embedding matrix as activations. Each rank holds a range of the vocabulary."""
 
     def __init__(self, build: Build, name: str, vocab_size: int, hidden_size: int) -> None:
-        self._tp = build.tp
+        self._tp, self._dtype = build.tp, build.kernels.dtype
         rows = build.tp.share(vocab_size)
         self._start = rows.start
         weight = build.matrix(name, (vocab_size, hidden_size), Slice(0, rows.start, rows.stop))
-        self._weight = weight.to(getattr(torch, build.mode))
+        self._weight = weight.to(build.kernels.device, getattr(torch, build.mode))
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`tokens` `[rows]` int64 -> `[rows, hidden]` float32."""
+        """`tokens` `[rows]` int64 -> `[rows, hidden]` activations."""
         if self._tp.size == 1:
-            return F.embedding(tokens, self._weight).float()
+            return F.embedding(tokens, self._weight).to(self._dtype)
         local = tokens - self._start
         foreign = (local < 0) | (local >= self._weight.shape[0])
-        rows = F.embedding(local.masked_fill(foreign, 0), self._weight).float()
+        rows = F.embedding(local.masked_fill(foreign, 0), self._weight).to(self._dtype)
         rows.masked_fill_(foreign.unsqueeze(-1), 0)
         self._tp.all_reduce(rows)
         return rows
@@ -53,4 +53,4 @@ class LmHead:
 
     def __call__(self, hidden: torch.Tensor, batch: LoraBatch | None) -> torch.Tensor:
         """`hidden` `[rows, hidden]` -> `[rows, vocab]` float32."""
-        return self._tp.gather_columns(self.linear(hidden, batch), self._vocab_size)
+        return self._tp.gather_columns(self.linear(hidden, batch), self._vocab_size).float()

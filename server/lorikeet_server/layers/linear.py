@@ -28,7 +28,7 @@ class Linear:
         build.sites.append(site)
 
     def __call__(self, x: torch.Tensor, batch: LoraBatch | None) -> torch.Tensor:
-        """`x` `[rows, in]` float32 -> `[rows, out]` float32."""
+        """`x` `[rows, in]` -> `[rows, out]`."""
         y = self._kernels.linear(x, self.packed)
         if batch is not None and self.site.table is not None:
             self._kernels.lora(y, x, self.site.table, batch)

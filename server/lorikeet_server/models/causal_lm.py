@@ -3,7 +3,14 @@
 import torch
 
 from lorikeet_server.adapters.targets import LoraTarget
-from lorikeet_server.kernels import Decoder, DecoderSpec, LoraBatch, LoraTable, StepTensors
+from lorikeet_server.kernels import (
+    AttentionShape,
+    Decoder,
+    DecoderSpec,
+    LoraBatch,
+    LoraTable,
+    StepTensors,
+)
 from lorikeet_server.kvcache.pool import KvPool
 from lorikeet_server.layers.block import Block
 from lorikeet_server.layers.build import Build
@@ -31,6 +38,12 @@ class CausalLM:
         """Key/value heads on this rank."""
         return self._blocks[0].attention.heads.num_key
 
+    @property
+    def attention_shape(self) -> AttentionShape:
+        """What a step's attention is planned from; all layers are alike."""
+        attention = self._blocks[0].attention
+        return attention.heads.shape(attention.scale)
+
     def lora_targets(self) -> list[LoraTarget]:
         """Every linear module that an adapter may target, found where the linears were built."""
         return [target for site in self._sites for target in site.targets]
@@ -43,7 +56,7 @@ class CausalLM:
     def prepare(self, pool: KvPool, adapter_slots: int, max_positions: int) -> None:
         """Attaches the cache, empty adapter tables and rotary tables, replacing any earlier ones."""
         config = self.config
-        cos_sin = cos_sin_table(config.rope, config.head_dim, max_positions)
+        cos_sin = cos_sin_table(config.rope, config.head_dim, max_positions).to(self._kernels.device)
         for site in self._sites:
             site.allocate(adapter_slots)
         for block, k_cache, v_cache in zip(self._blocks, pool.keys, pool.values, strict=True):

@@ -1,0 +1,175 @@
+"""Every backend that computes in 16 bits, against the definition in float32 on the same rounded inputs.
+
+Tolerances are in units of the last place of the dtype: a result is rounded once or twice on its way.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorikeet_server.kernels import AttentionShape, Kernels, LinearMode, select
+
+BLOCK, BLOCKS, WIDTH = 16, 40, 64
+ULP = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+MODES: dict[torch.dtype, LinearMode] = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+BACKENDS = [
+    pytest.param((name, device, dtype), id=f"{name}-{device}-{dtype}".replace("torch.", ""), marks=marks)
+    for name, device, marks in (
+        ("reference", "cpu", ()),
+        ("reference", "cuda", pytest.mark.gpu),
+        ("cuda", "cuda", pytest.mark.gpu),
+    )
+    for dtype in (torch.bfloat16, torch.float16)
+]
+
+
+@dataclass
+class Pair:
+    """A backend beside the definition. Each op gets equal numbers in both."""
+
+    tested: Kernels
+    defined: Kernels
+
+    def random(self, *shape: int) -> tuple[Tensor, Tensor]:
+        """Random numbers that the dtype can hold: on the backend's device, and in float32."""
+        values = torch.randn(shape).to(self.tested.dtype)
+        return values.to(self.tested.device), values.float()
+
+    def close(self, result: Tensor, expected: Tensor, ulps: float = 1.0) -> None:
+        """Within some units of the last place, of each number or of the largest."""
+        error = ulps * ULP[self.tested.dtype]
+        largest = float(expected.abs().max()) if expected.numel() else 0.0
+        torch.testing.assert_close(
+            result.float().cpu(), expected.float().cpu(), rtol=error, atol=error * largest / 4
+        )
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    name, device, dtype = request.param
+    return Pair(select(name, device=torch.device(device), dtype=dtype), select("reference"))
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.mark.parametrize("rows", [0, 1, 9, 130])
+def test_linear(pair: Pair, rows: int) -> None:
+    x, exact = pair.random(rows, 576)
+    weight = torch.randn(320, 576) / 24
+    mode = MODES[pair.tested.dtype]
+    result = pair.tested.linear(x, pair.tested.pack_linear(weight, mode))
+    assert result.dtype == pair.tested.dtype
+    pair.close(result, pair.defined.linear(exact, pair.defined.pack_linear(weight, mode)))
+
+
+@pytest.mark.parametrize("rows", [1, 130])
+def test_norms_and_activation(pair: Pair, rows: int) -> None:
+    (x, x_exact), (residual, residual_exact) = pair.random(rows, 576), pair.random(rows, 576)
+    weight, weight_exact = pair.random(576)
+    weight = pair.tested.pack_vector(weight_exact)
+    pair.close(pair.tested.rms_norm(x, weight, 1e-5), pair.defined.rms_norm(x_exact, weight_exact, 1e-5))
+    normed, added = pair.tested.add_rms_norm(x.clone(), residual.clone(), weight, 1e-5)
+    expected, expected_added = pair.defined.add_rms_norm(x_exact, residual_exact, weight_exact, 1e-5)
+    pair.close(added, expected_added)
+    pair.close(normed, expected, 2)  # whether the sum is rounded before it is normed is left open
+    gate_up, gate_up_exact = pair.random(rows, 2 * 576)
+    pair.close(pair.tested.silu_mul(gate_up), pair.defined.silu_mul(gate_up_exact))
+
+
+HEADS = [(9, 3, WIDTH), (4, 4, WIDTH), (8, 1, 128)]
+STEPS = {
+    "decode": [(1, 1), (1, 40), (1, 16), (1, 129)],
+    "prefill": [(37, 37), (5, 90)],
+    "mixed": [(1, 61), (20, 52), (1, 3), (0, 9)],
+}
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("planned", [False, True])
+def test_attention(pair: Pair, heads: tuple[int, int, int], kind: str, planned: bool) -> None:
+    lengths, (query, kv, dim) = STEPS[kind], heads
+    free = iter(torch.randperm(BLOCKS).tolist())
+    tables = torch.full((len(lengths), 12), -1, dtype=torch.int32)
+    for row, (_, context) in enumerate(lengths):
+        for column in range(-(-context // BLOCK)):
+            tables[row, column] = next(free)
+    starts = torch.tensor([0, *(n for n, _ in lengths)]).cumsum(0).int()
+    contexts = torch.tensor([context for _, context in lengths]).int()
+    cos_sin = torch.randn(256, dim)
+    parts = [pair.random(context, (query + 2 * kv) * dim) for _, context in lengths]
+    queries = pair.random(int(starts[-1]), (query + 2 * kv) * dim)
+    outputs = []
+    for i, kernels in enumerate((pair.tested, pair.defined)):
+        k_shape, v_shape = kernels.kv_layout(BLOCKS, BLOCK, kv, dim, kernels.dtype)
+        # What an earlier owner left where no context reaches must not matter.
+        k_cache = torch.full(k_shape, torch.nan, dtype=kernels.dtype, device=kernels.device)
+        v_cache = torch.full(v_shape, torch.nan, dtype=kernels.dtype, device=kernels.device)
+        for row, (_, context) in enumerate(lengths):
+            positions = torch.arange(context)
+            places = tables[row].long()[positions // BLOCK] * BLOCK + positions % BLOCK
+            on_device = [t.to(kernels.device) for t in (positions, places, cos_sin)]
+            kernels.rope_and_cache(
+                parts[row][i].clone(), on_device[0], on_device[2], k_cache, v_cache, on_device[1], query, kv
+            )
+        shape = AttentionShape(query, kv, dim, dim**-0.5)
+        plan = kernels.plan(tables, starts, contexts, shape, BLOCK) if planned else None
+        q = queries[i][:, : query * dim]
+        outputs.append(
+            kernels.paged_attention(q, k_cache, v_cache, tables, starts, contexts, dim**-0.5, query, kv, plan)
+        )
+    assert outputs[0].dtype == pair.tested.dtype
+    pair.close(outputs[0], outputs[1], 4)  # keys and values were rounded too
+
+
+def test_rotation(pair: Pair) -> None:
+    qkv, exact = pair.random(33, 4 * WIDTH)
+    cos_sin, positions = torch.randn(64, WIDTH), torch.randperm(64)[:33]
+    for kernels, rows in ((pair.tested, qkv), (pair.defined, exact)):
+        k_shape, v_shape = kernels.kv_layout(3, BLOCK, 1, WIDTH, kernels.dtype)
+        caches = [torch.zeros(s, dtype=kernels.dtype, device=kernels.device) for s in (k_shape, v_shape)]
+        places = torch.arange(33)
+        places[7] = kernels.spare_place(3, BLOCK)
+        arguments = [t.to(kernels.device) for t in (positions, cos_sin, places)]
+        kernels.rope_and_cache(rows, arguments[0], arguments[1], *caches, arguments[2], 2, 1)
+        for cache in caches:
+            used = cache[:3].flatten(2).flatten(0, 1).abs().sum(1) > 0
+            assert used.nonzero().flatten().tolist() == [i for i in range(33) if i != 7]
+    pair.close(qkv, exact)
+
+
+def test_greedy(pair: Pair) -> None:
+    """Logits are float32 in every backend."""
+    logits = torch.randn(9, 5000) * 8
+    logits[3, [100, 4000]] = 60.0
+    logits[4, 17] = torch.nan
+    result, expected = pair.tested.greedy(logits.to(pair.tested.device)), pair.defined.greedy(logits)
+    assert result.tokens[:4].tolist() == expected.tokens[:4].tolist() and int(result.tokens[3]) == 100
+    good = [row for row in range(9) if row != 4]
+    torch.testing.assert_close(result.logprobs.cpu()[good], expected.logprobs[good], rtol=1e-5, atol=1e-5)
+    assert result.logsumexp.isfinite().tolist() == [row != 4 for row in range(9)]
+
+
+def test_fixed_plans_stay_in_place(pair: Pair) -> None:
+    """A captured step finds the newest tables where the first ones were."""
+    shape, one = AttentionShape(4, 2, WIDTH, WIDTH**-0.5), torch.arange(3, dtype=torch.int32)
+    k_shape, v_shape = pair.tested.kv_layout(BLOCKS, BLOCK, 2, WIDTH, pair.tested.dtype)
+    caches = [torch.randn(shape).to(pair.tested.device, pair.tested.dtype) for shape in (k_shape, v_shape)]
+    q, _ = pair.random(2, 4 * WIDTH)
+
+    def attend(blocks: Tensor, contexts: Tensor, plan: object) -> Tensor:
+        return pair.tested.paged_attention(q, *caches, blocks, one, contexts, WIDTH**-0.5, 4, 2, plan)
+
+    first = torch.tensor([[3, 4, 0], [5, 0, 0]], dtype=torch.int32), torch.tensor([20, 9]).int()
+    second = torch.tensor([[8, 9, 7], [1, 2, 0]], dtype=torch.int32), torch.tensor([45, 31]).int()
+    kept = pair.tested.plan(first[0], one, first[1], shape, BLOCK, fixed=True)
+    pair.close(attend(*first, kept), attend(*first, None))
+    pair.tested.plan(second[0], one, second[1], shape, BLOCK, fixed=True)
+    pair.close(attend(*first, kept), attend(*second, None))
