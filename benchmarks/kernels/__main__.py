@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.kernels.model import FFN, HEADS, HIDDEN, LINEARS, WIDTH, Model, lora_loop, step
 from benchmarks.kernels.timing import Timing, measure
 from benchmarks.serving.facts import processor
-from lorikeet_server.kernels import Kernels, LinearMode, LoraBatch, select
+from lorikeet_server.kernels import Kernels, LinearMode, LoraSegments, select
 
 BATCHES = (1, 4, 8, 16, 64)
 ADAPTERS, RANK, CONTEXT = 8, 8, 100
@@ -46,7 +46,7 @@ def linears(model: Model, peers: list[list[object]], rows: int) -> Candidates:
 
 def loras(model: Model, rows: int) -> Candidates:
     """All adapter products of a step: every row another adapter, as far as there are adapters."""
-    batch = LoraBatch.build([row % ADAPTERS for row in range(rows)])
+    batch = LoraSegments.build([row % ADAPTERS for row in range(rows)])
     inputs = {width: torch.randn(rows, width) for width in (HIDDEN, FFN)}
     outputs = {shape: torch.zeros(rows, shape[0]) for shape in LINEARS}
 
@@ -80,11 +80,11 @@ def attention(model: Model, reference: Kernels, rows: int) -> Candidates:
 def whole_step(model: Model, rows: int) -> Candidates:
     """Layers, lm_head and arg max in the fused form, without and with a distinct adapter per row."""
     places, hidden = step(rows, CONTEXT), torch.randn(rows, HIDDEN)
-    batch = LoraBatch.build([row % ADAPTERS for row in range(rows)])
+    batch = LoraSegments.build([row % ADAPTERS for row in range(rows)])
     decoder, kernels = model.kernels.decoder(model.spec), model.kernels
     assert decoder is not None
 
-    def run(segments: LoraBatch | None) -> object:
+    def run(segments: LoraSegments | None) -> object:
         return kernels.greedy(kernels.linear(decoder(hidden.clone(), places, segments), model.head))
 
     return {"base": lambda: run(None), f"{ADAPTERS} adapters r{RANK}": lambda: run(batch)}

@@ -15,7 +15,7 @@ from lorikeet_server.kernels import (
     DecoderSpec,
     Kernels,
     LinearMode,
-    LoraBatch,
+    LoraSegments,
     LoraTable,
     PackedLinear,
     StepTensors,
@@ -71,7 +71,7 @@ def step(sequences: int, context: int, queries: int = 1) -> StepTensors:
     return StepTensors(positions.repeat(sequences), slots.flatten(), blocks, starts, contexts)
 
 
-def lora_loop(y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
+def lora_loop(y: Tensor, x: Tensor, table: LoraTable, batch: LoraSegments) -> None:
     """What a server without a segmented kernel does: two small products per adapter and slice."""
     starts = batch.segment_starts.tolist()
     columns = torch.split(y, list(table.out_features), dim=1)

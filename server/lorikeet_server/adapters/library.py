@@ -22,6 +22,7 @@ from lorikeet_server.adapters.strict_json import shown
 from lorikeet_server.adapters.targets import LoraTarget
 from lorikeet_server.adapters.tiers import HostTier
 from lorikeet_server.errors import DataLossError, InvalidAdapterError, SourceUnavailableError
+from lorikeet_server.kernels import RANK_MAJOR, LoraLayout
 
 MAX_RANK = 512
 Plan = tuple[AdapterConfig, dict[str, TensorInfo], tuple[PlannedPair, ...]]
@@ -35,6 +36,7 @@ class ServedModel:
     targets: Sequence[LoraTarget]
     adapter_dtype: torch.dtype
     max_rank: int = MAX_RANK
+    layout: LoraLayout = RANK_MAJOR  # as the kernels want it
     pinned_memory: bool = False  # host memory that a GPU can copy from by itself
 
 
@@ -92,10 +94,11 @@ class AdapterLibrary:
 
     def _read(self, digest: str, stored: StoredAdapter) -> StagedAdapter:
         config, tensors, planned = self._plan(stored.config, stored)
+        model = self.model
         memory, pairs = load_pairs(
-            stored, tensors, planned, self.model.adapter_dtype, self.model.pinned_memory
+            stored, tensors, planned, model.adapter_dtype, model.layout, model.pinned_memory
         )
-        return StagedAdapter(digest, config.base_model, memory, pairs)
+        return StagedAdapter(digest, config.base_model, memory, pairs, model.layout)
 
     def _plan(self, config_bytes: bytes, weights: Reader) -> Plan:
         """All checks that need no tensor data."""

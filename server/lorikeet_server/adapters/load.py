@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lorikeet_server.adapters.header import LENGTH_BYTES, TensorInfo, header_bytes, parse_header
 from lorikeet_server.adapters.plan import PlannedPair
-from lorikeet_server.adapters.staged import Layout, LoraPair
+from lorikeet_server.adapters.staged import LoraPair, Places
 from lorikeet_server.errors import InvalidAdapterError, TooLargeError
+from lorikeet_server.kernels import LoraLayout
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -48,19 +49,20 @@ def load_pairs(
     tensors: dict[str, TensorInfo],
     planned: Sequence[PlannedPair],
     dtype: torch.dtype,
+    layout: LoraLayout,
     pinned: bool,
 ) -> tuple[Tensor, tuple[LoraPair, ...]]:
     """Read every tensor into one new allocation. Raises `InvalidAdapterError` naming the tensor."""
-    layout = Layout(dtype)
+    places = Places(dtype, layout)
     for pair in planned:
-        layout.reserve(pair.target, pair.rank)
+        places.reserve(pair.target, pair.rank)
     try:
-        memory = torch.zeros(layout.elements, dtype=dtype, pin_memory=pinned)
+        memory = torch.zeros(places.elements, dtype=dtype, pin_memory=pinned)
     except (RuntimeError, MemoryError):
-        needed = layout.elements * dtype.itemsize
+        needed = places.elements * dtype.itemsize
         raise TooLargeError(f"the adapter needs {needed} bytes of host memory, which are not there") from None
-    layout = Layout(dtype)
-    pairs = tuple(layout.place(memory, pair.target, pair.rank, pair.scale) for pair in planned)
+    places = Places(dtype, layout)
+    pairs = tuple(places.take(memory, pair.target, pair.rank, pair.scale) for pair in planned)
     takers = {pair.a: (_fill_a, placed) for pair, placed in zip(planned, pairs, strict=True)}
     takers |= {pair.b: (_fill_b, placed) for pair, placed in zip(planned, pairs, strict=True)}
     for name, info in tensors.items():  # in file order, by `parse_header`
@@ -73,14 +75,21 @@ def load_pairs(
 
 def _fill_a(pair: LoraPair, values: Tensor) -> None:
     held = pair.target.inputs
-    for row, given in zip(pair.a, values, strict=True):  # [inputs] each
-        row.copy_(given[held.start : held.stop])
+    _copy(pair.a[: pair.rank], values[:, held.start : held.stop])
 
 
 def _fill_b(pair: LoraPair, values: Tensor) -> None:
     held = pair.target.outputs
-    for row, given in zip(pair.b.t(), values[held.start : held.stop].t(), strict=True):  # [outputs] each
-        row.copy_(given)
+    to, given = pair.b[:, : pair.rank], values[held.start : held.stop]
+    if to.stride(0) == 1:  # stored rank by rank
+        to, given = to.t(), given.t()
+    _copy(to, given)
+
+
+def _copy(to: Tensor, given: Tensor) -> None:
+    rows = max(1, _SERIAL // to.shape[1])
+    for at in range(0, to.shape[0], rows):
+        to[at : at + rows].copy_(given[at : at + rows])
 
 
 def _check_values(values: Tensor, name: str) -> None:

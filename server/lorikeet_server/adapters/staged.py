@@ -1,24 +1,28 @@
 """An adapter in host memory: this rank's slice, checked, in one allocation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from lorikeet_server.adapters.targets import LoraTarget
+from lorikeet_server.kernels import RANK_MAJOR, LoraLayout
 
 _ALIGN = 64  # bytes; A and B start on cache lines
 
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
-    """A and B of one module on this rank. `b` is a view of memory laid out rank by rank."""
+    """A and B of one module on this rank, stored as the kernels want them.
+
+    The stored rank may be larger than the adapter's: what is beyond is zero.
+    """
 
     target: LoraTarget
     rank: int
     scale: float
-    a: Tensor  # [rank, inputs]
-    b: Tensor  # [outputs, rank]
+    a: Tensor  # [stored rank, inputs]
+    b: Tensor  # [outputs, stored rank]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class StagedAdapter:
     base_model: str
     memory: Tensor = field(repr=False)  # [elements], one dtype
     pairs: tuple[LoraPair, ...] = field(repr=False)
+    layout: LoraLayout = RANK_MAJOR
 
     @property
     def memory_bytes(self) -> int:
@@ -45,28 +50,30 @@ class StagedAdapter:
         if self.memory.device == device:
             return self
         memory = self.memory.to(device, non_blocking=True)
-        layout = Layout(self.memory.dtype)
-        pairs = tuple(layout.place(memory, pair.target, pair.rank, pair.scale) for pair in self.pairs)
-        return StagedAdapter(self.digest, self.base_model, memory, pairs)
+        places = Places(self.memory.dtype, self.layout)
+        pairs = tuple(places.take(memory, pair.target, pair.rank, pair.scale) for pair in self.pairs)
+        return replace(self, memory=memory, pairs=pairs)
 
 
-class Layout:
+class Places:
     """Hands out places for pairs in one allocation, one after the other."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._step = _ALIGN // dtype.itemsize
+    def __init__(self, dtype: torch.dtype, layout: LoraLayout) -> None:
+        self._step, self._layout = _ALIGN // dtype.itemsize, layout
         self.elements = 0
 
     def reserve(self, target: LoraTarget, rank: int) -> tuple[int, int]:
         """Where A and B of a module start."""
-        return self._take(rank * len(target.inputs)), self._take(rank * len(target.outputs))
+        stored = self._layout.padded(rank)
+        return self._take(stored * len(target.inputs)), self._take(stored * len(target.outputs))
 
-    def place(self, memory: Tensor, target: LoraTarget, rank: int, scale: float) -> LoraPair:
+    def take(self, memory: Tensor, target: LoraTarget, rank: int, scale: float) -> LoraPair:
         """The views of the next pair in `memory`."""
         at_a, at_b = self.reserve(target, rank)
-        inputs, outputs = len(target.inputs), len(target.outputs)
-        a = memory[at_a : at_a + rank * inputs].view(rank, inputs)
-        b = memory[at_b : at_b + rank * outputs].view(rank, outputs).t()
+        stored, inputs, outputs = self._layout.padded(rank), len(target.inputs), len(target.outputs)
+        a = memory[at_a : at_a + stored * inputs].view(stored, inputs)
+        b = memory[at_b : at_b + stored * outputs]
+        b = b.view(stored, outputs).t() if self._layout.b_by_rank else b.view(outputs, stored)
         return LoraPair(target, rank, scale, a, b)
 
     def _take(self, elements: int) -> int:

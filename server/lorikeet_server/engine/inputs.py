@@ -8,7 +8,7 @@ import torch
 
 from lorikeet_server.engine.sequences import Ints, Sequences
 from lorikeet_server.errors import ProtocolError
-from lorikeet_server.kernels import LoraBatch, StepTensors
+from lorikeet_server.kernels import LoraBatch, LoraSegments, StepTensors
 from lorikeet_server.pb import shard_pb2 as pb
 
 
@@ -103,7 +103,7 @@ def build_inputs(step: pb.Step, sequences: Sequences) -> StepInputs | None:
 
 
 def _batch(row_adapters: npt.NDArray[np.int32]) -> LoraBatch | None:
-    return LoraBatch.build(torch.from_numpy(row_adapters)) if (row_adapters >= 0).any() else None
+    return LoraSegments.build(torch.from_numpy(row_adapters)) if (row_adapters >= 0).any() else None
 
 
 def _ints(values: object) -> Ints:

@@ -12,7 +12,7 @@ from lorikeet_server.engine import result as results
 from lorikeet_server.engine.inputs import PromptChunk, StepInputs, build_inputs
 from lorikeet_server.engine.sequences import Sequences
 from lorikeet_server.errors import ProtocolError
-from lorikeet_server.kernels import Kernels, LoraBatch
+from lorikeet_server.kernels import Kernels, LoraBatch, LoraSegments
 from lorikeet_server.models.causal_lm import CausalLM
 from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.sampling.sampler import sample
@@ -118,4 +118,4 @@ class Runner:
 
     def _rows_batch(self, inputs: StepInputs, rows: slice) -> LoraBatch | None:
         adapters = inputs.row_adapters[rows]
-        return LoraBatch.build(torch.from_numpy(adapters)) if (adapters >= 0).any() else None
+        return LoraSegments.build(torch.from_numpy(adapters)) if (adapters >= 0).any() else None

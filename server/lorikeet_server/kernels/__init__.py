@@ -1,12 +1,14 @@
 """The computations of a step, behind one interface with interchangeable backends.
 
 `ops` states the interface, `registry` picks a backend once, `reference` is that interface in plain torch, and
-`lora_table`/`lora_batch` hold what every backend's LoRA product reads. Nothing here knows models or adapters.
+the `lora_*` modules hold what every backend's LoRA product reads. Nothing here knows models or adapters.
 """
 
 from lorikeet_server.kernels.decoder import Decoder, DecoderLayer, DecoderSpec, StepTensors
-from lorikeet_server.kernels.lora_batch import LoraBatch
-from lorikeet_server.kernels.lora_table import LoraTable, rank_major
+from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
+from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, rank_major
+from lorikeet_server.kernels.lora_table import LoraTable
+from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraModule, LoraTables
 from lorikeet_server.kernels.ops import (
     AttentionPlan,
     AttentionShape,
@@ -18,6 +20,7 @@ from lorikeet_server.kernels.ops import (
 from lorikeet_server.kernels.registry import select
 
 __all__ = [
+    "RANK_MAJOR",
     "AttentionPlan",
     "AttentionShape",
     "Decoder",
@@ -27,7 +30,12 @@ __all__ = [
     "Kernels",
     "LinearMode",
     "LoraBatch",
+    "LoraBatcher",
+    "LoraLayout",
+    "LoraModule",
+    "LoraSegments",
     "LoraTable",
+    "LoraTables",
     "PackedLinear",
     "StepTensors",
     "rank_major",

@@ -1,5 +1,7 @@
 """The C++ backend: allocates results and hands pointers to the library."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,9 @@ from lorikeet_server.kernels.cpu_native import (
 )
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch
+from lorikeet_server.kernels.lora_layout import RANK_MAJOR
 from lorikeet_server.kernels.lora_table import LoraTable
+from lorikeet_server.kernels.lora_tables import HostLoraTables, LoraModule, LoraTables
 from lorikeet_server.kernels.ops import AttentionPlan, AttentionShape, Greedy, LinearMode, PackedLinear
 from lorikeet_server.kernels.reference import round_weight
 from lorikeet_server.kernels.slab import Slabs
@@ -35,6 +39,7 @@ class CpuKernels:
     device = torch.device("cpu")
     dtype = torch.float32
     captures = False
+    lora_layout = RANK_MAJOR
 
     def __init__(self, isa: str = "auto") -> None:
         if isa not in ("auto", *INSTRUCTION_SETS):
@@ -163,6 +168,10 @@ class CpuKernels:
         arguments = (q.data_ptr(), q.stride(0), q.shape[0], cache, sequences, heads, out.data_ptr())
         raise_for(self.library.lk_attention(self.handle, *arguments))
         return out
+
+    def lora_tables(self, modules: Sequence[LoraModule], num_slots: int, max_rows: int) -> LoraTables:
+        del max_rows  # the host needs nothing ahead
+        return HostLoraTables(modules, num_slots)
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         check(x, "x", (batch.num_rows, table.in_features))

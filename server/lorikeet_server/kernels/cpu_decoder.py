@@ -53,7 +53,8 @@ class CpuDecoder:
             raise ValueError(f"the LoRA batch has {batch.num_rows} rows, the step {rows}")
         rope = abi.Rope(step.positions.data_ptr(), step.slot_mapping.data_ptr(), None, 0, 0)
         sequences = native_sequences(step.block_tables, step.query_start, step.context_len)
-        segments = None if batch is None or batch.num_segments == 0 else pointer(native_batch(batch))
+        rows_by_slot = None if batch is None else native_batch(batch)
+        segments = pointer(rows_by_slot) if rows_by_slot is not None and rows_by_slot.segments else None
         native = abi.Step(rope, sequences, segments, rows)
         out = torch.empty_like(hidden)
         raise_for(self._library.lk_decoder_run(self._run, native, hidden.data_ptr(), out.data_ptr()))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, dtype
 
 from lorikeet_server.kernels import abi
-from lorikeet_server.kernels.lora_batch import LoraBatch
+from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
 from lorikeet_server.kernels.lora_table import LoraTable, dtype_codes
 from lorikeet_server.kernels.ops import LinearMode
 
@@ -112,15 +112,8 @@ def native_table(table: LoraTable) -> abi.LoraTable:
     """Point at the arrays of a table; made once per table, since they never move."""
     native = _tables.get(table)
     if native is None:
-        arrays = (
-            table.columns,
-            table.a_pointers,
-            table.b_pointers,
-            table.g_pointers,
-            table.ranks,
-            table.dtypes,
-            table.scales,
-        )
+        each = table.arrays
+        arrays = (table.columns, each.a, each.b, each.g, each.rank, each.dtype, each.scale)
         sizes = (len(table.out_features), table.num_slots, table.in_features, sum(table.out_features))
         native = abi.LoraTable(*(array.data_ptr() for array in arrays), *sizes)
         _tables[table] = native
@@ -129,6 +122,8 @@ def native_table(table: LoraTable) -> abi.LoraTable:
 
 def native_batch(batch: LoraBatch) -> abi.LoraBatch:
     """Point at the segments of a step."""
+    if not isinstance(batch, LoraSegments):
+        raise TypeError(f"expected rows batched for this backend, not {type(batch).__name__}")
     pointers = (batch.permutation.data_ptr(), batch.segment_starts.data_ptr(), batch.segment_slots.data_ptr())
     return abi.LoraBatch(*pointers, batch.num_segments, batch.permutation.shape[0])
 

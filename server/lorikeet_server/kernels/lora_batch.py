@@ -1,20 +1,29 @@
 """Which rows of a step belong to which adapter slot: built once per step, read by every module and layer.
 
-The form suits a CPU loop and a CUDA grid alike: rows sorted by slot, in one buffer that a single copy can
-move.
+Rows are sorted by slot: a backend multiplies each adapter with all of its rows at once.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+class LoraBatch(Protocol):
+    """The rows of a step by adapter, in the form of one backend; only that backend can read it."""
+
+    @property
+    def num_rows(self) -> int:
+        """T, rows of the step with and without an adapter."""
+
+
 @dataclass(frozen=True, slots=True)
-class LoraBatch:
-    """Rows of one adapter form a segment. Rows of the base model (slot -1) are in none."""
+class LoraSegments:
+    """The form of the CPU backends: the rows of one adapter are a segment, rows of the base model are in
+    none."""
 
     buffer: Tensor  # i32: the three arrays below, one after the other
     permutation: Tensor  # i32 [N], rows in segment order; within a segment ascending
@@ -28,7 +37,7 @@ class LoraBatch:
         return self.segment_slots.shape[0]
 
     @staticmethod
-    def build(row_slots: Tensor | Sequence[int]) -> "LoraBatch":
+    def build(row_slots: Tensor | Sequence[int]) -> "LoraSegments":
         """Sort the rows of a step by `row_slots` [T], the adapter slot per row, negative for none."""
         slots = np.asarray(row_slots, dtype=np.int32)
         order = np.argsort(slots, kind="stable").astype(np.int32)
@@ -36,7 +45,7 @@ class LoraBatch:
         distinct, starts = np.unique(slots[order], return_index=True)
         rows, segments = len(order), len(distinct)
         buffer = torch.from_numpy(np.concatenate([order, starts, [rows], distinct]).astype(np.int32))
-        return LoraBatch(
+        return LoraSegments(
             buffer=buffer,
             permutation=buffer[:rows],
             segment_starts=buffer[rows : rows + segments + 1],

@@ -5,41 +5,57 @@ and the kernels see it on their next call. It knows nothing of adapter files, na
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout
+
 dtype_codes = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
-def rank_major(b: Tensor) -> Tensor:
-    """The same [out, rank] matrix, stored rank by rank: the order that CPU kernels stream.
+@dataclass(frozen=True, slots=True, eq=False)
+class SlotArrays:
+    """What kernels read of one module, entry [slice, slot]. All zero is an empty slot."""
 
-    Call it when an adapter is staged, off the token path; then `set_slot` copies nothing.
-    """
-    return b.t().contiguous().t()
+    a: Tensor  # i64, address of A; 0 = this slot does not target the slice
+    b: Tensor  # i64, address of B
+    g: Tensor  # i64, address of DoRA's scale per channel; 0 = none
+    rank: Tensor  # i32, as stored
+    dtype: Tensor  # i32, one of `dtype_codes`
+    scale: Tensor  # f32
+
+    @staticmethod
+    def zeros(slices: int, slots: int) -> "SlotArrays":
+        """Arrays of their own memory."""
+        shape = (slices, slots)
+        a, b, g = torch.zeros(3, *shape, dtype=torch.int64)
+        rank, dtype = torch.zeros(2, *shape, dtype=torch.int32)
+        return SlotArrays(a, b, g, rank, dtype, torch.zeros(shape))
 
 
 class LoraTable:
     """Slots of one module of one layer. Slices are the fused projections in column order: q, k, v or gate,
     up."""
 
-    def __init__(self, in_features: int, out_features: Sequence[int], num_slots: int) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: Sequence[int],
+        num_slots: int,
+        layout: LoraLayout = RANK_MAJOR,
+        arrays: SlotArrays | None = None,
+    ) -> None:
         self.in_features = in_features
         self.out_features = tuple(out_features)
         self.num_slots = num_slots
-        shape = (len(self.out_features), num_slots)
-        self.a_pointers = torch.zeros(shape, dtype=torch.int64)  # 0 = this slot does not target the slice
-        self.b_pointers = torch.zeros(shape, dtype=torch.int64)
-        self.g_pointers = torch.zeros(shape, dtype=torch.int64)  # 0 = no DoRA scale
-        self.ranks = torch.zeros(shape, dtype=torch.int32)
-        self.dtypes = torch.zeros(shape, dtype=torch.int32)
-        self.scales = torch.zeros(shape, dtype=torch.float32)
+        self.layout = layout
+        self.arrays = arrays or SlotArrays.zeros(len(self.out_features), num_slots)
         self.columns = torch.tensor(self.out_features, dtype=torch.int32)
         # The same memory through numpy, which writes single entries faster: an adapter has about a thousand,
         # and the step waits.
-        self._pointers = (self.a_pointers.numpy(), self.b_pointers.numpy(), self.g_pointers.numpy())
-        self._numbers = (self.ranks.numpy(), self.dtypes.numpy(), self.scales.numpy())
+        self._entries = tuple(getattr(self.arrays, each.name).numpy() for each in fields(SlotArrays))
         self._held: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def set_slot(
@@ -53,17 +69,17 @@ class LoraTable:
     ) -> None:
         """Put `a` [rank, in] and `b` [out, rank] into a slot; the table keeps them alive until it is cleared.
 
-        Both have the same dtype (f32, f16 or bf16); `b` is best given through `rank_major`. `scale` is alpha
-        / rank or its like. `channel_scale` f32 [out] is DoRA's m / ||W + scale * B A||. Raises
-        `ValueError`/`TypeError`.
+        Both have the same dtype (f32, f16 or bf16), and are best given as `layout.place` returns them: then
+        nothing is copied. `scale` is alpha / rank or its like. `channel_scale` f32 [out] is DoRA's
+        m / ||W + scale * B A||. Raises `ValueError`/`TypeError`.
         """
         self._check(slot, slice_index, a, b, channel_scale)
-        a, b = a.contiguous(), rank_major(b)
+        a, b = self.layout.place(a, b)
         where = (slice_index, slot)
         self._held[where] = (a, b, channel_scale)
-        numbers = (a.shape[0], dtype_codes[a.dtype], scale)
         pointers = (a.data_ptr(), b.data_ptr(), 0 if channel_scale is None else channel_scale.data_ptr())
-        for array, value in zip(self._numbers + self._pointers, numbers + pointers, strict=True):
+        values = (*pointers, a.shape[0], dtype_codes[a.dtype], scale)
+        for array, value in zip(self._entries, values, strict=True):
             array[where] = value
 
     def clear_slot(self, slot: int) -> None:
@@ -76,7 +92,7 @@ class LoraTable:
         self._check_place(slot, slice_index)
         where = (slice_index, slot)
         if where in self._held:
-            for array in self._pointers + self._numbers:
+            for array in self._entries:
                 array[where] = 0
             del self._held[where]
 
@@ -85,7 +101,7 @@ class LoraTable:
         held = self._held.get((slice_index, slot))
         if held is None:
             return None
-        return held[0], held[1], float(self.scales[slice_index, slot]), held[2]
+        return held[0], held[1], float(self.arrays.scale[slice_index, slot]), held[2]
 
     def _check_place(self, slot: int, slice_index: int) -> None:
         if not 0 <= slot < self.num_slots:

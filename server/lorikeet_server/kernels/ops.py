@@ -7,6 +7,7 @@ op in it, and sums, norms, rotations and softmax are computed in float32. An op 
 `TypeError` for a wrong shape or dtype before it touches memory, and waits for nothing.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch
+from lorikeet_server.kernels.lora_layout import LoraLayout
 from lorikeet_server.kernels.lora_table import LoraTable
+from lorikeet_server.kernels.lora_tables import LoraModule, LoraTables
 
 LinearMode = Literal["float32", "float16", "bfloat16"]
 
@@ -162,6 +165,14 @@ class Kernels(Protocol):
         context_len[s] keys. So decodes and prefill chunks mix in one call. Sequences without queries are
         allowed. `plan` is what `plan` made of the same tables; without one it is made on the spot.
         """
+
+    @property
+    def lora_layout(self) -> LoraLayout:
+        """How adapters are to be staged for this backend."""
+
+    def lora_tables(self, modules: Sequence[LoraModule], num_slots: int, max_rows: int) -> LoraTables:
+        """Empty adapter tables for all modules of a model, and whatever its steps of at most `max_rows` rows
+        need."""
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         """Add the adapters' products to `y` act [T, sum(out)] in place; `x` act [T, in].

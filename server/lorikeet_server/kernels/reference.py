@@ -5,6 +5,7 @@ Weights are rounded to their mode and kept in the dtype of activations. Sums ove
 are taken in float32 and rounded once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
-from lorikeet_server.kernels.lora_batch import LoraBatch
+from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
+from lorikeet_server.kernels.lora_layout import RANK_MAJOR
 from lorikeet_server.kernels.lora_table import LoraTable
+from lorikeet_server.kernels.lora_tables import HostLoraTables, LoraModule, LoraTables
 from lorikeet_server.kernels.ops import AttentionPlan, AttentionShape, Greedy, LinearMode, PackedLinear
 from lorikeet_server.kernels.reference_attention import Planner, ReferencePlan, attend
 
@@ -52,6 +55,7 @@ class ReferenceKernels:
 
     name = "reference"
     captures = False
+    lora_layout = RANK_MAJOR
 
     def __init__(self, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.dtype = device, dtype
@@ -137,7 +141,12 @@ class ReferenceKernels:
         assert isinstance(plan, ReferencePlan)
         return attend(q, k_cache, v_cache, plan, scale, num_heads, num_kv_heads)
 
+    def lora_tables(self, modules: Sequence[LoraModule], num_slots: int, max_rows: int) -> LoraTables:
+        del max_rows  # the host needs nothing ahead
+        return HostLoraTables(modules, num_slots)
+
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
+        assert isinstance(batch, LoraSegments)
         starts = batch.segment_starts.tolist()
         columns = torch.split(y, list(table.out_features), dim=1)
         for i, slot in enumerate(batch.segment_slots.tolist()):

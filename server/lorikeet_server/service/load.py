@@ -35,7 +35,9 @@ def load_engine(config: ServeConfig) -> Engine:
     model = registry.load(reporting, kernels, mode, tp)
     dtype = getattr(torch, mode)
     names = [config.model_id, config.model_path.name, str(source.config.get("_name_or_path", ""))]
-    served = ServedModel(names=names, targets=model.lora_targets(), adapter_dtype=dtype)
+    served = ServedModel(
+        names=names, targets=model.lora_targets(), adapter_dtype=dtype, layout=kernels.lora_layout
+    )
     store = Store(str(config.store_dir), config.disk_bytes)
     library = AdapterLibrary(served, [str(root) for root in config.adapter_roots], store)
     seconds = time.monotonic() - started

@@ -11,7 +11,7 @@ from lorikeet_server.kernels import (
     DecoderSpec,
     Kernels,
     LinearMode,
-    LoraBatch,
+    LoraSegments,
     LoraTable,
     PackedLinear,
     StepTensors,
@@ -74,7 +74,7 @@ class OpByOp:
     kernels: Kernels
     spec: DecoderSpec
 
-    def __call__(self, residual: Tensor, step: StepTensors, batch: LoraBatch | None) -> Tensor:
+    def __call__(self, residual: Tensor, step: StepTensors, batch: LoraSegments | None) -> Tensor:
         spec, kernels = self.spec, self.kernels
         x: Tensor | None = None
         for layer in spec.layers:
@@ -91,7 +91,7 @@ class OpByOp:
         return kernels.add_rms_norm(x, residual, spec.final_norm, spec.eps)[0]
 
     def _attend(
-        self, layer: DecoderLayer, normed: Tensor, step: StepTensors, batch: LoraBatch | None
+        self, layer: DecoderLayer, normed: Tensor, step: StepTensors, batch: LoraSegments | None
     ) -> Tensor:
         spec, kernels = self.spec, self.kernels
         qkv = self._linear(normed, layer.qkv, layer.qkv_lora, batch)
@@ -108,7 +108,7 @@ class OpByOp:
         return kernels.paged_attention(q, *caches, *places, spec.scale, *counts)
 
     def _linear(
-        self, x: Tensor, packed: PackedLinear, table: LoraTable | None, batch: LoraBatch | None
+        self, x: Tensor, packed: PackedLinear, table: LoraTable | None, batch: LoraSegments | None
     ) -> Tensor:
         y = self.kernels.linear(x, packed)
         if table is not None and batch is not None:
@@ -142,7 +142,7 @@ def test_one_call_equals_op_by_op(kernels: Kernels, reference: Kernels, mode: Li
     for step in steps():
         rows = len(step.positions)
         hidden = torch.randn(rows, HIDDEN)
-        batch = LoraBatch.build([row % 5 - 1 for row in range(rows)]) if full else None
+        batch = LoraSegments.build([row % 5 - 1 for row in range(rows)]) if full else None
         result = fused(hidden.clone(), step, batch)
         assert torch.equal(result, single(hidden.clone(), step, batch))
         torch.testing.assert_close(result, defined(hidden.clone(), step, batch), rtol=1e-4, atol=1e-4)
@@ -153,7 +153,7 @@ def test_nothing_to_do(kernels: Kernels) -> None:
     assert fused is not None
     none, start = torch.empty(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)
     step = StepTensors(none, none, torch.empty(0, 1, dtype=torch.int32), start, start[:0])
-    assert fused(torch.empty(0, HIDDEN), step, LoraBatch.build([])).shape == (0, HIDDEN)
+    assert fused(torch.empty(0, HIDDEN), step, LoraSegments.build([])).shape == (0, HIDDEN)
 
 
 def test_wrong_arguments(kernels: Kernels, reference: Kernels) -> None:
@@ -166,7 +166,7 @@ def test_wrong_arguments(kernels: Kernels, reference: Kernels) -> None:
     with pytest.raises(ValueError, match="positions must be"):
         fused(hidden[:36], step, None)
     with pytest.raises(ValueError, match="LoRA batch"):
-        fused(hidden, step, LoraBatch.build([0]))
+        fused(hidden, step, LoraSegments.build([0]))
     with pytest.raises(ValueError, match="outside the cache"):
         fused(hidden, replace(step, block_tables=step.block_tables + BLOCKS), None)
     with pytest.raises(ValueError, match="packed by this backend"):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from lorikeet_server.kernels import Kernels, LoraBatch, LoraTable, rank_major
+from lorikeet_server.kernels import Kernels, LoraSegments, LoraTable, rank_major
 
 SLOTS = 40
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -40,7 +40,7 @@ def filled(hidden: int, out: tuple[int, ...], ranks: list[int], dtype: torch.dty
 
 
 def assert_same(kernels: Kernels, reference: Kernels, table: LoraTable, slots: list[int]) -> None:
-    batch = LoraBatch.build(slots)
+    batch = LoraSegments.build(slots)
     x = torch.randn(len(slots), table.in_features)
     y = torch.randn(len(slots), sum(table.out_features))
     result, expected = y.clone(), y.clone()
@@ -79,10 +79,10 @@ def test_a_row_does_not_depend_on_its_batch(kernels: Kernels) -> None:
     slots = popularity("uniform", 70)
     x, y = torch.randn(70, 576), torch.randn(70, 960)
     whole = y.clone()
-    kernels.lora(whole, x, table, LoraBatch.build(slots))
+    kernels.lora(whole, x, table, LoraSegments.build(slots))
     for row in range(0, 70, 9):
         alone = y[row : row + 1].clone()
-        kernels.lora(alone, x[row : row + 1].clone(), table, LoraBatch.build(slots[row : row + 1]))
+        kernels.lora(alone, x[row : row + 1].clone(), table, LoraSegments.build(slots[row : row + 1]))
         assert torch.equal(alone[0], whole[row])
 
 
@@ -95,7 +95,7 @@ def test_a_slot_may_change_between_calls(kernels: Kernels, reference: Kernels) -
 
 
 def test_wrong_arguments(kernels: Kernels) -> None:
-    table, batch = filled(32, (32,), [4], torch.float32), LoraBatch.build([0, 1])
+    table, batch = filled(32, (32,), [4], torch.float32), LoraSegments.build([0, 1])
     x, y = torch.randn(2, 32), torch.randn(2, 32)
     for bad_y, bad_x in [(y, x[:1]), (y[:1], x), (y, torch.randn(2, 31)), (torch.randn(2, 33), x)]:
         with pytest.raises(ValueError, match="must be"):

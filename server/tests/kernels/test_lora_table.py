@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from lorikeet_server.kernels import LoraBatch, LoraTable, rank_major
+from lorikeet_server.kernels import LoraLayout, LoraSegments, LoraTable, rank_major
 
 
 def test_segments_are_sorted_and_stable() -> None:
-    batch = LoraBatch.build([3, -1, 0, 3, 0, 5])
+    batch = LoraSegments.build([3, -1, 0, 3, 0, 5])
     assert batch.permutation.tolist() == [2, 4, 0, 3, 5]
     assert batch.segment_starts.tolist() == [0, 2, 4, 5]
     assert batch.segment_slots.tolist() == [0, 3, 5]
@@ -18,26 +18,26 @@ def test_segments_are_sorted_and_stable() -> None:
 
 @pytest.mark.parametrize("slots", [[], [-1], [-1, -1]])
 def test_no_segments(slots: list[int]) -> None:
-    batch = LoraBatch.build(torch.tensor(slots, dtype=torch.int32))
+    batch = LoraSegments.build(torch.tensor(slots, dtype=torch.int32))
     assert (batch.num_segments, batch.num_rows, batch.segment_starts.tolist()) == (0, len(slots), [0])
 
 
 def test_addresses_stay() -> None:
     table = LoraTable(8, (4, 2), 3)
-    arrays = (table.a_pointers, table.b_pointers, table.ranks, table.scales, table.dtypes)
+    arrays = (table.arrays.a, table.arrays.b, table.arrays.rank, table.arrays.scale, table.arrays.dtype)
     before = [array.data_ptr() for array in arrays]
     a, b = torch.randn(2, 8), rank_major(torch.randn(2, 2))
     table.set_slot(1, 1, a, b, 0.5)
     assert before == [array.data_ptr() for array in arrays]
-    assert table.a_pointers[1, 1] == a.data_ptr()
-    assert table.b_pointers[1, 1] == b.data_ptr(), "a rank-major B is used in place"
+    assert table.arrays.a[1, 1] == a.data_ptr()
+    assert table.arrays.b[1, 1] == b.data_ptr(), "a rank-major B is used in place"
     entry = table.get(1, 1)
     assert entry is not None
     assert torch.equal(entry[0], a) and torch.equal(entry[1], b) and entry[2:] == (0.5, None)
     table.clear_slot(1)
     table.clear_slot(1)
     assert table.get(1, 1) is None
-    assert table.a_pointers.count_nonzero() == 0
+    assert table.arrays.a.count_nonzero() == 0
 
 
 def test_other_layouts_are_copied() -> None:
@@ -47,6 +47,19 @@ def test_other_layouts_are_copied() -> None:
     entry = table.get(0, 0)
     assert entry is not None and entry[0].is_contiguous() and entry[1].t().is_contiguous()
     assert torch.equal(entry[0], a) and torch.equal(entry[1], b)
+
+
+def test_a_layout_pads_ranks_and_turns_b() -> None:
+    table = LoraTable(6, (4,), 1, LoraLayout(rank_unit=8, b_by_rank=False))
+    a, b = torch.randn(3, 6), torch.randn(4, 3)
+    table.set_slot(0, 0, a, rank_major(b), 1.0)
+    entry = table.get(0, 0)
+    assert entry is not None and entry[0].is_contiguous() and entry[1].is_contiguous()
+    assert (table.arrays.rank[0, 0], entry[0].shape, entry[1].shape) == (8, (8, 6), (4, 8))
+    assert torch.equal(entry[0][:3], a) and torch.equal(entry[1][:, :3], b)
+    assert not entry[0][3:].any() and not entry[1][:, 3:].any()
+    table.set_slot(0, 0, entry[0], entry[1], 1.0)
+    assert table.arrays.a[0, 0] == entry[0].data_ptr(), "what is in the layout already is used in place"
 
 
 def test_refuses_what_does_not_fit() -> None:
@@ -68,4 +81,4 @@ def test_refuses_what_does_not_fit() -> None:
         table.set_slot(0, 0, a.half(), b, 1.0)
     with pytest.raises(TypeError):
         table.set_slot(0, 0, a.double(), b.double(), 1.0)
-    assert table.a_pointers.count_nonzero() == 0
+    assert table.arrays.a.count_nonzero() == 0
