@@ -1,8 +1,10 @@
-"""Compiles the C++ kernels into a cache outside the package; run this module to do it ahead of time.
+"""Compiles the C++ kernels into a cache outside the package, on first use.
+
+    python -m lorikeet_server.kernels.build --ahead    # for every user of this environment, as an image wants it
 
 One library holds every instruction set and picks at run time, so it may be built on one machine and run on
-another. Neither torch nor Python headers are needed: the library has a C interface. The cache key covers
-sources, flags and compiler, so an upgrade rebuilds and nothing is ever overwritten.
+another. Neither torch nor Python headers are needed: the library has a C interface. The key covers sources,
+flags and, in a user's cache, the compiler, so an upgrade rebuilds and nothing is ever overwritten.
 """
 
 import fcntl
@@ -12,6 +14,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +24,8 @@ from lorikeet_server.config import XDG_CACHE_HOME, environment
 
 log = logging.getLogger(__name__)
 
+AHEAD = Path(sys.prefix) / "share" / "lorikeet" / "kernels"  # needs no compiler where it runs
+LIBRARY = "liblorikeet_cpu.so"
 SOURCES = Path(__file__).parent / "csrc" / "cpu"
 # No contraction: a multiply and an add must round alike in every inlined copy, or a row's result would depend
 # on its batch.
@@ -54,9 +59,19 @@ def library(cache: Path | None = None) -> Path:
 
     Raises `BuildError`, or `OSError` where the cache cannot be written.
     """
-    cache = cache or default_cache()
+    ahead = AHEAD / _key() / LIBRARY
+    if ahead.exists():
+        return ahead
     compiler = _compiler()
-    target = cache / _key(compiler) / "liblorikeet_cpu.so"
+    return _built(compiler, (cache or default_cache()) / _key(compiler) / LIBRARY)
+
+
+def build_ahead() -> Path:
+    """Builds for every user of this environment. Raises as `library` does."""
+    return _built(_compiler(), AHEAD / _key() / LIBRARY)
+
+
+def _built(compiler: str, target: Path) -> Path:
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,9 +92,11 @@ def _compiler() -> str:
     raise BuildError("no C++ compiler found; install g++ 11 or newer, or clang++ 14 or newer")
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: str | None = None) -> str:
     digest = hashlib.sha256()
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    version = ""
+    if compiler:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     digest.update(repr((FLAGS, sorted(ISA_FLAGS.items()), platform.machine(), version)).encode())
     for path in sorted(SOURCES.rglob("*")):
         if path.is_file():
@@ -111,4 +128,4 @@ def _run(command: list[str]) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    print(library())
+    print(build_ahead() if sys.argv[1:] == ["--ahead"] else library())

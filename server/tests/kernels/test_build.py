@@ -35,6 +35,20 @@ def test_concurrent_builds_make_one_library(tmp_path: Path, monkeypatch: pytest.
         abi.load(before)
 
 
+def test_what_was_built_ahead_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "one.cpp").write_text('extern "C" int one() { return 1; }')
+    monkeypatch.setattr(build, "SOURCES", sources)
+    monkeypatch.setattr(build, "AHEAD", tmp_path / "ahead")
+    ahead = build.build_ahead()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert build.library(tmp_path / "cache") == ahead
+    (sources / "one.cpp").write_text('extern "C" int one() { return 2; }')
+    with pytest.raises(build.BuildError, match="install g"):
+        build.library(tmp_path / "cache")
+
+
 def test_a_compiler_error_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bad.cpp").write_text("int main() { return missing; }")
     monkeypatch.setattr(build, "SOURCES", tmp_path)
