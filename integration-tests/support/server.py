@@ -19,7 +19,8 @@ from typing import Any
 import httpx
 import psutil
 
-BINARY = Path(sys.executable).with_name("lorikeet")
+# Beside this Python, or where a machine without Rust was given one.
+BINARY = Path(os.environ.get("LORIKEET_BINARY") or Path(sys.executable).with_name("lorikeet"))
 
 
 def free_port() -> int:

@@ -1,6 +1,6 @@
 """Compiles the C++ kernels into a cache outside the package, on first use.
 
-    python -m lorikeet_server.kernels.build --ahead    # for every user of this environment, as an image wants it
+    python -m lorikeet_server.kernels.build --ahead    # for every user of this environment
 
 One library holds every instruction set and picks at run time, so it may be built on one machine and run on
 another. Neither torch nor Python headers are needed: the library has a C interface. The key covers sources,

@@ -1,0 +1,69 @@
+"""Checks Lorikeet on a machine with a GPU, torch and nvcc; neither network nor Rust is needed there.
+
+    python3 benchmarks/gpu [PART ...] [--dry-run] [--out DIRECTORY]
+
+Each part takes less than eight minutes and may be run alone. `--dry-run` runs the same code on the CPU with
+a tiny model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from machine import CARRIED, ROOT, CheckError, Machine
+
+PARTS = {
+    "correctness": "every test that needs a GPU",
+    "smollm2": "a real model with real adapters, by the golden answers",
+    "model": "write the large random model",
+    "distinct": "throughput with 1 to 64 adapters in every batch",
+    "ranks": "ranks mixed in one batch",
+    "popular": "1,000 adapters on 64 device slots",
+}
+
+
+def cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorikeet"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "parts", nargs="*", choices=[[], *PARTS], default=[], metavar="PART", help=", ".join(PARTS)
+    )
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results, or .gpu/dry-run")
+    parser.add_argument("--work", type=Path, help="files that parts share; default: below the user's cache")
+    arguments = parser.parse_args()
+    dry = arguments.dry_run
+    work = arguments.work or cache() / ("gpu-dry-run" if dry else "gpu-check")
+    out = arguments.out or (CARRIED / "dry-run" if dry else ROOT / "benchmarks" / "results")
+    machine = Machine(work.resolve(), dry)
+    try:
+        machine.ready()
+    except CheckError as error:
+        sys.exit(str(error))
+    failed = []
+    for name in arguments.parts or PARTS:
+        print(f"{name}: {PARTS[name]}", flush=True)
+        command = [
+            sys.executable,
+            Path(__file__).with_name("part.py"),
+            name,
+            machine.device,
+            work,
+            out.resolve(),
+        ]
+        if subprocess.run([str(word) for word in command], env=machine.environment, check=False).returncode:
+            failed.append(name)
+    print(f"results in {out}")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Runs one part in a process of its own, within its time, and records what it found."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+for beside in ("benchmarks/serving", "examples", "integration-tests"):
+    sys.path.append(str(ROOT / beside))
+
+import checks  # noqa: E402 - after the path
+import served  # noqa: E402
+from facts import facts  # noqa: E402
+from machine import KIT, CheckError, Machine  # noqa: E402
+from results import Outcome, Results, figures, table  # noqa: E402
+from scale import DRY, REAL  # noqa: E402
+
+SECONDS = 470
+LOADS = {"distinct": served.distinct, "ranks": served.ranks, "popular": served.popular}
+
+
+def out_of_time(*_: object) -> None:
+    raise CheckError(f"not done within {SECONDS} s")
+
+
+def main() -> None:
+    name, device, work, out = sys.argv[1:]
+    machine = Machine(Path(work), dry=device == "cpu")
+    outcome = Outcome(facts=facts("none"))
+    commit = KIT / "commit"
+    if commit.exists():
+        outcome.facts["commit"] = commit.read_text().strip()
+    outcome.facts["command"] = f"make gpu-check PART={name}" + (" DRY_RUN=1" if machine.dry else "")
+    signal.signal(signal.SIGALRM, out_of_time)
+    signal.alarm(SECONDS)
+    started = time.monotonic()
+    try:
+        if name in LOADS:
+            for row in LOADS[name](machine, DRY if machine.dry else REAL):
+                outcome.rows.append(figures(row))
+        else:
+            outcome.rows += getattr(checks, name)(machine)
+    except Exception as error:
+        outcome.passed = False
+        outcome.log = str(error) if isinstance(error, CheckError) else traceback.format_exc()
+    signal.alarm(0)
+    outcome.seconds = time.monotonic() - started
+    known = Path(out) if machine.dry else ROOT / "benchmarks" / "results"
+    Results(Path(out), known).add(name, outcome)
+    print("\n".join(table(outcome.rows)), outcome.log, flush=True)
+    sys.exit(not outcome.passed)
+
+
+if __name__ == "__main__":
+    main()
