@@ -18,6 +18,7 @@ inline void for_weights(const Block4<kPanel>& block, Visit visit) {
 #pragma GCC unroll 8
     for (int n = 0; n < 8; ++n) {
       Vec w[kColumns];
+#pragma GCC unroll 2
       for (int c = 0; c < kColumns; ++c) {
         w[c] = fma(Vec::load_nibbles(&block.codes[word][c * kWidth], 4 * n), step[c], low[c]);
       }
@@ -33,6 +34,7 @@ inline void for_weights(const Block8<kPanel>& block, Visit visit) {
 #pragma GCC unroll 4
   for (int k = 0; k < kBlockDepth; ++k) {
     Vec w[kColumns];
+#pragma GCC unroll 2
     for (int c = 0; c < kColumns; ++c)
       w[c] = Vec::load_bytes(&block.codes[k][c * kWidth]) * step[c];
     visit(k, w);
