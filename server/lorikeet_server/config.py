@@ -19,6 +19,9 @@ LOG_LEVEL = "LOG_LEVEL"  # least level of log records; debug or trace shows deta
 GOMP_SPINCOUNT = "GOMP_SPINCOUNT"  # how long an idle kernel thread spins before it sleeps
 KERNEL_ISA = "LORIKEET_KERNEL_ISA"  # instruction set of the kernels: avx512, avx2, portable; else the best
 XDG_CACHE_HOME = "XDG_CACHE_HOME"  # compiled kernels are kept in lorikeet/kernels below it, default ~/.cache
+CUDA_HOME = (
+    "CUDA_HOME"  # the toolkit that compiles CUDA kernels; else nvcc on the PATH, else the one from PyPI
+)
 
 # The kernels have their own threads; torch's remaining ops use OpenMP's. Sleeping at each of its barriers
 # costs a wake-up of 5-50 us, spinning takes the cores from the router and from whichever thread the others

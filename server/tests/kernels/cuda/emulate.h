@@ -2,8 +2,6 @@
 // next fiber until all have arrived, so a missing barrier or a wrong fragment index shows as a wrong number.
 #pragma once
 
-#include <ucontext.h>
-
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -12,6 +10,10 @@
 #include <functional>
 #include <memory>
 #include <vector>
+
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
 
 #define __global__
 #define __device__
@@ -22,10 +24,44 @@
 
 namespace lorikeet {
 
+// What a fiber needs to go on: on x86-64 its stack pointer, since swapcontext makes two system calls.
+#ifdef __x86_64__
+using Context = void*;
+
+extern "C" void lorikeet_switch(Context* save, Context load);
+asm(".text\n.hidden lorikeet_switch\n.globl lorikeet_switch\nlorikeet_switch:\n"
+    "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+    "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
+
+inline void switch_to(Context& save, Context& load) { lorikeet_switch(&save, load); }
+
+// `enter` must not return.
+inline void begin(Context& context, Context&, char* stack, size_t size, void (*enter)()) {
+  auto** top = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(stack + size) / 16 * 16);
+  *--top = nullptr;  // where `enter` would return to; and the alignment of a call
+  *--top = reinterpret_cast<void*>(enter);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  context = top;
+}
+#else
+using Context = ucontext_t;
+
+inline void switch_to(Context& save, Context& load) { swapcontext(&save, &load); }
+
+inline void begin(Context& context, Context& main, char* stack, size_t size, void (*enter)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = size;
+  context.uc_link = &main;
+  makecontext(&context, enter, 0);
+}
+#endif
+
 struct Index {
   int x = 0, y = 0, z = 0;
 };
-inline Index threadIdx, blockIdx;
+inline Index threadIdx, blockIdx, gridDim;
 
 // The fibers of one block.
 class Block {
@@ -39,34 +75,30 @@ class Block {
     live_ = static_cast<int>(fibers_.size());
     current() = this;
     for (int i = 0; i < static_cast<int>(fibers_.size()); ++i) {
-      Fiber& fiber = fibers_[i];
-      fiber.done = false;
-      fiber.arrivals = 0;
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = stacks_[i].get();
-      fiber.context.uc_stack.ss_size = kStack;
-      fiber.context.uc_link = &main_;
-      makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Block::enter), 0);
+      fibers_[i].done = false;
+      fibers_[i].arrivals[0] = fibers_[i].arrivals[1] = 0;
+      begin(fibers_[i].context, main_, stacks_[i].get(), kStack, &Block::enter);
     }
     while (live_ > 0) {
       for (int i = 0; i < static_cast<int>(fibers_.size()); ++i) {
         if (fibers_[i].done) continue;
         active_ = i;
         threadIdx.x = i;
-        swapcontext(&main_, &fibers_[i].context);
+        switch_to(main_, fibers_[i].context);
       }
     }
   }
 
-  // Waits until every fiber in [first, last) that still runs has arrived as often as this one.
-  void barrier(int first, int last) {
+  // Waits until every fiber in [first, last) that still runs has arrived as often at a barrier of this scope as this one.
+  enum Scope { kWarp, kBlock };
+  void barrier(Scope scope, int first, int last) {
     const int me = active_;
-    const int arrivals = ++fibers_[me].arrivals;
+    const int arrivals = ++fibers_[me].arrivals[scope];
     for (;;) {
       bool all = true;
-      for (int i = first; i < last; ++i) all = all && (fibers_[i].done || fibers_[i].arrivals >= arrivals);
+      for (int i = first; i < last; ++i) all = all && (fibers_[i].done || fibers_[i].arrivals[scope] >= arrivals);
       if (all) return;
-      swapcontext(&fibers_[me].context, &main_);
+      switch_to(fibers_[me].context, main_);
       threadIdx.x = me;
     }
   }
@@ -78,47 +110,60 @@ class Block {
   }
 
  private:
-  static constexpr int kStack = 256 << 10;
+  static constexpr int kStack = 64 << 10;
   struct Fiber {
-    ucontext_t context;
+    Context context;
     bool done = false;
-    int arrivals = 0;
+    int arrivals[2] = {};
   };
 
   static void enter() {
     Block* block = current();
     (*block->body_)();
-    block->fibers_[block->active_].done = true;
+    Fiber& fiber = block->fibers_[block->active_];
+    fiber.done = true;
     --block->live_;
+    switch_to(fiber.context, block->main_);
   }
 
   std::vector<Fiber> fibers_;
   std::vector<std::unique_ptr<char[]>> stacks_;
-  ucontext_t main_;
+  Context main_;
   const std::function<void()>* body_ = nullptr;
   int active_ = 0, live_ = 0;
 };
 
-inline void __syncthreads() { Block::current()->barrier(0, Block::current()->size()); }
+inline void __syncthreads() { Block::current()->barrier(Block::kBlock, 0, Block::current()->size()); }
 
 inline void sync_warp() {
   const int first = threadIdx.x / 32 * 32;
-  Block::current()->barrier(first, first + 32);
+  Block::current()->barrier(Block::kWarp, first, first + 32);
 }
 
-// kernel<<<grid, threads>>>(arguments...)
-template <class Kernel, class... Arguments>
-void launch(Index grid, int threads, Kernel kernel, Arguments... arguments) {
-  Block block(threads);
-  for (int z = 0; z < grid.z; ++z) {
-    for (int y = 0; y < grid.y; ++y) {
-      for (int x = 0; x < grid.x; ++x) {
+struct Launch {
+  int grid[3];
+  int threads;
+  void* stream;
+  bool dependent;
+};
+
+template <class... Parameters, class... Arguments>
+const char* enqueue(const Launch& launch, void (*kernel)(Parameters...), Arguments... arguments) {
+  Block block(launch.threads);
+  gridDim = {launch.grid[0], launch.grid[1], launch.grid[2]};
+  for (int z = 0; z < gridDim.z; ++z) {
+    for (int y = 0; y < gridDim.y; ++y) {
+      for (int x = 0; x < gridDim.x; ++x) {
         blockIdx = {x, y, z};
         block.run([&] { kernel(arguments...); });
       }
     }
   }
+  return nullptr;
 }
+
+// Few, so that blocks have to share the work of even a small step.
+inline int multiprocessors() { return 3; }
 
 struct alignas(16) Quad {
   uint32_t word[4];
@@ -136,14 +181,24 @@ V load_streaming(const V* from) {
   }
   return *from;
 }
+inline Quad load_cached(const Quad* from) { return load_streaming(from); }
+inline Quad load_written(const void* from) { return load_streaming(static_cast<const Quad*>(from)); }
+
+inline float as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
 
 inline void wait_for_previous() {}
 inline void release_next() {}
 
+constexpr int kMaxWarps = 32;
+
 // PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
 template <class T>
 void emulate_mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  static uint32_t fragments_a[32][4][4], fragments_b[32][4][2];  // [lane][warp]
+  static uint32_t fragments_a[32][kMaxWarps][4], fragments_b[32][kMaxWarps][2];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   std::memcpy(fragments_a[lane][warp], a, sizeof a);
   std::memcpy(fragments_b[lane][warp], b, sizeof b);
@@ -165,12 +220,7 @@ void emulate_mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) 
 }
 
 struct Bf16 {
-  static float to_float(uint16_t bits) {
-    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, 4);
-    return value;
-  }
+  static float to_float(uint16_t bits) { return as_float(static_cast<uint32_t>(bits) << 16); }
   static uint16_t from_float(float value) {
     uint32_t wide;
     std::memcpy(&wide, &value, 4);

@@ -10,6 +10,7 @@ import pytest
 from lock_environment import cuda_toolkit
 
 import lorikeet_server.kernels
+from lorikeet_server.kernels.cuda import abi, build
 
 SOURCES = Path(lorikeet_server.kernels.__file__).parent / "csrc" / "cuda"
 ARCHITECTURES = ("80", "90")
@@ -31,3 +32,16 @@ def test_compiles_without_spills(source: Path, tmp_path: Path) -> None:
     compiled = {(name, f"sm_{number}") for name in kernels for number in ARCHITECTURES}
     assert kernels and {(name, target) for name, target, _ in report} == compiled, done.stderr
     assert [(name, target) for name, target, spilled in report if int(spilled)] == []
+
+
+@pytest.mark.slow
+def test_the_library_links_and_loads_without_a_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(cuda_toolkit()))
+    monkeypatch.setattr(build, "AHEAD", tmp_path / "none")
+    made = build.library("90", tmp_path)
+    assert (
+        abi.load(made).lorikeet_sgmv_scratch(abi.Tables(slices=3, in_features=4096, max_rank=16), 8) == 1536
+    )
+    assert build.library("90", tmp_path) == made

@@ -1,9 +1,8 @@
 // Checks a call and launches the kernels for its format and size.
 #include "sgmv.h"
 
-#include <cuda_runtime.h>
-
 #include "lorikeet/expand.cuh"
+#include "lorikeet/launch.cuh"
 #include "lorikeet/shrink.cuh"
 
 namespace lorikeet {
@@ -16,67 +15,106 @@ bool aligned(const void* pointer, int64_t stride) {
 const char* fault(const LorikeetSgmv& call) {
   const LoraTables& tables = call.tables;
   if (call.format != kLorikeetBf16 && call.format != kLorikeetFp16) return "format must be bf16 or fp16";
-  if (tables.slices < 1 || tables.slots < 1) return "the module has no slices or no slots";
+  if (tables.slices < 1 || tables.slices > kMaxSlices) return "a module has one to four slices";
+  if (tables.slots < 1 || tables.stride < tables.slices) return "the module has no slots, or they overlap";
   if (tables.in < 8 || tables.in % 8 != 0) return "the input width must be a positive multiple of 8";
-  if (call.out < 8 || call.out % 8 != 0) return "the output width must be a positive multiple of 8";
+  for (int slice = 0; slice < tables.slices; ++slice) {
+    const int out = tables.column[slice + 1] - tables.column[slice];
+    if (tables.column[0] != 0 || out < 8 || out % 8 != 0) return "the width of a slice must be a positive multiple of 8";
+  }
   if (tables.max_rank < kRankTile || tables.max_rank % kRankTile != 0) return "the largest rank must be a positive multiple of 16";
-  if (call.rows < 0 || call.max_tiles < 0 || call.max_tiles > 65535) return "rows or tiles are out of range";
-  if (call.x_stride < tables.in || call.y_stride < call.out) return "a row stride is smaller than the row";
-  if (!aligned(call.x, call.x_stride) || !aligned(call.y, call.y_stride)) return "x and y must begin every row on 16 bytes";
-  if (call.v == nullptr) return "there is no scratch";
+  if (call.rows < 0) return "rows are out of range";
+  if (call.tile_rows != kDecodeTile && call.tile_rows != kPrefillTile) return "tiles have 8 or 64 rows";
+  const bool shrinks = (call.phases & kLorikeetShrink) != 0, expands = (call.phases & kLorikeetExpand) != 0;
+  if (!shrinks && !expands) return "there is no phase";
+  if (shrinks && (call.x_stride < tables.in || !aligned(call.x, call.x_stride))) return "x must begin every row on 16 bytes";
+  if (expands && (call.y_stride < tables.column[tables.slices] || !aligned(call.y, call.y_stride))) {
+    return "y must begin every row on 16 bytes";
+  }
+  if (call.v == nullptr || !aligned(call.v, 0)) return "the scratch must begin on 16 bytes";
+  if (TileLayout::most_tiles(call.rows, tables.slots, call.tile_rows) > 65535) return "the step has too many tiles";
   return nullptr;
 }
 
-// The grid covers the most column tiles that slices of this total width can have.
-int most_column_tiles(const LorikeetSgmv& call) { return column_tiles(call.out) + call.tables.slices - 1; }
+int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+int at_most(int64_t value, int64_t bound) { return static_cast<int>(value < 1 ? 1 : value < bound ? value : bound); }
 
-template <class... Parameters, class... Arguments>
-cudaError_t enqueue(bool dependent, cudaStream_t stream, dim3 grid, void (*kernel)(Parameters...), Arguments... arguments) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(kThreads);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = dependent ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+// Grids do not depend on what is in the step, only on its size: a captured graph replays for every mix of adapters. Blocks share
+// what there is to do, in one wave.
+struct Sizes {
+  int tiles, planes, processors;
+
+  explicit Sizes(const LorikeetSgmv& call)
+      : tiles(TileLayout::most_tiles(call.rows, call.tables.slots, call.tile_rows)),
+        planes(planes_of(call.tables.in)),
+        processors(multiprocessors()) {}
+};
+
+template <class T>
+const char* launch_shrink(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
+  const LoraTables& tables = call.tables;
+  const bool dependent = call.dependent != 0;
+  const int64_t rank_tiles = tables.max_rank / kRankTile;
+  if (call.tile_rows == kDecodeTile) {
+    const int64_t room = sizes.processors * kShrinkBlocks / (sizes.planes * tables.slices);
+    const Launch launch = {{sizes.planes, tables.slices, at_most(room, sizes.tiles * rank_tiles)}, kShrinkThreads, stream, dependent};
+    return enqueue(launch, shrink_decode<T>, tables, call.tiles, call.x, call.x_stride, call.v, call.rows);
+  }
+  const int64_t room = ceil_div(sizes.processors * kPrefillBlocks, static_cast<int64_t>(sizes.planes) * sizes.tiles);
+  const Launch launch = {{sizes.planes, at_most(room, rank_tiles), sizes.tiles}, kPrefillThreads, stream, dependent};
+  return enqueue(launch, shrink_prefill<T>, tables, call.tiles, call.x, call.x_stride, call.v, call.rows);
+}
+
+template <class T, int kRows>
+const char* launch_expand(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
+  const int columns = column_tiles<kRows>(call.tables);
+  const int64_t room = static_cast<int64_t>(sizes.processors) * ExpandShape<kRows>::kBlocks;
+  // A run of column tiles reads v once; it is short where there would be too few runs for all blocks.
+  const int run = at_most(static_cast<int64_t>(sizes.tiles) * columns / room, ExpandShape<kRows>::kLongestRun);
+  const int blocks = at_most(room, static_cast<int64_t>(sizes.tiles) * ceil_div(columns, run));
+  const Launch launch = {{blocks, 1, 1}, kExpandThreads, stream, call.dependent != 0};
+  return enqueue(launch, expand<T, kRows>, call.tables, call.tiles, call.v, sizes.planes, call.rows, run, call.y, call.y_stride);
 }
 
 template <class T>
-cudaError_t launch(const LorikeetSgmv& call, cudaStream_t stream) {
-  const auto tiles = static_cast<unsigned>(call.max_tiles), columns = static_cast<unsigned>(most_column_tiles(call));
-  const auto ranks = static_cast<unsigned>(call.tables.slices * call.tables.max_rank / kRankTile);
-  const bool dependent = call.dependent != 0;
-  if (call.prefill != 0) {
-    const cudaError_t first = enqueue(dependent, stream, dim3(ranks, tiles), shrink_prefill<T>, call.tables, call.tiles, call.x,
-                                      call.x_stride, call.v);
-    if (first != cudaSuccess) return first;
-    return enqueue(dependent, stream, dim3(columns, tiles), expand<T, kPrefillTile>, call.tables, call.tiles, call.v, 1, call.rows,
-                   call.y, call.y_stride);
+const char* launch(const LorikeetSgmv& call, void* stream) {
+  const Sizes sizes(call);
+  if ((call.phases & kLorikeetShrink) != 0) {
+    if (const char* wrong = launch_shrink<T>(call, sizes, stream)) return wrong;
   }
-  const int planes = chunks_of(call.tables.in);
-  const cudaError_t first = enqueue(dependent, stream, dim3(static_cast<unsigned>(planes), ranks, tiles), shrink_decode<T>,
-                                    call.tables, call.tiles, call.x, call.x_stride, call.v, call.rows);
-  if (first != cudaSuccess) return first;
-  return enqueue(dependent, stream, dim3(columns, tiles), expand<T, kDecodeTile>, call.tables, call.tiles, call.v, planes, call.rows,
-                 call.y, call.y_stride);
+  if ((call.phases & kLorikeetExpand) == 0) return nullptr;
+  return call.tile_rows == kDecodeTile ? launch_expand<T, kDecodeTile>(call, sizes, stream)
+                                       : launch_expand<T, kPrefillTile>(call, sizes, stream);
 }
 
 }  // namespace
 }  // namespace lorikeet
 
-extern "C" int64_t lorikeet_sgmv_scratch(const LorikeetSgmv* call) {
-  const int64_t planes = call->prefill != 0 ? 1 : lorikeet::chunks_of(call->tables.in);
-  return planes * call->rows * call->tables.slices * call->tables.max_rank;
+extern "C" int lorikeet_struct_bytes(int index) {
+  const int bytes[] = {sizeof(lorikeet::LoraEntry), sizeof(lorikeet::LoraTile), sizeof(lorikeet::TileLayout), sizeof(LorikeetSgmv)};
+  return index >= 0 && index < 4 ? bytes[index] : 0;
+}
+
+extern "C" int64_t lorikeet_sgmv_scratch(const lorikeet::LoraTables* tables, int rows) {
+  return static_cast<int64_t>(lorikeet::planes_of(tables->in)) * rows * tables->slices * tables->max_rank;
 }
 
 extern "C" const char* lorikeet_sgmv(const LorikeetSgmv* call, void* stream) {
   if (const char* wrong = lorikeet::fault(*call)) return wrong;
-  if (call->rows == 0 || call->max_tiles == 0) return nullptr;
-  auto* on = static_cast<cudaStream_t>(stream);
-  const cudaError_t status =
-      call->format == kLorikeetBf16 ? lorikeet::launch<lorikeet::Bf16>(*call, on) : lorikeet::launch<lorikeet::Fp16>(*call, on);
-  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+  if (call->rows == 0) return nullptr;
+  return call->format == kLorikeetBf16 ? lorikeet::launch<lorikeet::Bf16>(*call, stream) : lorikeet::launch<lorikeet::Fp16>(*call, stream);
+}
+
+extern "C" void lorikeet_tile_layout(int rows, int slots, int tile_rows, int max_rank, lorikeet::TileLayout* layout) {
+  *layout = lorikeet::TileLayout::of(rows, slots, tile_rows, max_rank);
+}
+
+extern "C" int lorikeet_schedule(const int32_t* row_slots, int rows, int slots, const int32_t* slot_rank,
+                                 const lorikeet::TileLayout* layout, int32_t* buffer) {
+  if (rows > layout->rows) return -1;
+  for (int i = 0; i < rows; ++i) {
+    if (row_slots[i] >= slots) return -1;
+  }
+  thread_local std::vector<int32_t> counts;
+  return lorikeet::schedule_tiles(row_slots, rows, slots, slot_rank, *layout, counts, buffer);
 }

@@ -21,7 +21,18 @@ struct alignas(8) Pair {
   uint32_t word[2];
 };
 
-// Weights are read once per block: past L1.
+__device__ __forceinline__ float as_float(uint32_t bits) { return __uint_as_float(bits); }
+
+// Constant while a kernel runs, and read by several warps of a block.
+__device__ __forceinline__ Quad load_cached(const Quad* from) {
+  Quad q;
+  asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
+      : "=r"(q.word[0]), "=r"(q.word[1]), "=r"(q.word[2]), "=r"(q.word[3])
+      : "l"(from));
+  return q;
+}
+
+// Weights that one warp reads once: past L1.
 __device__ __forceinline__ Quad load_streaming(const Quad* from) {
   Quad q;
   asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -29,6 +40,9 @@ __device__ __forceinline__ Quad load_streaming(const Quad* from) {
                : "l"(from));
   return q;
 }
+
+// What the kernel before this one wrote; to be read after `wait_for_previous`.
+__device__ __forceinline__ Quad load_written(const void* from) { return *static_cast<const Quad*>(from); }
 
 __device__ __forceinline__ Pair load_streaming(const Pair* from) {
   Pair p;
@@ -39,7 +53,9 @@ __device__ __forceinline__ Pair load_streaming(const Pair* from) {
 }
 
 // Programmatic dependent launch (sm_90): what precedes `wait_for_previous` overlaps the kernel before this one and must
-// not read what that kernel writes. No effect below sm_90, where launches are ordered by the stream.
+// not read what that kernel writes. Every thread has to wait before it ends: a kernel that came after might otherwise not be
+// ordered behind the one before. After `release_next` of all blocks the next kernel may begin, as far as there is room.
+// No effect below sm_90, where launches are ordered by the stream.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -5,10 +5,9 @@
 // a token, which permutes k equally on both sides and leaves the product as it is: no shared memory, no transposition,
 // and a rank of 8 moves no padding.
 //
-// A sum over k is defined once, whatever the batch: chunks of kChunk columns; in a chunk, steps of 32 columns are dealt to four
-// partial sums in turn; the partial sums are added in order, then the chunks in order. The decode kernel gives a partial sum
-// to each warp and a chunk to each block (planes of v, added by expand); the prefill kernel walks them all. So a row has the same
-// bits in both.
+// A sum over k is defined once, whatever the batch: the columns are cut into chunks, a chunk into kUnits units of equal width.
+// A unit is summed in steps of 32 columns, a chunk is the sum of its units in order, and expand adds the chunks in order (the
+// planes of v). Their widths depend on the width of x alone. So a row has the same bits in both kernels.
 #pragma once
 
 #include "device.cuh"
@@ -16,50 +15,65 @@
 
 namespace lorikeet {
 
-constexpr int kStep = 32;                       // columns per load: 4 threads of a quad, 8 columns each
-constexpr int kPartials = 4;                    // partial sums in a chunk
-constexpr int kChunkSteps = 16;
-constexpr int kChunk = kStep * kChunkSteps;     // 512
-constexpr int kThreads = 32 * kPartials;
-constexpr int kDecodeTile = 8;                  // rows of a tile
-constexpr int kPrefillTile = 64;
+constexpr int kStep = 32;  // columns per load: 4 threads of a quad, 8 columns each
+constexpr int kUnits = 8;
 
-__host__ __device__ constexpr int chunks_of(int in) { return (in + kChunk - 1) / kChunk; }
+// Steps of a unit. Up to 8 chunks, of 1,024 columns as long as that is enough of them: what expand reads of v stays small, and a
+// decode has enough blocks.
+__host__ __device__ constexpr int unit_steps(int in) {
+  return in > kUnits * kStep * 4 ? 4 * ((in + 8191) / 8192) : (in + kUnits * kStep - 1) / (kUnits * kStep);
+}
+__host__ __device__ constexpr int chunk_columns(int in) { return unit_steps(in) * kUnits * kStep; }
+__host__ __device__ constexpr int planes_of(int in) { return (in + chunk_columns(in) - 1) / chunk_columns(in); }
 
-// The rank rows [rank_tile, +16) of one slice, for one adapter.
+constexpr int kShrinkThreads = 32 * kUnits;  // decode: one unit for each warp
+constexpr int kShrinkBlocks = 2;             // of a multiprocessor: 64 KB in flight, and room for expand to begin
+constexpr int kPrefillThreads = 128;
+constexpr int kPrefillBlocks = 2;
+
+__device__ __forceinline__ LoraEntry entry_of(const LoraTables& tables, int slot, int slice) {
+  const auto* at = reinterpret_cast<const Quad*>(tables.entries + static_cast<int64_t>(slot) * tables.stride + slice);
+  const Quad low = load_cached(at), high = load_cached(at + 1);
+  const auto wide = [](uint32_t lower, uint32_t upper) { return static_cast<int64_t>(static_cast<uint64_t>(upper) << 32 | lower); };
+  return {wide(low.word[0], low.word[1]), wide(low.word[2], low.word[3]), wide(high.word[0], high.word[1]),
+          static_cast<int32_t>(high.word[2]), as_float(high.word[3])};
+}
+
+__device__ __forceinline__ LoraTile tile_at(const LoraTile* tiles, int index) {
+  const Quad q = load_cached(reinterpret_cast<const Quad*>(tiles + index));
+  return {static_cast<int32_t>(q.word[0]), static_cast<int32_t>(q.word[1]), static_cast<int32_t>(q.word[2]),
+          static_cast<int32_t>(q.word[3])};
+}
+
+// The rank rows [first, +16) of A of one slice, for one adapter.
 struct ShrinkWeights {
   const uint16_t* a;  // null: nothing to do
   int rows;           // live rows from `a`, at most 16
-  int row_of_v;       // where they go in a row of v
 
-  __device__ static ShrinkWeights of(const LoraTables& tables, int slot, int rank_tile_of_all) {
-    const int tiles_per_slice = tables.max_rank / kRankTile;
-    const int slice = rank_tile_of_all / tiles_per_slice;
-    const int first = rank_tile_of_all % tiles_per_slice * kRankTile;
-    const int where = slice * tables.slots + slot;
-    const int rank = tables.rank[where];
-    const auto* a = reinterpret_cast<const uint16_t*>(tables.a[where]);
-    if (a == nullptr || first >= rank) return {nullptr, 0, 0};
-    const int left = rank - first;
-    return {a + static_cast<int64_t>(first) * tables.in, left < kRankTile ? left : kRankTile,
-            slice * tables.max_rank + first};
+  __device__ static ShrinkWeights of(const LoraTables& tables, int slot, int slice, int first) {
+    const LoraEntry entry = entry_of(tables, slot, slice);
+    if (entry.a == 0 || first >= entry.rank) return {nullptr, 0};
+    const int left = entry.rank - first;
+    return {reinterpret_cast<const uint16_t*>(entry.a) + static_cast<int64_t>(first) * tables.in, left < kRankTile ? left : kRankTile};
   }
 };
 
 // Rows g and g + 8 of the weights at this thread's columns of a step, zero where there are none.
 struct WeightFragment {
   Quad low, high;
-
-  __device__ static WeightFragment load(const ShrinkWeights& weights, int in, int column, int g) {
-    WeightFragment f = {};
-    if (column < in) {
-      const uint16_t* at = weights.a + static_cast<int64_t>(g) * in + column;
-      if (g < weights.rows) f.low = load_streaming(reinterpret_cast<const Quad*>(at));
-      if (g + 8 < weights.rows) f.high = load_streaming(reinterpret_cast<const Quad*>(at + static_cast<int64_t>(8) * in));
-    }
-    return f;
-  }
 };
+
+// `end`: of the columns that exist. Decode reads a weight once per block, prefill once per warp.
+template <Quad (*kLoad)(const Quad*)>
+__device__ __forceinline__ WeightFragment load_weights(const ShrinkWeights& weights, int in, int column, int end, int g) {
+  WeightFragment f = {};
+  if (column < end) {
+    const uint16_t* at = weights.a + static_cast<int64_t>(g) * in + column;
+    if (g < weights.rows) f.low = kLoad(reinterpret_cast<const Quad*>(at));
+    if (g + 8 < weights.rows) f.high = kLoad(reinterpret_cast<const Quad*>(at + static_cast<int64_t>(8) * in));
+  }
+  return f;
+}
 
 // sum += the product over one step of 32 columns, two instructions of 16.
 template <class T>
@@ -72,108 +86,183 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const WeightFragment& 
   }
 }
 
-__device__ __forceinline__ Quad load_token(const uint16_t* row, int in, int column) {
-  if (row == nullptr || column >= in) return Quad{};
-  return *reinterpret_cast<const Quad*>(row + column);
+__device__ __forceinline__ Quad load_token(const uint16_t* row, int column, int end) {
+  if (row == nullptr || column >= end) return Quad{};
+  return load_written(row + column);
 }
 
 // Row of x at a position of the tile, null beyond its end.
-__device__ __forceinline__ const uint16_t* token_row(const LoraTiles& tiles, int tile, int index, const uint16_t* x,
+__device__ __forceinline__ const uint16_t* token_row(const LoraTiles& tiles, const LoraTile& tile, int index, const uint16_t* x,
                                                      int64_t x_stride) {
-  if (index >= tiles.count[tile]) return nullptr;
-  return x + tiles.permutation[tiles.first[tile] + index] * x_stride;
+  return index < tile.count ? x + tiles.permutation[tile.first + index] * x_stride : nullptr;
 }
 
-// Grid (chunks, slices * max_rank / 16, tiles of 8 rows); kThreads. v: [chunks][rows][slices * max_rank], by position.
+// What a block of the decode kernel computes at a time.
+struct ShrinkItem {
+  LoraTile tile;
+  ShrinkWeights weights;
+  const uint16_t* row;  // this thread's token
+
+  __device__ static ShrinkItem of(const LoraTables& tables, const LoraTiles& tiles, int index, int total, int slice, int g,
+                                  const uint16_t* x, int64_t x_stride) {
+    if (index >= total) return {};
+    const LoraTile tile = tile_at(tiles.items, index);
+    return {tile, ShrinkWeights::of(tables, tile.slot, slice, tile.rank), token_row(tiles, tile, g, x, x_stride)};
+  }
+};
+
+// Grid (chunks, slices, blocks that share the items); kShrinkThreads. v: [chunks][rows][slices * max_rank], by position.
 template <class T>
-__global__ void __launch_bounds__(kThreads) shrink_decode(LoraTables tables, LoraTiles tiles, const uint16_t* x,
-                                                          int64_t x_stride, float* v, int rows) {
-  __shared__ float partial[kPartials][kRankTile][kDecodeTile];
-  const int tile = blockIdx.z, chunk = blockIdx.x;
+__global__ void __launch_bounds__(kShrinkThreads, kShrinkBlocks)
+    shrink_decode(LoraTables tables, LoraTiles tiles, const uint16_t* x, int64_t x_stride, float* v, int rows) {
+  constexpr int kLoads = 4;
+  // Two, so that one barrier for each item is enough; rows of 9 values avoid most bank conflicts.
+  __shared__ float partial[2][kUnits][kRankTile][kDecodeTile + 1];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  if (tile >= *tiles.total) return;
-  const auto weights = ShrinkWeights::of(tables, tiles.slot[tile], blockIdx.y);
-  if (weights.a == nullptr) return;
-
-  constexpr int kLoads = kChunkSteps / kPartials;
-  const int first_column = chunk * kChunk + warp * kStep + t * 8;
-  WeightFragment w[kLoads];
-#pragma unroll
-  for (int i = 0; i < kLoads; ++i) {
-    w[i] = WeightFragment::load(weights, tables.in, first_column + i * kPartials * kStep, g);
-  }
-  wait_for_previous();
-  const uint16_t* row = token_row(tiles, tile, g, x, x_stride);
-  Quad token[kLoads];
-#pragma unroll
-  for (int i = 0; i < kLoads; ++i) token[i] = load_token(row, tables.in, first_column + i * kPartials * kStep);
-  float sum[4] = {};
-#pragma unroll
-  for (int i = 0; i < kLoads; ++i) multiply<T>(sum, w[i], token[i]);
-  release_next();
-
-#pragma unroll
-  for (int i = 0; i < 4; ++i) partial[warp][g + i / 2 * 8][2 * t + i % 2] = sum[i];
-  __syncthreads();
-  // One value for each thread: consecutive threads write consecutive ranks of a row of v.
-  const int rank = threadIdx.x % kRankTile, index = threadIdx.x / kRankTile;
-  if (index < tiles.count[tile]) {
-    float total = partial[0][rank][index];
-#pragma unroll
-    for (int p = 1; p < kPartials; ++p) total += partial[p][rank][index];
-    const int64_t width = static_cast<int64_t>(tables.slices) * tables.max_rank;
-    v[(static_cast<int64_t>(chunk) * rows + tiles.first[tile] + index) * width + weights.row_of_v + rank] = total;
-  }
-}
-
-// Grid (slices * max_rank / 16, tiles of 64 rows); kThreads: 16 rows for each warp. v: one plane [rows][slices * max_rank].
-template <class T>
-__global__ void __launch_bounds__(kThreads) shrink_prefill(LoraTables tables, LoraTiles tiles, const uint16_t* x,
-                                                           int64_t x_stride, float* v) {
-  constexpr int kColumns = 2;  // 8-row tiles of a warp
-  const int tile = blockIdx.y;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  if (tile >= *tiles.total) return;
-  const auto weights = ShrinkWeights::of(tables, tiles.slot[tile], blockIdx.x);
-  if (weights.a == nullptr) return;
-  wait_for_previous();
-  const uint16_t* row[kColumns];
-#pragma unroll
-  for (int n = 0; n < kColumns; ++n) row[n] = token_row(tiles, tile, warp * 16 + n * 8 + g, x, x_stride);
-
-  float total[kColumns][4] = {};
-  for (int chunk = 0; chunk < chunks_of(tables.in); ++chunk) {
-    float sum[kPartials][kColumns][4] = {};
-#pragma unroll 2
-    for (int deal = 0; deal < kChunkSteps / kPartials; ++deal) {
-#pragma unroll
-      for (int p = 0; p < kPartials; ++p) {
-        const int column = chunk * kChunk + (deal * kPartials + p) * kStep + t * 8;
-        const auto w = WeightFragment::load(weights, tables.in, column, g);
-#pragma unroll
-        for (int n = 0; n < kColumns; ++n) multiply<T>(sum[p][n], w, load_token(row[n], tables.in, column));
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float whole = sum[0][n][i];
-#pragma unroll
-        for (int p = 1; p < kPartials; ++p) whole += sum[p][n][i];
-        total[n][i] = chunk == 0 ? whole : total[n][i] + whole;
-      }
-    }
-  }
-  release_next();
-
+  const int steps = unit_steps(tables.in), slice = blockIdx.y, total = tiles.total[1];
+  const int first_column = (blockIdx.x * kUnits + warp) * steps * kStep + t * 8;
   const int64_t width = static_cast<int64_t>(tables.slices) * tables.max_rank;
+
+  WeightFragment w[kLoads];
+  const auto load = [&](const ShrinkWeights& weights, int step) {
 #pragma unroll
-  for (int n = 0; n < kColumns; ++n) {
+    for (int i = 0; i < kLoads; ++i) {
+      const int end = weights.a != nullptr && step + i < steps ? tables.in : 0;
+      w[i] = load_weights<load_streaming>(weights, tables.in, first_column + (step + i) * kStep, end, g);
+    }
+  };
+  int index = blockIdx.z, parity = 0;
+  ShrinkItem item = ShrinkItem::of(tables, tiles, index, total, slice, g, x, x_stride);
+  load(item.weights, 0);
+  release_next();
+  wait_for_previous();
+  for (; index < total; index += gridDim.z) {
+    const ShrinkItem next = ShrinkItem::of(tables, tiles, index + gridDim.z, total, slice, g, x, x_stride);
+    if (item.weights.a == nullptr) {
+      item = next;
+      load(item.weights, 0);
+      continue;
+    }
+    float sum[4] = {};
+    for (int step = 0; step < steps; step += kLoads) {
+      Quad token[kLoads];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int index = warp * 16 + n * 8 + 2 * t + i % 2, rank = g + i / 2 * 8;
-      if (index < tiles.count[tile]) v[(tiles.first[tile] + index) * width + weights.row_of_v + rank] = total[n][i];
+      for (int i = 0; i < kLoads; ++i) {
+        token[i] = load_token(item.row, first_column + (step + i) * kStep, step + i < steps ? tables.in : 0);
+      }
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        if (step + i < steps) multiply<T>(sum, w[i], token[i]);
+      }
+      // What comes next is on its way while this item is reduced.
+      if (step + kLoads < steps) {
+        load(item.weights, step + kLoads);
+      } else {
+        load(next.weights, 0);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) partial[parity][warp][g + i / 2 * 8][2 * t + i % 2] = sum[i];
+    __syncthreads();
+    // One value for each thread: consecutive threads write consecutive ranks of a row of v.
+    const int rank = threadIdx.x % kRankTile, place = threadIdx.x / kRankTile;
+    if (place < item.tile.count) {
+      float whole = partial[parity][0][rank][place];
+#pragma unroll
+      for (int unit = 1; unit < kUnits; ++unit) whole += partial[parity][unit][rank][place];
+      const int64_t row = static_cast<int64_t>(blockIdx.x) * rows + item.tile.first + place;
+      v[row * width + slice * tables.max_rank + item.tile.rank + rank] = whole;
+    }
+    parity ^= 1;
+    item = next;
+  }
+}
+
+// Grid (chunks, blocks that share the ranks of a tile, tiles of 64 rows); kPrefillThreads: 16 rows for each warp. A block takes
+// up to kMTiles rank tiles at a time, of all slices, so that a low rank reads x once. v as above.
+template <class T>
+__global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks) shrink_prefill(LoraTables tables, LoraTiles tiles, const uint16_t* x,
+                                                                  int64_t x_stride, float* v, int rows) {
+  constexpr int kMTiles = 4;    // rank tiles at a time
+  constexpr int kNTiles = 2;    // 8-row tiles of a warp
+  constexpr int kLoads = 4;     // steps of x on their way; kUnits steps are a multiple
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int steps = unit_steps(tables.in), all_steps = steps * kUnits;
+  const int first_column = blockIdx.x * all_steps * kStep + t * 8;
+  const int64_t width = static_cast<int64_t>(tables.slices) * tables.max_rank;
+  release_next();
+  wait_for_previous();
+  if (static_cast<int>(blockIdx.z) >= tiles.total[0]) return;
+  const LoraTile tile = tile_at(tiles.tiles, blockIdx.z);
+  if (warp * 16 >= tile.count) return;  // a decode among prompts: one warp reads its weights, not four
+  const uint16_t* row[kNTiles];
+#pragma unroll
+  for (int n = 0; n < kNTiles; ++n) row[n] = token_row(tiles, tile, warp * 16 + n * 8 + g, x, x_stride);
+
+  const int depth = kMTiles / tables.slices * kRankTile;  // rank rows of each slice at a time
+  for (int first = blockIdx.y * depth; first < tile.rank; first += gridDim.y * depth) {
+    ShrinkWeights weights[kMTiles];
+    int v_column[kMTiles];
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m) {
+      const int slice = m * kRankTile / depth, rank = first + m * kRankTile % depth;
+      weights[m] = slice < tables.slices ? ShrinkWeights::of(tables, tile.slot, slice, rank) : ShrinkWeights{nullptr, 0};
+      v_column[m] = slice * tables.max_rank + rank;
+    }
+    Quad token[kLoads][kNTiles];
+    const auto load = [&](int i, int step) {
+#pragma unroll
+      for (int n = 0; n < kNTiles; ++n) token[i][n] = load_token(row[n], first_column + step * kStep, step < all_steps ? tables.in : 0);
+    };
+    float total[kMTiles][kNTiles][4] = {}, sum[kMTiles][kNTiles][4] = {};
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) load(i, i);
+    int of_unit = 0;
+    for (int step = 0; step < all_steps; step += kLoads) {
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        WeightFragment w[kMTiles];
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) {
+          w[m] = load_weights<load_cached>(weights[m], tables.in, first_column + (step + i) * kStep, tables.in, g);
+        }
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) {
+          if (weights[m].a != nullptr) {
+#pragma unroll
+            for (int n = 0; n < kNTiles; ++n) multiply<T>(sum[m][n], w[m], token[i][n]);
+          }
+        }
+        load(i, step + i + kLoads);
+        if (++of_unit == steps) {
+          of_unit = 0;
+#pragma unroll
+          for (int m = 0; m < kMTiles; ++m) {
+#pragma unroll
+            for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+              for (int j = 0; j < 4; ++j) {
+                total[m][n][j] = step + i < steps ? sum[m][n][j] : total[m][n][j] + sum[m][n][j];
+                sum[m][n][j] = 0.0f;
+              }
+            }
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int index = warp * 16 + n * 8 + 2 * t + j % 2, rank = g + j / 2 * 8;
+          if (weights[m].a != nullptr && index < tile.count) {
+            const int64_t at = static_cast<int64_t>(blockIdx.x) * rows + tile.first + index;
+            v[at * width + v_column[m] + rank] = total[m][n][j];
+          }
+        }
+      }
     }
   }
 }

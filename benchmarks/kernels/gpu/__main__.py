@@ -1,0 +1,132 @@
+"""`python -m benchmarks.kernels.gpu PART`: the segmented LoRA product on a GPU, each part below 8 minutes.
+
+    decode    6 modules x rows 1..256 x adapters x ranks
+    prefill   6 modules x rows 512..8192 x segments x ranks
+    peers     some of both beside torch, vLLM and SGLang
+
+With `--dry-run` the same program runs tiny shapes on a CPU, on kernels compiled for it; its figures mean
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.kernels.gpu.clock import Clock
+from benchmarks.kernels.gpu.layers import Layers, Pool
+from benchmarks.kernels.gpu.peers import PEERS, look_in
+from benchmarks.kernels.gpu.report import Line, write
+from benchmarks.kernels.gpu.shapes import Cell, Machine, decode_cells, peer_cells, prefill_cells, tiny_cells
+from benchmarks.serving.facts import facts
+from lorikeet_server.kernels.cuda.library import open_library
+
+ROOT = Path(__file__).parents[3]
+PARTS = {"decode": decode_cells, "prefill": prefill_cells, "peers": peer_cells}
+
+
+def measure(
+    cells: Iterator[Cell], library: ctypes.CDLL, pool: Pool, clock: Clock, peers: bool, seconds: float
+) -> Iterator[Line]:
+    """One line after the other, until the time is up."""
+    deadline = time.monotonic() + seconds
+    for cell in cells:
+        if time.monotonic() > deadline:
+            print(f"the time is up before {cell}", file=sys.stderr)
+            return
+        layers = Layers.make(library, cell, pool)
+        ours = layers.ours()
+        expected = layers.result(ours["both"])
+        line = Line(cell, {name: clock.microseconds(run, layers.count) for name, run in ours.items()})
+        for name, make in PEERS.items() if peers else ():
+            try:
+                count = min(layers.count, 4)  # each peer has its own copy of the weights
+                run = make(layers, count)
+                check(layers.result(run), expected)
+                line.peers[name] = clock.microseconds(run, count)
+            except Exception as error:  # whatever is wrong with a peer must not end the run
+                line.failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        yield line
+
+
+def check(result: Tensor, expected: Tensor) -> None:
+    """Raises ValueError if a peer computes something else."""
+    apart = float((result - expected).norm() / expected.norm())
+    if not apart < 0.02:
+        raise ValueError(f"its result differs by {apart:.3f} of the norm")
+
+
+def show(line: Line, machine: Machine) -> None:
+    cell = line.cell
+    both = f"{line.ours['both']:8.2f} us {line.share('both', machine):5.2f} of the limit"
+    peers = " ".join(f"| {name} {value:.2f} us" for name, value in line.peers.items())
+    print(
+        f"{cell.module:8} T={cell.rows:<5} A={cell.adapters:<4} r={cell.rank:14} {both} {peers}", flush=True
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernels.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument(
+        "--peers", type=Path, action="append", default=[], help="directory with vllm or sglang"
+    )
+    parser.add_argument("--rounds", type=int, default=100, help="replays of each graph")
+    parser.add_argument("--seconds", type=float, default=420, help="after which no new cell is begun")
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    look_in(options.peers)
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.dry_run:
+            sys.path.insert(0, str(ROOT / "server" / "tests" / "kernels" / "cuda"))
+            from cuda_target import emulated_library
+
+            device, library = torch.device("cpu"), emulated_library(Path(scratch))
+            cells, pool = tiny_cells(), Pool(1 << 20, torch.device("cpu"))
+        else:
+            device = torch.device("cuda", torch.cuda.current_device())
+            library, cells = open_library(device), PARTS[options.part]()
+            free, _ = torch.cuda.mem_get_info(device)
+            pool = Pool(min(1 << 32, free // 8), device)
+        clock = Clock(device, options.rounds)
+        machine = clock.machine()
+        lines: list[Line] = []
+        for line in measure(cells, library, pool, clock, options.part == "peers", options.seconds):
+            show(line, machine)
+            lines.append(line)
+    print(*write(options.results, options.part, known(device), machine, lines), sep="\n")
+
+
+def known(device: torch.device) -> dict[str, Any]:
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else "none: a dry run on a CPU, no figure means anything"
+    )
+    return {
+        **facts("torch always; vLLM and SGLang where they import"),
+        "device": name,
+        "command": " ".join(["python -m benchmarks.kernels.gpu", *sys.argv[1:2]]),
+    }
+
+
+if __name__ == "__main__":
+    main()

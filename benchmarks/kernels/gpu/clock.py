@@ -1,0 +1,69 @@
+"""The time of a call inside a graph, as a step would see it: cold adapters, no host in between."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from benchmarks.kernels.gpu.layers import CALLS, Run
+from benchmarks.kernels.gpu.shapes import Machine
+
+
+class Clock:
+    """On a GPU: a graph of `CALLS` calls over the layers, replayed after the cache was overwritten.
+
+    On a CPU, for dry runs: wall time of a few calls.
+    """
+
+    def __init__(self, device: torch.device, rounds: int) -> None:
+        self._device, self._rounds = device, rounds
+        if device.type == "cuda":
+            cache = torch.cuda.get_device_properties(device).L2_cache_size
+            self._flush = torch.empty(2 * cache, dtype=torch.uint8, device=device)
+
+    def microseconds(self, run: Run, layers: int) -> float:
+        """Median of one call."""
+        return self._replayed(run, layers) if self._device.type == "cuda" else self._called(run, layers)
+
+    def machine(self) -> Machine:
+        """The limits that shares refer to."""
+        on_cuda = self._device.type == "cuda"
+        size, side = (1 << 30, 8192) if on_cuda else (1 << 22, 256)
+        source = torch.zeros(size, dtype=torch.uint8, device=self._device)
+        target = torch.empty_like(source)
+        left, right = torch.randn(2, side, side, device=self._device).to(torch.bfloat16)
+        copied = self.microseconds(lambda _: target.copy_(source), 1)
+        multiplied = self.microseconds(lambda _: left @ right, 1)
+        return Machine(2 * size / copied * 1e6, 2 * side**3 / multiplied * 1e6)
+
+    def _replayed(self, run: Run, layers: int) -> float:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for layer in range(min(2, layers)):
+                run(layer)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for call in range(CALLS):
+                run(call % layers)
+        times = []
+        for _ in range(self._rounds):
+            self._flush.zero_()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            times.append((start, end))
+        torch.cuda.synchronize()
+        return statistics.median(start.elapsed_time(end) for start, end in times) * 1e3 / CALLS
+
+    def _called(self, run: Run, layers: int) -> float:
+        times = []
+        for call in range(3):
+            started = time.perf_counter()
+            run(call % layers)
+            times.append((time.perf_counter() - started) * 1e6)
+        return statistics.median(times)

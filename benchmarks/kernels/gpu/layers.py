@@ -1,0 +1,97 @@
+"""Adapters for one cell: several layers with memory of their own, so that a call finds none of it cached."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.kernels.gpu.shapes import Cell
+from lorikeet_server.kernels.cuda import LAYOUT, DeviceLoraTables, LoraTiles, Sgmv
+
+CALLS = 20
+Run = Callable[[int], object]  # of a layer
+
+
+class Pool:
+    """Random numbers to cut matrices from. Cutting begins anew for each cell."""
+
+    def __init__(self, elements: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.memory = torch.empty(elements, dtype=dtype, device=device)
+        for part in self.memory.split(1 << 28):
+            part.normal_(0, 0.02)
+        self.at = 0
+
+    def take(self, rows: int, columns: int) -> Tensor:
+        size = -(-rows * columns // 64) * 64
+        piece = self.memory[self.at : self.at + rows * columns].view(rows, columns)
+        self.at += size
+        return piece
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The tables of a cell, its rows, and the weights for peers."""
+
+    cell: Cell
+    tables: DeviceLoraTables
+    tiles: LoraTiles
+    sgmv: Sgmv
+    x: Tensor
+    y: Tensor
+
+    @staticmethod
+    def make(library: ctypes.CDLL, cell: Cell, pool: Pool) -> Layers:
+        """As many layers as fit the pool, at most `CALLS`. Raises ValueError if not even one does."""
+        pool.at = 0
+        device, dtype = pool.memory.device, pool.memory.dtype
+        needed = (cell.a_bytes + cell.b_bytes) // 2 + cell.adapters * len(cell.shape.out_features) * 128
+        count = min(CALLS, pool.memory.numel() // needed)
+        if count < 1:
+            raise ValueError(f"a layer needs {needed} values, the pool has {pool.memory.numel()}")
+        largest = LAYOUT.padded(max(cell.ranks))
+        modules = [cell.shape] * count
+        tables = DeviceLoraTables(library, modules, cell.adapters, cell.rows, dtype, device, largest)
+        for table in tables.tables:
+            for slot in range(cell.adapters):
+                rank = cell.rank_of(slot)
+                for index, width in enumerate(cell.shape.out_features):
+                    a, b = pool.take(rank, cell.shape.in_features), pool.take(width, rank)
+                    table.set_slot(slot, index, a, b, 1.0)
+        tables.commit()
+        x = torch.randn(cell.rows, cell.shape.in_features, device=device).to(dtype)
+        y = torch.zeros(cell.rows, sum(cell.shape.out_features), device=device, dtype=dtype)
+        return Layers(cell, tables, tables.batcher()(cell.slots), Sgmv(library, device), x, y)
+
+    @property
+    def count(self) -> int:
+        return len(self.tables.tables)
+
+    def result(self, run: Run) -> Tensor:
+        """What a call adds to zeros."""
+        self.y.zero_()
+        run(0)
+        return self.y.clone()
+
+    def ours(self) -> dict[str, Run]:
+        """Both kernels, and each alone."""
+        table, tiles = self.tables.tables, self.tiles
+        return {
+            "both": lambda layer: self.sgmv(self.y, self.x, table[layer], tiles),
+            "shrink": lambda layer: self.sgmv.shrink(self.x, table[layer], tiles),
+            "expand": lambda layer: self.sgmv.expand(self.y, table[layer], tiles),
+        }
+
+    def stacked(self, layer: int, index: int) -> tuple[Tensor, Tensor]:
+        """A [adapters, largest rank, in] and B [adapters, out, largest rank] of a slice: what peers take."""
+        table, rank = self.tables.tables[layer], self.tables.shared.max_rank
+        a = torch.zeros(self.cell.adapters, rank, table.in_features).to(self.x)
+        b = torch.zeros(self.cell.adapters, table.out_features[index], rank).to(self.x)
+        for slot in range(self.cell.adapters):
+            entry = table.get(slot, index)
+            assert entry is not None
+            a[slot, : entry[0].shape[0]], b[slot, :, : entry[1].shape[1]] = entry[0], entry[1]
+        return a, b

@@ -1,0 +1,43 @@
+// Launching a kernel, and how many blocks a device has room for; under emulation a loop over blocks.
+#pragma once
+
+#include "device.cuh"
+
+#ifndef LORIKEET_EMULATE
+#include <cuda_runtime.h>
+
+namespace lorikeet {
+
+struct Launch {
+  int grid[3];
+  int threads;
+  void* stream;
+  bool dependent;  // may begin while the kernel before it ends (sm_90)
+};
+
+// Null, or what CUDA says.
+template <class... Parameters, class... Arguments>
+const char* enqueue(const Launch& launch, void (*kernel)(Parameters...), Arguments... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(launch.grid[0], launch.grid[1], launch.grid[2]);
+  config.blockDim = dim3(launch.threads);
+  config.stream = static_cast<cudaStream_t>(launch.stream);
+  config.attrs = &attribute;
+  config.numAttrs = launch.dependent ? 1 : 0;
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, arguments...);
+  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
+
+// Of the device that is current; some number if there is none, since the launch will say so.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 1;
+  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 1;
+}
+
+}  // namespace lorikeet
+
+#endif  // LORIKEET_EMULATE

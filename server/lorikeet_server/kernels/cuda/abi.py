@@ -1,0 +1,91 @@
+"""The SGMV library as ctypes sees it: the structures of csrc/cuda/lorikeet and the functions of sgmv.h."""
+
+import ctypes
+from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+MAX_SLICES = 4
+RANK_UNIT = 8  # of stored ranks
+RANK_TILE = 16  # of the largest rank
+DECODE_TILE, PREFILL_TILE = 8, 64  # rows
+SHRINK, EXPAND = 1, 2  # bits of Call.phases
+
+ENTRY = np.dtype(
+    [("a", np.int64), ("b", np.int64), ("g", np.int64), ("rank", np.int32), ("scale", np.float32)]
+)
+TILE = np.dtype([(name, np.int32) for name in ("first", "count", "slot", "rank")])
+
+
+class Tables(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        ("entries", c_void_p),
+        ("stride", c_int32),
+        ("column", c_int32 * (MAX_SLICES + 1)),
+        *((name, c_int32) for name in ("slices", "slots", "in_features", "max_rank")),
+    ]
+
+
+class Tiles(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        (name, c_void_p) for name in ("total", "permutation", "tiles", "items")
+    ]
+
+
+class TileLayout(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        (name, c_int32)
+        for name in (
+            "rows",
+            "tile_rows",
+            "max_tiles",
+            "max_items",
+            "permutation",
+            "tiles",
+            "items",
+            "words",
+        )
+    ]
+
+
+class Call(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        ("tables", Tables),
+        ("tiles", Tiles),
+        *((name, c_void_p) for name in ("x", "y", "v")),
+        *((name, c_int64) for name in ("x_stride", "y_stride")),
+        *((name, c_int32) for name in ("rows", "tile_rows", "format", "dependent", "phases", "padding")),
+    ]
+
+
+SIZES = {
+    "LoraEntry": ENTRY.itemsize,
+    "LoraTile": TILE.itemsize,
+    "TileLayout": ctypes.sizeof(TileLayout),
+    "LorikeetSgmv": ctypes.sizeof(Call),
+}
+
+# Result and arguments. A c_char_p result is null, or says what is wrong.
+FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
+    "lorikeet_struct_bytes": (c_int, [c_int]),
+    "lorikeet_sgmv_scratch": (c_int64, [POINTER(Tables), c_int]),
+    "lorikeet_sgmv": (c_char_p, [POINTER(Call), c_void_p]),
+    "lorikeet_tile_layout": (None, [c_int, c_int, c_int, c_int, POINTER(TileLayout)]),
+    "lorikeet_schedule": (c_int, [c_void_p, c_int, c_int, c_void_p, POINTER(TileLayout), c_void_p]),
+}
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """Open the library and declare its functions. Raises `OSError` if it does not load or does not match."""
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in FUNCTIONS.items():
+        function = getattr(library, name, None)
+        if function is None:
+            raise OSError(f"{path} has no {name}")
+        function.restype, function.argtypes = result, arguments
+    for index, (name, size) in enumerate(SIZES.items()):
+        if (found := library.lorikeet_struct_bytes(index)) != size:
+            raise OSError(f"{path} has a {name} of {found} bytes, expected {size}")
+    return library

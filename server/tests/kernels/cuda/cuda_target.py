@@ -1,0 +1,38 @@
+"""The CUDA library where kernels can run: as nvcc builds it for a device, and as g++ builds it from the same
+sources for a CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lorikeet_server.kernels.cuda import abi, build
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where kernels run."""
+
+    library: ctypes.CDLL
+    device: torch.device
+
+    @property
+    def emulated(self) -> bool:
+        """Then shapes have to be small."""
+        return self.device.type == "cpu"
+
+
+def emulated_library(directory: Path) -> ctypes.CDLL:
+    """The kernels and their launcher under emulate.h."""
+    made = directory / "liblorikeet_cuda_emulated.so"
+    command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas"]
+    command += ["-DLORIKEET_EMULATE", "-I", str(HERE), "-I", str(build.SOURCES), "-x", "c++"]
+    subprocess.run([*command, str(build.SOURCES / "sgmv.cu"), "-o", str(made)], check=True)
+    return abi.load(made)

@@ -1,0 +1,191 @@
+"""The segmented LoRA product over dtype x hidden x rank x popularity x rows against fp64, through all of the
+Python path: on a GPU, and on a CPU under emulation.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cuda_target import Target
+from lora_cases import TOLERANCE, Case, fill, popularity
+
+from lorikeet_server.kernels import LoraModule
+
+DTYPES = [torch.bfloat16, torch.float16]
+KINDS = ["distinct", "uniform", "zipf", "identical", "skewed", "base", "half"]
+
+
+def modules(target: Target) -> list[LoraModule]:
+    """q, k and v; one slice of ragged width; gate and up."""
+    if target.emulated:
+        return [LoraModule(136, (136, 24, 24)), LoraModule(40, (264,)), LoraModule(64, (72, 72))]
+    return [
+        LoraModule(4096, (4096, 1024, 1024)),
+        LoraModule(14336, (4096,)),
+        LoraModule(4096, (14336, 14336)),
+    ]
+
+
+def check(case: Case, slots: list[int], module: int = 0) -> None:
+    x, y = case.inputs(len(slots), module)
+    result = case.run(x, y, slots, module)
+    assert case.error(x, y, slots, result, module) < TOLERANCE[x.dtype]
+    untouched = [row for row, slot in enumerate(slots) if slot < 0]
+    assert torch.equal(result[untouched], y[untouched])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_popularity(target: Target, dtype: torch.dtype, kind: str) -> None:
+    case = Case.make(target.library, target.device, modules(target), [8, 16, 64, 1, 32, 5], dtype)
+    for rows in (0, 1, 7, 8, 9, 13) if target.emulated else (0, 1, 7, 8, 9, 64, 255, 256, 257, 300):
+        for module in range(len(case.tables.tables)):
+            check(case, popularity(kind, rows, 6), module)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 8, 12, 16, 24, 40, 64, 128, 256, 512])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ranks(target: Target, dtype: torch.dtype, rank: int) -> None:
+    shape = LoraModule(64, (64, 16)) if target.emulated else LoraModule(2048, (2048, 512))
+    case = Case.make(target.library, target.device, [shape], [rank, 8], dtype)
+    check(case, [0, 1, 0])
+    if rank <= 64 or not target.emulated:
+        check(case, popularity("half", 258, 2))
+
+
+@pytest.mark.parametrize("hidden", [8, 256, 264, 1024, 1032, 2056, 8200])
+def test_input_widths(target: Target, hidden: int) -> None:
+    """One chunk, several, and a part of one; units of one step and of many."""
+    case = Case.make(target.library, target.device, [LoraModule(hidden, (24,))], [8, 20], torch.float16)
+    check(case, [1, 0, -1])
+    check(case, [0] * 257 if target.emulated else popularity("half", 258, 2))
+
+
+@pytest.mark.parametrize("rows", [260, 300])
+def test_many_rows(target: Target, rows: int) -> None:
+    shapes = [LoraModule(32, (32, 8, 16)), LoraModule(72, (136,))] if target.emulated else modules(target)
+    case = Case.make(target.library, target.device, shapes, [8, 72, 16])
+    for kind in ("uniform", "identical"):
+        for module in range(len(shapes)):
+            check(case, popularity(kind, rows, 3), module)
+
+
+def test_a_row_has_the_same_bits_in_every_step(target: Target) -> None:
+    """Alone, in any order, beside any mates, decode or prefill, and again."""
+    shape = LoraModule(1048, (40, 8)) if target.emulated else LoraModule(4096, (4096, 1024))
+    case = Case.make(target.library, target.device, [shape], [8, 72, 16, 5])
+    slots = popularity("half", 260, 4)
+    x, y = case.inputs(260)
+    whole = case.run(x, y, slots)
+    assert torch.equal(case.run(x, y, slots), whole)
+    some = 12 if target.emulated else 256
+    assert torch.equal(case.run(x[:some], y[:some], slots[:some]), whole[:some])
+    order = torch.randperm(some)
+    assert torch.equal(case.run(x[order], y[order], [slots[i] for i in order]), whole[order])
+    for row in (1, 3, 7):
+        alone = case.run(x[row : row + 1], y[row : row + 1], slots[row : row + 1])
+        assert torch.equal(alone[0], whole[row])
+
+
+def test_a_mixed_batch_has_the_bits_of_each_module(target: Target) -> None:
+    """Modules share the scratch memory and the tiles, one after the other."""
+    case = Case.make(target.library, target.device, modules(target), [8, 16, 64, 1, 32, 5])
+    slots = popularity("half", 9, 6)
+    inputs = [case.inputs(9, module) for module in range(3)]
+    alone = [case.run(x, y, slots, module) for module, (x, y) in enumerate(inputs)]
+    tiles = case.tables.batcher()(slots)
+    for _ in range(2):
+        for module, (x, y) in enumerate(inputs):
+            assert torch.equal(case.add(x, y.clone(), tiles, module), alone[module])
+
+
+def test_shrink_and_expand_may_be_enqueued_apart(target: Target) -> None:
+    case = Case.make(target.library, target.device, modules(target), [8, 16])
+    x, y = case.inputs(3)
+    whole, table, tiles = case.run(x, y, [0, 1, -1]), case.tables.tables[0], case.tables.batcher()([0, 1, -1])
+    case.sgmv.shrink(x, table, tiles)
+    assert not torch.equal(y, whole)
+    case.sgmv.expand(y, table, tiles)
+    assert torch.equal(y, whole)
+
+
+def test_rows_may_be_strided(target: Target) -> None:
+    case = Case.make(target.library, target.device, [LoraModule(64, (64,))], [8, 16])
+    x, y = case.inputs(5)
+    wide_x, wide_y = torch.zeros(5, 96).to(x), torch.zeros(5, 80).to(y)
+    wide_x[:, 8:72], wide_y[:, 8:72] = x, y
+    before = wide_y.clone()
+    case.add(wide_x[:, 8:72], wide_y[:, 8:72], case.tables.batcher()([0, 1, -1, 1, 0]))
+    assert torch.equal(wide_y[:, 8:72], case.run(x, y, [0, 1, -1, 1, 0]))
+    assert torch.equal(wide_y[:, :8], before[:, :8]) and torch.equal(wide_y[:, 72:], before[:, 72:])
+
+
+def test_a_bad_row_stays_alone(target: Target) -> None:
+    case = Case.make(target.library, target.device, [LoraModule(64, (64,))], [8, 16])
+    x, y = case.inputs(4)
+    good = case.run(x, y, [0, 0, 1, 1])
+    x[1] = torch.nan
+    result = case.run(x, y, [0, 0, 1, 1])
+    assert result[1].isnan().all()
+    assert torch.equal(result[[0, 2, 3]], good[[0, 2, 3]])
+
+
+def test_what_does_not_fit_is_refused_before_a_launch(target: Target) -> None:
+    case = Case.make(target.library, target.device, [LoraModule(64, (64, 8))], [8, 16])
+    x, y = case.inputs(2)
+    tiles, table = case.tables.batcher()([0, 1]), case.tables.tables[0]
+    before = y.clone()
+    for bad_y, bad_x in [
+        (y, x[:1]),
+        (y[:1], x),
+        (y, x[:, :56]),
+        (y[:, :64], x),
+        (y, torch.cat((x, x), 1)[:, 1:65]),
+        (y, x.t().contiguous().t()),
+        (y, torch.zeros(2, 68).to(x)[:, :64]),
+    ]:
+        with pytest.raises(ValueError, match="must"):
+            case.sgmv(bad_y, bad_x, table, tiles)
+    for bad_y, bad_x in [(y, x.float()), (y.half(), x)]:
+        with pytest.raises(TypeError, match="must be"):
+            case.sgmv(bad_y, bad_x, table, tiles)
+    assert torch.equal(y, before)
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_serves_every_mix(on_device: Target) -> None:
+    """Captured once with no adapter in the step; replayed for mixes and ranks that came later."""
+    case = Case.make(on_device.library, on_device.device, modules(on_device), [8] * 32)
+    batcher, rows = case.tables.batcher(), 64
+    inputs = [case.inputs(rows, module) for module in range(3)]
+    results = [y.clone() for _, y in inputs]
+    tiles = batcher([-1] * rows)
+
+    def step() -> None:
+        for module, (x, y) in enumerate(inputs):
+            case.add(x, results[module].copy_(y), tiles, module)
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for kind, ranks in [
+        ("distinct", [16, 64]),
+        ("zipf", [8, 128, 512]),
+        ("identical", [32]),
+        ("half", [1, 40]),
+    ]:
+        for slot in range(32):
+            for table in case.tables.tables:
+                for index, width in enumerate(table.out_features):
+                    fill(table, slot, index, ranks[slot % len(ranks)], width)
+        case.tables.commit()
+        slots = popularity(kind, rows, 32)
+        batcher(slots)
+        graph.replay()
+        replayed = [result.clone() for result in results]
+        for module, (x, y) in enumerate(inputs):
+            assert case.error(x, y, slots, replayed[module], module) < TOLERANCE[x.dtype]
+            assert torch.equal(case.run(x, y, slots, module), replayed[module])
+        graph.replay()
+        assert all(torch.equal(*pair) for pair in zip(results, replayed, strict=True))

@@ -1,0 +1,73 @@
+"""Finding nvcc, and what is said where there is none."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from lorikeet_server.kernels.compiled import BuildError
+from lorikeet_server.kernels.cuda import build, toolkit
+
+FILES = ["bin/nvcc", "bin/ptxas", "include/cuda_runtime.h", "include/cuda_bf16.h", "lib/libcudart_static.a"]
+
+
+def pretend(root: Path, files: list[str]) -> Path:
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch(mode=0o755)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No toolkit anywhere."""
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path / "site")})
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="nvcc is not on the PATH") as failure:
+        build.library("90", tmp_path)
+    assert toolkit.INSTALL in str(failure.value)
+
+
+def test_the_order_is_home_then_path_then_pypi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pypi = pretend(tmp_path / "site/nvidia/cu13", FILES)
+    assert toolkit.find().root == pypi
+    assert toolkit.find().flags == ("-I", f"{pypi}/include", "-L", f"{pypi}/lib")
+    on_path = pretend(tmp_path / "path", [*FILES, "lib64/libcudart_static.a"])
+    monkeypatch.setenv("PATH", str(on_path / "bin"))
+    assert toolkit.find().root == on_path
+    assert toolkit.find().flags[-1] == f"{on_path}/lib64"
+    home = pretend(tmp_path / "home", FILES)
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    assert toolkit.find().root == home
+
+
+def test_a_part_of_a_toolkit_is_passed_over_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(pretend(tmp_path / "home", FILES[:3])))
+    with pytest.raises(
+        BuildError, match=r"CUDA_HOME .*home has no include/cuda_bf16.h, lib/libcudart_static.a"
+    ):
+        toolkit.find()
+    whole = pretend(tmp_path / "site/nvidia/cu13", FILES)
+    assert toolkit.find().root == whole
+
+
+def test_what_was_built_ahead_needs_no_toolkit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "AHEAD", tmp_path / "ahead")
+    ahead = pretend(tmp_path / "site/nvidia/cu13", FILES) and tmp_path / "ahead"
+    monkeypatch.setattr(
+        build, "_compile", lambda tools, architectures, output: output.write_text(" ".join(architectures))
+    )
+    made = build.build_ahead()
+    assert made.is_relative_to(ahead) and made.read_text() == "80 90"
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path / "none")})
+    assert build.library("90", tmp_path / "cache") == build.library("120", tmp_path / "cache") == made
+    with pytest.raises(BuildError):
+        build.library("75", tmp_path / "cache")
