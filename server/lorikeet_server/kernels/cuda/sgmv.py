@@ -44,6 +44,8 @@ class Sgmv:
                 f"expected a table and rows made for this backend, not {type(table).__name__} "
                 f"and {type(batch).__name__}"
             )
+        if not table.usable:  # nothing can be in it
+            return
         rows, of = batch.num_rows, table.of
         call = abi.Call(tables=table.native, tiles=batch.native, v=of.scratch.data_ptr())
         call.rows, call.tile_rows, call.format = rows, batch.tile_rows, FORMATS[of.dtype]

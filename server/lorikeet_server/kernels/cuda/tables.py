@@ -46,6 +46,8 @@ class DeviceLoraTable(LoraTable):
         slots, slices = entries.shape
         super().__init__(module.in_features, module.out_features, slots, LAYOUT, arrays)
         self.of = of
+        # What 16-byte loads cannot read stays empty: a vocabulary may have an odd size.
+        self.usable = not any(width % 8 for width in (self.in_features, *self.out_features))
         self.native = abi.Tables(
             address,
             entries.strides[0] // entries.itemsize,
@@ -80,7 +82,7 @@ class DeviceLoraTable(LoraTable):
             raise ValueError(f"an adapter must be on {of.device}, not on {a.device}")
         if a.dtype != of.dtype:
             raise TypeError(f"A and B must be {of.dtype} as the activations, not {a.dtype}")
-        if self.in_features % 8 or any(width % 8 for width in self.out_features):
+        if not self.usable:
             raise ValueError(
                 f"the CUDA kernels need widths that are multiples of 8, not {self.in_features} -> {out}"
             )
@@ -110,7 +112,8 @@ class DeviceLoraTables:
             raise ValueError(f"a module has 1 to {abi.MAX_SLICES} slices, not {len(wrong[0].out_features)}")
         max_rank = -(-max_rank // abi.RANK_TILE) * abi.RANK_TILE
         self._library, self._max_rows = library, max_rows
-        self._host = np.zeros((num_slots, sum(len(module.out_features) for module in modules)), abi.ENTRY)
+        slices = sum(len(module.out_features) for module in modules)
+        self._host = np.zeros((num_slots + 1, slices), abi.ENTRY)  # the last row sums up the others
         self._slot_rank = np.zeros(num_slots, np.int32)
         self._entries = torch.zeros(self._host.nbytes, dtype=torch.uint8, device=device)
         self._staging = Staging(self._host.nbytes, device)
@@ -120,17 +123,20 @@ class DeviceLoraTables:
         self.shared.scratch = torch.empty(max(values, default=0), dtype=torch.float32, device=device)
 
     def commit(self) -> None:
-        """See `LoraTables`. One copy from pinned memory, in the order of the current stream."""
+        """See `LoraTables`. Copies from pinned memory, in the order of the current stream: the slots between
+        the first and the last that changed, and what sums up all."""
         touched = self.shared.touched
         if not touched:
             return
         low, high = min(touched), max(touched) + 1
         touched.clear()
-        changed, width = self._host[low:high], self._host[0].nbytes
-        self._slot_rank[low:high] = changed["rank"].max(axis=1)
-        buffer = self._staging.take().numpy()
-        buffer[low * width : high * width] = changed.view(np.uint8).reshape(-1)
-        self._staging.send(self._entries, low * width, high * width)
+        ranks = self._host["rank"]
+        self._slot_rank[low:high] = ranks[low:high].max(axis=1)
+        ranks[-1] = ranks[:-1].max(axis=0)
+        width, buffer = self._host[0].nbytes, self._staging.take().numpy()
+        for first, end in ((low, high), (len(ranks) - 1, len(ranks))):
+            buffer[first * width : end * width] = self._host[first:end].view(np.uint8).reshape(-1)
+            self._staging.send(self._entries, first * width, end * width)
 
     def batcher(self) -> TileBuffer:
         """See `LoraTables`. Its place on the device stays, for graphs that are captured with its tiles."""
@@ -142,5 +148,5 @@ class DeviceLoraTables:
         for module in modules:
             end = first + len(module.out_features)
             address = self._entries.data_ptr() + first * abi.ENTRY.itemsize
-            yield DeviceLoraTable(self.shared, module, self._host[:, first:end], address)
+            yield DeviceLoraTable(self.shared, module, self._host[:-1, first:end], address)
             first = end

@@ -51,7 +51,7 @@ class TileBuffer:
         self._staging = Staging(size, device)
         self._native = {height: self._point(layout) for height, layout in self._layouts.items()}
 
-    def __call__(self, row_slots: Tensor | Sequence[int]) -> LoraTiles:
+    def __call__(self, row_slots: Tensor | npt.NDArray[np.int32] | Sequence[int]) -> LoraTiles:
         """Cut the rows and start their copy to the device. Raises `ValueError` for a row or slot too many."""
         slots = np.ascontiguousarray(row_slots, dtype=np.int32)
         rows = len(slots)

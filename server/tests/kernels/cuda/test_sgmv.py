@@ -10,6 +10,7 @@ from cuda_target import Target
 from lora_cases import TOLERANCE, Case, fill, popularity
 
 from lorikeet_server.kernels import LoraModule
+from lorikeet_server.kernels.cuda import DeviceLoraTables
 
 DTYPES = [torch.bfloat16, torch.float16]
 KINDS = ["distinct", "uniform", "zipf", "identical", "skewed", "base", "half"]
@@ -107,6 +108,37 @@ def test_shrink_and_expand_may_be_enqueued_apart(target: Target) -> None:
     assert not torch.equal(y, whole)
     case.sgmv.expand(y, table, tiles)
     assert torch.equal(y, whole)
+
+
+def test_a_module_that_no_adapter_targets(target: Target) -> None:
+    """Nothing is added to it until an adapter comes, nor after it has gone."""
+    case = Case.make(target.library, target.device, [LoraModule(64, (64, 8))], [8, 16])
+    table, slots = case.tables.tables[0], [0, 1, 1]
+    for rows in (slots, slots * 100):  # decode, prefill
+        for slot in (0, 1):
+            table.clear_slot(slot)
+        case.tables.commit()
+        x, y = case.inputs(len(rows))
+        assert torch.equal(case.run(x, y, rows), y)
+        fill(table, 1, 1, 8, 8)
+        case.tables.commit()
+        result = case.run(x, y, rows)
+        assert not torch.equal(result, y)
+        assert case.error(x, y, rows, result) < TOLERANCE[x.dtype]
+
+
+def test_a_width_that_cannot_be_adapted_is_left_alone(target: Target) -> None:
+    """A vocabulary of an odd size."""
+    case = Case.make(target.library, target.device, [LoraModule(64, (64,))], [8])
+    tables = DeviceLoraTables(
+        target.library, [LoraModule(64, (36,))], 1, 4, torch.bfloat16, target.device, max_rank=16
+    )
+    x, y = (
+        torch.randn(2, 64).to(target.device, torch.bfloat16),
+        torch.zeros(2, 36).to(target.device, torch.bfloat16),
+    )
+    case.sgmv(y, x, tables.tables[0], tables.batcher()([0, 0]))
+    assert not y.any()
 
 
 def test_rows_may_be_strided(target: Target) -> None:

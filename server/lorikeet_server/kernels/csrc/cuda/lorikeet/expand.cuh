@@ -128,11 +128,13 @@ __global__ void __launch_bounds__(kExpandThreads, ExpandShape<kRows>::kBlocks)
     const int column = r % runs * run + c;
     return column < all_columns ? ExpandItem::of<kRows>(tables, tiles, r / runs * all_columns + column, all_columns) : ExpandItem{};
   };
+  const bool live = targeted(tables);
   const int end = tiles.total[0] * runs;
   ExpandItem item = at < end ? item_at(at, 0) : ExpandItem{};
   load_first(item);  // adapters do not change within a step: this need not wait for shrink
   release_next();
   wait_for_previous();
+  if (!live) return;
 
   int staged_tile = -1, staged_slice = -1;  // whose v is in shared memory, all of it
   while (at < end) {

@@ -39,6 +39,16 @@ __device__ __forceinline__ LoraEntry entry_of(const LoraTables& tables, int slot
           static_cast<int32_t>(high.word[2]), as_float(high.word[3])};
 }
 
+// Whether any adapter targets the module.
+__device__ __forceinline__ bool targeted(const LoraTables& tables) {
+  int32_t rank = 0;
+#pragma unroll
+  for (int slice = 0; slice < kMaxSlices; ++slice) {
+    if (slice < tables.slices) rank |= entry_of(tables, tables.slots, slice).rank;
+  }
+  return rank != 0;
+}
+
 __device__ __forceinline__ LoraTile tile_at(const LoraTile* tiles, int index) {
   const Quad q = load_cached(reinterpret_cast<const Quad*>(tiles + index));
   return {static_cast<int32_t>(q.word[0]), static_cast<int32_t>(q.word[1]), static_cast<int32_t>(q.word[2]),
@@ -131,11 +141,13 @@ __global__ void __launch_bounds__(kShrinkThreads, kShrinkBlocks)
       w[i] = load_weights<load_streaming>(weights, tables.in, first_column + (step + i) * kStep, end, g);
     }
   };
+  const bool live = targeted(tables);
   int index = blockIdx.z, parity = 0;
   ShrinkItem item = ShrinkItem::of(tables, tiles, index, total, slice, g, x, x_stride);
   load(item.weights, 0);
   release_next();
   wait_for_previous();
+  if (!live) return;
   for (; index < total; index += gridDim.z) {
     const ShrinkItem next = ShrinkItem::of(tables, tiles, index + gridDim.z, total, slice, g, x, x_stride);
     if (item.weights.a == nullptr) {
@@ -192,7 +204,7 @@ __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks) shrink_prefil
   const int64_t width = static_cast<int64_t>(tables.slices) * tables.max_rank;
   release_next();
   wait_for_previous();
-  if (static_cast<int>(blockIdx.z) >= tiles.total[0]) return;
+  if (static_cast<int>(blockIdx.z) >= tiles.total[0] || !targeted(tables)) return;
   const LoraTile tile = tile_at(tiles.tiles, blockIdx.z);
   if (warp * 16 >= tile.count) return;  // a decode among prompts: one warp reads its weights, not four
   const uint16_t* row[kNTiles];

@@ -24,9 +24,10 @@ struct alignas(16) LoraEntry {
   float scale;   // alpha / r, or as the adapter says
 };
 
-// The slots of one fused module. Entries live on the device at addresses that never change.
+// The slots of one fused module. Entries live on the device at addresses that never change. After the last slot follows a
+// summary with the largest rank of each slice in any slot: many modules are targeted by no adapter at all.
 struct LoraTables {
-  const LoraEntry* entries;        // of slot 0; [slots][stride], of which `slices` are this module's
+  const LoraEntry* entries;        // of slot 0; [slots + 1][stride], of which `slices` are this module's
   int32_t stride;                  // entries of one slot over all modules
   int32_t column[kMaxSlices + 1];  // first output column of each slice, and their end; multiples of 8
   int32_t slices;
