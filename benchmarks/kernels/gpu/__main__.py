@@ -3,6 +3,7 @@
     decode    6 modules x rows 1..256 x adapters x ranks
     prefill   6 modules x rows 512..8192 x segments x ranks
     peers     some of both beside torch, vLLM and SGLang
+    variants  what the overlap of launches is worth, and what DoRA costs
 
 With `--dry-run` the same program runs tiny shapes on a CPU, on kernels compiled for it; its figures mean
 nothing.
@@ -11,59 +12,37 @@ nothing.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from benchmarks.kernels.gpu.bench import Bench, measure
 from benchmarks.kernels.gpu.clock import Clock
-from benchmarks.kernels.gpu.layers import Layers, Pool
-from benchmarks.kernels.gpu.peers import PEERS, look_in
+from benchmarks.kernels.gpu.layers import Pool
+from benchmarks.kernels.gpu.peers import look_in
 from benchmarks.kernels.gpu.report import Line, write
-from benchmarks.kernels.gpu.shapes import Cell, Machine, decode_cells, peer_cells, prefill_cells, tiny_cells
+from benchmarks.kernels.gpu.shapes import (
+    Machine,
+    decode_cells,
+    peer_cells,
+    prefill_cells,
+    tiny_cells,
+    variant_cells,
+)
 from benchmarks.serving.facts import facts
 from lorikeet_server.kernels.cuda.library import open_library
 
 ROOT = Path(__file__).parents[3]
-PARTS = {"decode": decode_cells, "prefill": prefill_cells, "peers": peer_cells}
-
-
-def measure(
-    cells: Iterator[Cell], library: ctypes.CDLL, pool: Pool, clock: Clock, peers: bool, seconds: float
-) -> Iterator[Line]:
-    """One line after the other, until the time is up."""
-    deadline = time.monotonic() + seconds
-    for cell in cells:
-        if time.monotonic() > deadline:
-            print(f"the time is up before {cell}", file=sys.stderr)
-            return
-        layers = Layers.make(library, cell, pool)
-        ours = layers.ours()
-        expected = layers.result(ours["both"])
-        line = Line(cell, {name: clock.microseconds(run, layers.count) for name, run in ours.items()})
-        for name, make in PEERS.items() if peers else ():
-            try:
-                count = min(layers.count, 4)  # each peer has its own copy of the weights
-                run = make(layers, count)
-                check(layers.result(run), expected)
-                line.peers[name] = clock.microseconds(run, count)
-            except Exception as error:  # whatever is wrong with a peer must not end the run
-                line.failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        yield line
-
-
-def check(result: Tensor, expected: Tensor) -> None:
-    """Raises ValueError if a peer computes something else."""
-    apart = float((result - expected).norm() / expected.norm())
-    if not apart < 0.02:
-        raise ValueError(f"its result differs by {apart:.3f} of the norm")
+PARTS = {
+    "decode": decode_cells,
+    "prefill": prefill_cells,
+    "peers": peer_cells,
+    "variants": variant_cells,
+}
 
 
 def show(line: Line, machine: Machine) -> None:
@@ -107,12 +86,13 @@ def main() -> None:
             free, _ = torch.cuda.mem_get_info(device)
             pool = Pool(min(1 << 32, free // 8), device)
         clock = Clock(device, options.rounds)
-        machine = clock.machine()
+        machine, bench = clock.machine(), Bench(library, pool, clock, options.part)
+        about = known(device) | bench.host()
         lines: list[Line] = []
-        for line in measure(cells, library, pool, clock, options.part == "peers", options.seconds):
+        for line in measure(bench, cells, options.seconds):
             show(line, machine)
             lines.append(line)
-    print(*write(options.results, options.part, known(device), machine, lines), sep="\n")
+    print(*write(options.results, options.part, about, machine, lines), sep="\n")
 
 
 def known(device: torch.device) -> dict[str, Any]:

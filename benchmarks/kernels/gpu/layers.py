@@ -44,7 +44,9 @@ class Layers:
     y: Tensor
 
     @staticmethod
-    def make(library: ctypes.CDLL, cell: Cell, pool: Pool) -> Layers:
+    def make(
+        library: ctypes.CDLL, cell: Cell, pool: Pool, dora: bool = False, overlap: bool = True
+    ) -> Layers:
         """As many layers as fit the pool, at most `CALLS`. Raises ValueError if not even one does."""
         pool.at = 0
         device, dtype = pool.memory.device, pool.memory.dtype
@@ -60,11 +62,14 @@ class Layers:
                 rank = cell.rank_of(slot)
                 for index, width in enumerate(cell.shape.out_features):
                     a, b = pool.take(rank, cell.shape.in_features), pool.take(width, rank)
-                    table.set_slot(slot, index, a, b, 1.0)
+                    g = torch.ones(width, device=device) if dora else None
+                    table.set_slot(slot, index, a, b, 1.0, g)
         tables.commit()
         x = torch.randn(cell.rows, cell.shape.in_features, device=device).to(dtype)
         y = torch.zeros(cell.rows, sum(cell.shape.out_features), device=device, dtype=dtype)
-        return Layers(cell, tables, tables.batcher()(cell.slots), Sgmv(library, device), x, y)
+        return Layers(
+            cell, tables, tables.batcher()(cell.slots), Sgmv(library, device, overlap=overlap), x, y
+        )
 
     @property
     def count(self) -> int:

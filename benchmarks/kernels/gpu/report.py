@@ -21,6 +21,7 @@ class Line:
     cell: Cell
     ours: dict[str, float]
     peers: dict[str, float] = field(default_factory=dict)
+    variants: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
     def share(self, phase: str, machine: Machine) -> float:
@@ -44,6 +45,7 @@ class Line:
             "adapter_gb_per_s": (cell.a_bytes + cell.b_bytes) / self.ours["both"] / 1e3,
             "share_of_limit": {phase: self.share(phase, machine) for phase in self.ours},
             "peers": self.peers,
+            "variants": self.variants,
             "failed": self.failed,
             "speedup": self.speedup,
         }
@@ -76,6 +78,9 @@ def summary(lines: list[Line], machine: Machine) -> dict[str, float | None]:
         found[f"{phase}, 20 MB and more, median share of the limit"] = _median(large)
         found[f"{phase}, 4 to 20 MB, median share of the limit"] = _median(middle)
         found[f"{phase}, below 4 MB, median microseconds"] = _median(small)
+    for name in dict.fromkeys(name for line in lines for name in line.variants):
+        ratios = [line.variants[name] / line.ours["both"] for line in lines if name in line.variants]
+        found[f"{name}, geometric mean of the time over ours"] = statistics.geometric_mean(ratios)
     speedups = [line.speedup for line in lines if line.speedup]
     if speedups:
         found["speed-up over the fastest peer, geometric mean"] = statistics.geometric_mean(speedups)
@@ -97,9 +102,9 @@ def markdown(
     ]
     text += ["", "| what | |", "|---|---|"]
     text += [f"| {name} | {value:.2f} |" for name, value in found.items() if value is not None]
-    peers = sorted({name for line in lines for name in line.peers})
+    others = list(dict.fromkeys(name for line in lines for name in (*line.peers, *line.variants)))
     head = ["module", "rows", "adapters", "rank", "shrink us", "share", "expand us", "share", "both us"]
-    head += ["adapter GB/s", *[f"{name} us" for name in peers]]
+    head += ["adapter GB/s", *[f"{name} us" for name in others]]
     text += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for line in lines:
         cell, ours = line.cell, line.ours
@@ -107,7 +112,8 @@ def markdown(
         for phase in ("shrink", "expand"):
             words += [f"{ours[phase]:.2f}", f"{line.share(phase, machine):.2f}"]
         words += [f"{ours['both']:.2f}", f"{(cell.a_bytes + cell.b_bytes) / ours['both'] / 1e3:.0f}"]
-        words += [f"{line.peers[name]:.2f}" if name in line.peers else "" for name in peers]
+        known = line.peers | line.variants
+        words += [f"{known[name]:.2f}" if name in known else "" for name in others]
         text.append(f"| {' | '.join(words)} |")
     failed = sorted({f"- {name}: {why}" for line in lines for name, why in line.failed.items()})
     if failed:

@@ -109,6 +109,13 @@ def peer_cells() -> Iterator[Cell]:
             yield cell
 
 
+def variant_cells() -> Iterator[Cell]:
+    """What one part of the design is worth shows where launches are short, and where they are long."""
+    for cell in decode_cells():
+        if cell.rank in ("16", "64") and cell.rows in (1, 16, 64, 256) and cell.adapters in (1, cell.rows):
+            yield cell
+
+
 def tiny_cells() -> Iterator[Cell]:
     """For a run that only shows that everything works."""
     for rows, adapters in ((1, 1), (8, 4), (260, 2)):

@@ -17,10 +17,11 @@ FORMATS = {torch.bfloat16: 0, torch.float16: 1}
 class Sgmv:
     """`Kernels.lora` for tables and tiles of `lorikeet_server.kernels.cuda`."""
 
-    def __init__(self, library: ctypes.CDLL, device: torch.device) -> None:
+    def __init__(self, library: ctypes.CDLL, device: torch.device, *, overlap: bool = True) -> None:
+        """`overlap`: each kernel begins while the one before it ends, on devices that can (sm_90)."""
         self._library, self._device = library, device
-        on_cuda = device.type == "cuda"
-        self._dependent = on_cuda and torch.cuda.get_device_capability(device) >= (9, 0)
+        able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+        self._dependent = able and overlap
 
     def __call__(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         """Add the adapters' products to `y` [rows, sum(out)] in place; `x` [rows, in]; rows may be strided.

@@ -1,0 +1,88 @@
+"""One cell of the table: ours, peers, variants of ours."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from benchmarks.kernels.gpu.clock import Clock
+from benchmarks.kernels.gpu.layers import Layers, Pool
+from benchmarks.kernels.gpu.peers import PEERS
+from benchmarks.kernels.gpu.report import Line
+from benchmarks.kernels.gpu.shapes import Cell
+from lorikeet_server.kernels import LoraModule
+
+VARIANTS: dict[str, dict[str, bool]] = {"without overlap": {"overlap": False}, "DoRA": {"dora": True}}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every cell is measured with."""
+
+    library: ctypes.CDLL
+    pool: Pool
+    clock: Clock
+    part: str
+
+    def line(self, cell: Cell) -> Line:
+        layers = Layers.make(self.library, cell, self.pool)
+        ours = layers.ours()
+        line = Line(cell, {name: self.clock.microseconds(run, layers.count) for name, run in ours.items()})
+        if self.part == "peers":
+            self._peers(line, layers)
+        if self.part == "variants":
+            for name, how in VARIANTS.items():
+                other = Layers.make(self.library, cell, self.pool, **how)
+                line.variants[name] = self.clock.microseconds(other.ours()["both"], other.count)
+        return line
+
+    def _peers(self, line: Line, layers: Layers) -> None:
+        expected, count = layers.result(layers.ours()["both"]), min(layers.count, 4)
+        for name, make in PEERS.items():
+            try:
+                run = make(layers, count)  # with a copy of the weights of its own
+                check(layers.result(run), expected)
+                line.peers[name] = self.clock.microseconds(run, count)
+            except Exception as error:  # whatever is wrong with a peer must not end the run
+                line.failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+    def host(self) -> dict[str, str]:
+        """What a step costs the host before its kernels: its rows cut into tiles."""
+        found = {}
+        for rows, adapters in ((1, 1), (64, 64), (256, 256), (8192, 16)):
+            shape = LoraModule(64, (64,))
+            layers = Layers.make(self.library, Cell("host", shape, rows, adapters, "8", (8,)), self.pool)
+            batcher, slots = layers.tables.batcher(), np.array(layers.cell.slots, np.int32)
+            times = []
+            for _ in range(50):
+                started = time.perf_counter()
+                batcher(slots)
+                times.append((time.perf_counter() - started) * 1e6)
+            found[f"tiles of {rows} rows, {adapters} adapters, on the host"] = (
+                f"{statistics.median(times):.0f} us"
+            )
+        return found
+
+
+def measure(bench: Bench, cells: Iterator[Cell], seconds: float) -> Iterator[Line]:
+    """One line after the other, until the time is up."""
+    deadline = time.monotonic() + seconds
+    for cell in cells:
+        if time.monotonic() > deadline:
+            print(f"the time is up before {cell}", file=sys.stderr)
+            return
+        yield bench.line(cell)
+
+
+def check(result: Tensor, expected: Tensor) -> None:
+    """Raises ValueError if a peer computes something else."""
+    apart = float((result - expected).norm() / expected.norm())
+    if not apart < 0.02:
+        raise ValueError(f"its result differs by {apart:.3f} of the norm")
