@@ -70,6 +70,7 @@ SIZES = {
 # Result and arguments. A c_char_p result is null, or says what is wrong.
 FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "lorikeet_struct_bytes": (c_int, [c_int]),
+    "lorikeet_load": (c_char_p, []),
     "lorikeet_sgmv_scratch": (c_int64, [POINTER(Tables), c_int]),
     "lorikeet_sgmv": (c_char_p, [POINTER(Call), c_void_p]),
     "lorikeet_tile_layout": (None, [c_int, c_int, c_int, c_int, POINTER(TileLayout)]),

@@ -8,6 +8,12 @@ from lorikeet_server.kernels.cuda import abi, build
 
 
 def open_library(device: torch.device) -> ctypes.CDLL:
-    """The kernels for a CUDA device, compiled first if need be. Raises `BuildError`, `OSError`."""
+    """The kernels for a CUDA device, compiled first if need be, and loaded there: even their first launch may
+    be captured. Raises `BuildError`, `OSError`, or `RuntimeError` with the words of CUDA."""
     major, minor = torch.cuda.get_device_capability(device)
-    return abi.load(build.library(f"{major}{minor}"))
+    library = abi.load(build.library(f"{major}{minor}"))
+    with torch.cuda.device(device):
+        error: bytes | None = library.lorikeet_load()
+    if error is not None:
+        raise RuntimeError(f"{device} does not load the CUDA kernels: {error.decode()}")
+    return library

@@ -35,4 +35,6 @@ def emulated_library(directory: Path) -> ctypes.CDLL:
     command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas"]
     command += ["-DLORIKEET_EMULATE", "-I", str(HERE), "-I", str(build.SOURCES), "-x", "c++"]
     subprocess.run([*command, str(build.SOURCES / "sgmv.cu"), "-o", str(made)], check=True)
-    return abi.load(made)
+    library = abi.load(made)
+    assert library.lorikeet_load() is None
+    return library

@@ -162,6 +162,11 @@ const char* enqueue(const Launch& launch, void (*kernel)(Parameters...), Argumen
   return nullptr;
 }
 
+template <class... Parameters>
+const char* load(void (*)(Parameters...)) {
+  return nullptr;
+}
+
 // Few, so that blocks have to share the work of even a small step.
 inline int multiprocessors() { return 3; }
 

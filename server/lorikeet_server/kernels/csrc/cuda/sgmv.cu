@@ -87,8 +87,21 @@ const char* launch(const LorikeetSgmv& call, void* stream) {
                                        : launch_expand<T, kPrefillTile>(call, sizes, stream);
 }
 
+template <class T>
+const char* load_all() {
+  if (const char* wrong = load(shrink_decode<T>)) return wrong;
+  if (const char* wrong = load(shrink_prefill<T>)) return wrong;
+  if (const char* wrong = load(expand<T, kDecodeTile>)) return wrong;
+  return load(expand<T, kPrefillTile>);
+}
+
 }  // namespace
 }  // namespace lorikeet
+
+extern "C" const char* lorikeet_load(void) {
+  const char* wrong = lorikeet::load_all<lorikeet::Bf16>();
+  return wrong != nullptr ? wrong : lorikeet::load_all<lorikeet::Fp16>();
+}
 
 extern "C" int lorikeet_struct_bytes(int index) {
   const int bytes[] = {sizeof(lorikeet::LoraEntry), sizeof(lorikeet::LoraTile), sizeof(lorikeet::TileLayout), sizeof(LorikeetSgmv)};

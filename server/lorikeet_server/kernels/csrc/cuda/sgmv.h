@@ -34,6 +34,9 @@ struct LorikeetSgmv {
 // Bytes of LoraEntry, LoraTile, TileLayout, LorikeetSgmv, by index; 0 beyond. To be compared before anything is called.
 int lorikeet_struct_bytes(int index);
 
+// Brings all kernels to the current device, so that their first launch may be captured in a graph. Null, or what CUDA says.
+const char* lorikeet_load(void);
+
 // Values of fp32 scratch that a call on so many rows of such a module needs.
 int64_t lorikeet_sgmv_scratch(const lorikeet::LoraTables* tables, int rows);
 

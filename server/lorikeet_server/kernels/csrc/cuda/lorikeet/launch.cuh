@@ -31,6 +31,14 @@ const char* enqueue(const Launch& launch, void (*kernel)(Parameters...), Argumen
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
 }
 
+// Brings a kernel to the current device, which its first launch would do otherwise. Null, or what CUDA says.
+template <class... Parameters>
+const char* load(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
+
 // Of the device that is current; some number if there is none, since the launch will say so.
 inline int multiprocessors() {
   int device = 0, count = 0;
