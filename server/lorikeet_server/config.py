@@ -31,7 +31,7 @@ SPIN_COUNT = 1_000
 
 # How long a thread that runs Python code keeps the interpreter while another wants it. The default of 5 ms
 # would let an adapter being parsed hold up every op of a step by as much.
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 
 
 class Dtype(StrEnum):
