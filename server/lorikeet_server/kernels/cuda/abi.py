@@ -56,7 +56,7 @@ class Call(Structure):
         ("tiles", Tiles),
         *((name, c_void_p) for name in ("x", "y", "v")),
         *((name, c_int64) for name in ("x_stride", "y_stride")),
-        *((name, c_int32) for name in ("rows", "tile_rows", "format", "dependent", "phases", "padding")),
+        *((name, c_int32) for name in ("rows", "tile_rows", "format", "dependent", "phases", "live_tiles")),
     ]
 
 

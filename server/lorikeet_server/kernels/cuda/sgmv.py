@@ -50,6 +50,7 @@ class Sgmv:
         rows, of = batch.num_rows, table.of
         call = abi.Call(tables=table.native, tiles=batch.native, v=of.scratch.data_ptr())
         call.rows, call.tile_rows, call.format = rows, batch.tile_rows, FORMATS[of.dtype]
+        call.live_tiles = batch.live
         # Alone, a kernel may stand where streams meet, which programmatic launches do not cross.
         call.dependent = self._dependent and x is not None and y is not None
         if x is not None:

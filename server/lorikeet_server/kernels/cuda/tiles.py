@@ -24,6 +24,7 @@ class LoraTiles:
 
     num_rows: int
     tile_rows: int
+    live: int  # tiles; -1 for a decode, since a captured graph may be replayed with others
     native: abi.Tiles  # into `memory`
     memory: Tensor = field(repr=False)
 
@@ -64,7 +65,8 @@ class TileBuffer:
         if words < 0:
             raise ValueError(f"adapter slot {slots.max()} is outside 0..{self._num_slots - 1}")
         self._staging.send(self._words, 0, 4 * words)
-        return LoraTiles(rows, height, self._native[height], self._words)
+        live = int(buffer[:4].view(torch.int32)) if height == abi.PREFILL_TILE else -1
+        return LoraTiles(rows, height, live, self._native[height], self._words)
 
     def _point(self, layout: abi.TileLayout) -> abi.Tiles:
         start = self._words.data_ptr()

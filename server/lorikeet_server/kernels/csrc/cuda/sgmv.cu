@@ -39,13 +39,13 @@ const char* fault(const LorikeetSgmv& call) {
 int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 int at_most(int64_t value, int64_t bound) { return static_cast<int>(value < 1 ? 1 : value < bound ? value : bound); }
 
-// Grids do not depend on what is in the step, only on its size: a captured graph replays for every mix of adapters. Blocks share
-// what there is to do, in one wave.
+// Where the live tiles are not given, grids do not depend on what is in the step, only on its size: a captured graph replays
+// for every mix of adapters. Blocks share what there is to do, in one wave.
 struct Sizes {
   int tiles, planes, processors;
 
   explicit Sizes(const LorikeetSgmv& call)
-      : tiles(TileLayout::most_tiles(call.rows, call.tables.slots, call.tile_rows)),
+      : tiles(call.live_tiles >= 0 ? call.live_tiles : TileLayout::most_tiles(call.rows, call.tables.slots, call.tile_rows)),
         planes(planes_of(call.tables.in)),
         processors(multiprocessors()) {}
 };
@@ -114,7 +114,7 @@ extern "C" int64_t lorikeet_sgmv_scratch(const lorikeet::LoraTables* tables, int
 
 extern "C" const char* lorikeet_sgmv(const LorikeetSgmv* call, void* stream) {
   if (const char* wrong = lorikeet::fault(*call)) return wrong;
-  if (call->rows == 0) return nullptr;
+  if (call->rows == 0 || call->live_tiles == 0) return nullptr;
   return call->format == kLorikeetBf16 ? lorikeet::launch<lorikeet::Bf16>(*call, stream) : lorikeet::launch<lorikeet::Fp16>(*call, stream);
 }
 

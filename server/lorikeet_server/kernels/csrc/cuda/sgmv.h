@@ -28,7 +28,7 @@ struct LorikeetSgmv {
   int32_t format;     // LorikeetFormat
   int32_t dependent;  // 1: each kernel may begin while the one before it ends (sm_90)
   int32_t phases;     // LorikeetPhase; x is read by shrink only, y by expand only
-  int32_t padding;
+  int32_t live_tiles; // how many tiles the step has, or -1: the grids have to do for any step of so many rows
 };
 
 // Bytes of LoraEntry, LoraTile, TileLayout, LorikeetSgmv, by index; 0 beyond. To be compared before anything is called.
