@@ -17,12 +17,18 @@ from pathlib import Path
 from machine import CARRIED, ROOT, CheckError, Machine
 
 PARTS = {
+    "kernels": "compile what the server compiles",
     "correctness": "every test that needs a GPU",
+    "sanitizer": "the kernels under compute-sanitizer",
+    "decode": "the LoRA kernels alone, few rows",
+    "prefill": "the LoRA kernels alone, many rows",
+    "peers": "the LoRA kernels beside those of others",
     "smollm2": "a real model with real adapters, by the golden answers",
     "model": "write the large random model",
     "distinct": "throughput with 1 to 64 adapters in every batch",
     "ranks": "ranks mixed in one batch",
     "popular": "1,000 adapters on 64 device slots",
+    "host": "the part of a step that the GPU waits for the host",
 }
 
 
@@ -42,7 +48,7 @@ def main() -> None:
     dry = arguments.dry_run
     work = arguments.work or cache() / ("gpu-dry-run" if dry else "gpu-check")
     out = arguments.out or (CARRIED / "dry-run" if dry else ROOT / "benchmarks" / "results")
-    machine = Machine(work.resolve(), dry)
+    machine = Machine(work.resolve(), out.resolve(), dry)
     try:
         machine.ready()
     except CheckError as error:

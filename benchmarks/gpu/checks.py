@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 import time
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from golden_answers import agreement
+from lock_environment import cuda_toolkit
 from machine import ROOT, CheckError, Machine
 from scale import DRY, REAL
 from support.server import Server
 
 Rows = list[dict[str, Any]]
 EXAMPLES = ROOT / "examples" / "adapters"
+SGMV_TESTS = "server/tests/kernels/cuda/test_sgmv.py"
+SANITIZED = {
+    "memcheck": "test_ranks or test_input_widths or test_many_rows or test_a_mixed_batch",
+    "racecheck": "test_input_widths or test_a_mixed_batch",
+}
+
+
+def kernels(machine: Machine) -> Rows:
+    """Both libraries, as the server compiles them on first use; the CUDA one for every architecture."""
+    rows: Rows = []
+    # Here nvcc comes from PyPI.
+    toolkit = {"CUDA_HOME": str(cuda_toolkit())} if machine.dry else {}
+    for module in ("lorikeet_server.kernels.build", "lorikeet_server.kernels.cuda.build"):
+        started = time.monotonic()
+        out = ["--out", machine.work / "kernels"] if "cuda" in module else []
+        library = machine.python("-m", module, *out, **toolkit).stdout.splitlines()[-1]
+        seconds, size = round(time.monotonic() - started, 1), Path(library).stat().st_size >> 10
+        rows.append({"library": Path(library).name, "KiB": size, "seconds": seconds})
+    return rows
+
+
+def sanitizer(machine: Machine) -> Rows:
+    """Tests that reach every branch of the kernels, under each tool; a dry run has emulation in its place."""
+    rows: Rows = []
+    for tool, tests in SANITIZED.items():
+        started = time.monotonic()
+        place = "emulated" if machine.dry else "on_device"
+        pytest = [sys.executable, "-m", "pytest", "-q", "-k", f"{place} and ({tests})", SGMV_TESTS]
+        under = [] if machine.dry else ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+        # Torch's allocator would hide an access beyond a tensor.
+        done = machine.run(*under, *pytest, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        last = next(line for line in reversed(done.stdout.splitlines()) if " passed" in line)
+        rows.append({"tool": tool, "tests": last, "seconds": round(time.monotonic() - started, 1)})
+    return rows
 
 
 def correctness(machine: Machine) -> Rows:
@@ -29,6 +67,14 @@ def correctness(machine: Machine) -> Rows:
     if counts["failures"] or counts["errors"] or (shown_nothing and not machine.dry):
         raise CheckError(done.stdout[-6000:])
     return [counts]
+
+
+def benchmark(machine: Machine, part: str) -> Rows:
+    """Its figures are in a file of its own."""
+    dry = ["--dry-run"] if machine.dry else []
+    machine.python("-m", "benchmarks.kernels.gpu", part, "--results", machine.out, *dry)
+    lines = json.loads((machine.out / f"sgmv-{part}.json").read_text())["lines"]
+    return [{"figures": f"sgmv-{part}.md", "shapes": len(lines)}]
 
 
 def smollm2(machine: Machine) -> Rows:

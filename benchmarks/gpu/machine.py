@@ -39,6 +39,7 @@ class Machine:
     """`dry`: the CPU and a tiny model stand in for the GPU and the large one. Parts share `work`."""
 
     work: Path
+    out: Path
     dry: bool
 
     @property
@@ -64,13 +65,15 @@ class Machine:
             "DEVICE": self.device,
         }
 
-    def run(self, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str | Path, check: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Runs in the repository's root, with the output kept. Raises CheckError with its end if it fails."""
         words = [str(word) for word in command]
         done = subprocess.run(
             words,
             cwd=ROOT,
-            env=self.environment,
+            env={**self.environment, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -81,8 +84,10 @@ class Machine:
             raise CheckError(f"{' '.join(words)}: exit status {done.returncode}\n{done.stdout[-6000:]}")
         return done
 
-    def python(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, *arguments, check=check)
+    def python(
+        self, *arguments: str | Path, check: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, *arguments, check=check, **environment)
 
     def ready(self) -> None:
         """Installs what was carried if it is needed. Raises CheckError naming what is still missing."""

@@ -6,10 +6,11 @@ import signal
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-for beside in ("benchmarks/serving", "examples", "integration-tests"):
+for beside in ("benchmarks/serving", "examples", "integration-tests", "packaging"):
     sys.path.append(str(ROOT / beside))
 
 import checks  # noqa: E402 - after the path
@@ -20,7 +21,20 @@ from results import Outcome, Results, figures, table  # noqa: E402
 from scale import DRY, REAL  # noqa: E402
 
 SECONDS = 470
-LOADS = {"distinct": served.distinct, "ranks": served.ranks, "popular": served.popular}
+CHECKS = {
+    "kernels": checks.kernels,
+    "correctness": checks.correctness,
+    "sanitizer": checks.sanitizer,
+    **{name: partial(checks.benchmark, part=name) for name in ("decode", "prefill", "peers")},
+    "smollm2": checks.smollm2,
+    "model": checks.model,
+}
+LOADS = {
+    "distinct": served.distinct,
+    "ranks": served.ranks,
+    "popular": served.popular,
+    "host": served.host,
+}
 
 
 def out_of_time(*_: object) -> None:
@@ -29,7 +43,7 @@ def out_of_time(*_: object) -> None:
 
 def main() -> None:
     name, device, work, out = sys.argv[1:]
-    machine = Machine(Path(work), dry=device == "cpu")
+    machine = Machine(Path(work), Path(out), dry=device == "cpu")
     outcome = Outcome(facts=facts("none"))
     commit = KIT / "commit"
     if commit.exists():
@@ -43,14 +57,14 @@ def main() -> None:
             for row in LOADS[name](machine, DRY if machine.dry else REAL):
                 outcome.rows.append(figures(row))
         else:
-            outcome.rows += getattr(checks, name)(machine)
+            outcome.rows += CHECKS[name](machine)
     except Exception as error:
         outcome.passed = False
         outcome.log = str(error) if isinstance(error, CheckError) else traceback.format_exc()
     signal.alarm(0)
     outcome.seconds = time.monotonic() - started
-    known = Path(out) if machine.dry else ROOT / "benchmarks" / "results"
-    Results(Path(out), known).add(name, outcome)
+    known = machine.out if machine.dry else ROOT / "benchmarks" / "results"
+    Results(machine.out, known).add(name, outcome)
     print("\n".join(table(outcome.rows)), outcome.log, flush=True)
     sys.exit(not outcome.passed)
 

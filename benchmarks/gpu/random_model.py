@@ -99,6 +99,8 @@ def write(directory: Path, geometry: Geometry, seed: int = 0) -> Path:
         tensors = {key: draw(shape, generator) for key, shape in shapes.items()}
         save_file(tensors, directory / name, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, name)
+    if device == "cuda":
+        torch.cuda.empty_cache()  # this process may live beside a server
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))  # last: it says that all is there
     return directory
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -128,3 +129,29 @@ def popular(machine: Machine, scale: Scale) -> Iterator[Row]:
     )
     for key, name in (("ttft_p50_ms", "p50"), ("ttft_p99_ms", "p99")):
         yield Row(f"time to first token, {name}: {what} ÷ one adapter", many[key], one[key], "ms")
+
+
+def host(machine: Machine, scale: Scale) -> Iterator[Row]:
+    """A decode step beside the kernels in it: in the shard alone, and between a client's tokens."""
+    model, script = scale.model(machine.work), ROOT / "benchmarks" / "gpu" / "step_profile.py"
+    sizes = {
+        "--model": model,
+        "--streams": scale.streams,
+        "--prompt": scale.prompt,
+        "--device": machine.device,
+    }
+    words = [str(word) for pair in sizes.items() for word in pair]
+    most = 1 / 0.97
+    with scratch(machine) as work:
+        adapters = random_adapters(machine, model, work / "adapters", scale.distinct[-1], str(scale.rank))
+        for count in (0, scale.distinct[-1]):
+            counted = ["--adapter-root", str(adapters), "--adapters", str(count)]
+            printed = machine.python(script, *words, *counted).stdout.splitlines()
+            step = json.loads(next(line for line in reversed(printed) if line.startswith("{")))
+            ours, kernels = step["step_ms"], step["kernel_ms"]
+            yield Row(f"decode step, {count} adapters ÷ its kernels", ours, kernels, "ms", most, at_most=True)
+        with serving(machine, scale, adapters) as target:
+            between = measured(scale, target, numbered(count))["itl_p50_ms"]
+    yield Row(
+        f"between a client's tokens, {count} adapters ÷ kernels", between, kernels, "ms", most, at_most=True
+    )

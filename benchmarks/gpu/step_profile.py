@@ -1,0 +1,136 @@
+"""A decode step of the shard alone: how long it takes with two in flight, and how much of that kernels run.
+
+    python benchmarks/gpu/step_profile.py --model DIR --adapter-root DIR --adapters 64 --device cuda
+
+Prints one JSON object. The step is the shard's own, driven as its tests drive it. On a CPU the host is the
+device: all of its time counts as kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "server" / "tests" / "engine"))
+
+from lorikeet_server.config import (  # noqa: E402 - after the path
+    Device,
+    Dtype,
+    GroupConfig,
+    ServeConfig,
+    prepare_threads,
+)
+
+THREADS = prepare_threads(0)  # before torch is imported
+
+import torch  # noqa: E402
+from shard_driver import BLOCK, Driver, Run, prompt_of, warmup_request  # noqa: E402
+from torch.autograd import DeviceType  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
+
+from lorikeet_server.engine.engine import Engine  # noqa: E402
+from lorikeet_server.pb import shard_pb2 as pb  # noqa: E402
+from lorikeet_server.service.load import load_engine  # noqa: E402
+
+IN_FLIGHT = 2
+WARM, TIMED, PROFILED = 10, 100, 20
+
+
+def open_engine(arguments: argparse.Namespace, scratch: Path) -> Engine:
+    config = ServeConfig(
+        model_path=arguments.model,
+        model_id=str(arguments.model),
+        uds_path=scratch / "socket",
+        dtype=Dtype.BFLOAT16,
+        device=Device(arguments.device),
+        adapter_roots=(arguments.adapter_root,),
+        store_dir=scratch / "store",
+        disk_bytes=0,
+        threads=THREADS,
+        group=GroupConfig.from_environment({}),
+    )
+    return load_engine(config)
+
+
+def running(engine: Engine, arguments: argparse.Namespace) -> tuple[Driver, list[Run]]:
+    """All sequences, their prompts computed, each with the next of the adapters."""
+    length = arguments.prompt + WARM + TIMED + PROFILED + 1
+    blocks = arguments.streams * (length // BLOCK + 1)
+    sizes = {
+        "max_sequences": arguments.streams,
+        "max_step_tokens": max(arguments.prompt, arguments.streams),
+        "adapter_slots": max(arguments.adapters, 1),
+        "kv_bytes": blocks * BLOCK * engine.info().kv_bytes_per_token,
+        "max_sequence_tokens": length,
+    }
+    engine.warmup(warmup_request(**sizes))
+    driver = Driver(engine, blocks)
+    moves = []
+    for slot in range(arguments.adapters):
+        [*_, fetched] = engine.library.fetch("local", f"adapter-{slot:04d}", 0)
+        engine.library.stage(fetched.digest)
+        moves.append(pb.AdapterMove(slot=slot, digest=fetched.digest))
+    driver.execute(pb.Step(moves=moves))
+    runs = []
+    for slot in range(arguments.streams):
+        step = pb.Step()
+        adapter = slot % arguments.adapters if arguments.adapters else -1
+        runs.append(driver.admit(step, slot, prompt_of(arguments.prompt, slot, 30_000), adapter_slot=adapter))
+        driver.prefill(step, runs[-1])
+        driver.execute(step)
+    return driver, runs
+
+
+def decode(driver: Driver, runs: list[Run], steps: int) -> float:
+    """Seconds per step."""
+    flying = deque()
+    started = time.perf_counter()
+    for number in range(steps):
+        step = pb.Step(id=number)
+        driver.decode(step, *runs)
+        flying.append(driver.engine.launch(step))
+        if len(flying) == IN_FLIGHT:
+            driver.file(flying.popleft().wait())
+    while flying:
+        driver.file(flying.popleft().wait())
+    return (time.perf_counter() - started) / steps
+
+
+def busy(driver: Driver, runs: list[Run]) -> float:
+    """Seconds per step in which the GPU runs anything; kernels side by side count once."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        decode(driver, runs, PROFILED)
+    events = (event.time_range for event in profiled.events() if event.device_type == DeviceType.CUDA)
+    total = end = 0.0
+    for start, stop in sorted((event.start, event.end) for event in events):
+        total += max(stop - max(start, end), 0.0)
+        end = max(end, stop)
+    return total / 1e6 / PROFILED  # from microseconds
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--adapter-root", type=Path, required=True)
+    parser.add_argument("--adapters", type=int, default=0, help="OUT/adapter-0000 and so on are used in turn")
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.adapter_root.parent) as scratch:
+        driver, runs = running(open_engine(arguments, Path(scratch)), arguments)
+        decode(driver, runs, WARM)
+        step = decode(driver, runs, TIMED)
+        kernels = busy(driver, runs) if arguments.device == "cuda" else step
+    print(json.dumps({"step_ms": 1e3 * step, "kernel_ms": 1e3 * kernels}))
+
+
+if __name__ == "__main__":
+    main()
