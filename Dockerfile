@@ -17,7 +17,7 @@ RUN PATH="/build/bin:$PATH" maturin build --release --locked --out /dist
 # What changes with the lock files only: gigabytes, which stay in layers of their own.
 FROM python:3.13-slim-trixie AS dependencies
 COPY requirements /requirements
-# Without their dependencies: an inference stack that the demo model does not need, and what FlashInfer's other kernels do.
+# Without dependencies: the demo model has another inference stack, FlashInfer what kernels want that we do not call.
 RUN install() { uv pip install --quiet --no-cache --require-hashes "$@"; } \
     && pip install --quiet --no-cache-dir --require-hashes -r /requirements/bootstrap.txt \
     && python -m venv --without-pip /opt/lorikeet \

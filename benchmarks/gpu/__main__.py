@@ -23,6 +23,7 @@ PARTS = {
     "decode": "the LoRA kernels alone, few rows",
     "prefill": "the LoRA kernels alone, many rows",
     "peers": "the LoRA kernels beside those of others",
+    "variants": "the LoRA kernels launched in other ways",
     "smollm2": "a real model with real adapters, by the golden answers",
     "model": "write the large random model",
     "distinct": "throughput with 1 to 64 adapters in every batch",

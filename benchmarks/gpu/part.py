@@ -25,7 +25,7 @@ CHECKS = {
     "kernels": checks.kernels,
     "correctness": checks.correctness,
     "sanitizer": checks.sanitizer,
-    **{name: partial(checks.benchmark, part=name) for name in ("decode", "prefill", "peers")},
+    **{name: partial(checks.benchmark, part=name) for name in ("decode", "prefill", "peers", "variants")},
     "smollm2": checks.smollm2,
     "model": checks.model,
 }
