@@ -32,24 +32,25 @@ fn config(sequences: u32) -> EngineConfig {
 /// An engine with as many requests as it can run and some more, and a shard that answers at once.
 struct Load {
     engine: Engine,
-    adapters: Vec<AdapterId>,
+    digests: Vec<String>,
     next: u64,
     now: Duration,
 }
 
 impl Load {
     fn new(config: EngineConfig) -> Self {
-        let mut engine = Engine::new(config);
-        let adapters = (0..ADAPTERS).map(|i| engine.register_adapter(&format!("sha-{i}"), 1)).collect();
-        Self { engine, adapters, next: 0, now: Duration::ZERO }
+        let digests = (0..ADAPTERS).map(|i| format!("sha-{i}")).collect();
+        Self { engine: Engine::new(config), digests, next: 0, now: Duration::ZERO }
     }
 
     fn submit(&mut self, tokens: Vec<u32>, max_new_tokens: u32) {
+        let digest = &self.digests[self.next as usize % self.digests.len()];
+        let adapter = self.engine.register_adapter(digest, 1);
         let request = Request {
             id: RequestId(self.next),
             tenant: TenantId(0),
             priority: Priority::default(),
-            adapter: Some(self.adapters[self.next as usize % self.adapters.len()]),
+            adapter: Some(adapter),
             tokens,
             max_new_tokens,
             stop_tokens: Arc::from([0]),

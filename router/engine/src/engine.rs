@@ -62,7 +62,13 @@ impl Engine {
             kv: KvCache::new(config.block_size, config.num_blocks, config.prefix_cache),
             committed: 0,
             blocked: None,
-            device: Device::new(config.adapter_slots, config.adapter_bytes, config.synchronous_moves),
+            device: Device::new(
+                config.adapter_slots,
+                config.adapter_bytes,
+                config.synchronous_moves,
+                // Each block may be of another adapter's prompt.
+                config.num_blocks.max(1) as usize,
+            ),
             in_flight: VecDeque::new(),
             next_step: 1,
             answered: 0,
@@ -80,7 +86,9 @@ impl Engine {
         self
     }
 
-    /// Makes an adapter known. The same digest gives the same id; `device_bytes` is what it takes in a slot.
+    /// Makes an adapter known; `device_bytes` is what it takes in a slot. The same digest gives the same id, until the
+    /// adapter is forgotten: one without a slot that has no requests may be, when others are registered. So this is to be
+    /// called before each request.
     pub fn register_adapter(&mut self, digest: &str, device_bytes: u64) -> AdapterId {
         self.device.register(digest, device_bytes)
     }
@@ -89,16 +97,6 @@ impl Engine {
     /// staged copy must not be dropped.
     pub fn adapter_in_use(&self, adapter: AdapterId) -> bool {
         self.device.in_use(adapter, self.answered)
-    }
-
-    /// Forgets an adapter that is not in use, and takes it out of its device slot. False, and nothing happens, while
-    /// it is in use. The same digest registered again gets another id.
-    pub fn forget_adapter(&mut self, adapter: AdapterId) -> bool {
-        let forgotten = self.device.forget(adapter, self.answered);
-        if forgotten {
-            self.fairness.forget(adapter);
-        }
-        forgotten
     }
 
     /// Queues a request. `max_new_tokens` of 0 counts as 1.
@@ -158,7 +156,7 @@ impl Engine {
     }
 
     /// The shard group is gone: every request fails with `ShardLost`, and everything the shards held is forgotten
-    /// (sequences, blocks, prefix cache, adapter slots, unanswered steps). Registered adapters stay known.
+    /// (sequences, blocks, prefix cache, adapters, unanswered steps).
     pub fn shard_lost(&mut self, events: &mut Vec<Event>) {
         let mut lost: Vec<_> = self.sequences.drain().collect();
         lost.sort_unstable_by_key(|(id, _)| *id);
@@ -193,7 +191,6 @@ impl Engine {
 
     pub fn stats(&self) -> Stats {
         let (adapter_loads, adapter_evictions) = self.device.counters();
-        let resident_adapters: Vec<_> = self.device.resident().collect();
         Stats {
             queued_requests: self.queues.requests(),
             queued_tokens: self.queues.tokens(),
@@ -206,7 +203,8 @@ impl Engine {
             adapter_slots_used: self.device.total_slots() - self.device.free_slots(),
             adapter_bytes_used: self.device.bytes_used(),
             adapters_pinned: self.device.pinned(),
-            resident_adapters,
+            adapters_known: self.device.known(),
+            resident_adapters: self.device.resident().collect(),
             waiting_adapters: self.device.waiting().collect(),
             adapter_loads,
             adapter_evictions,

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
-use crate::{AdapterId, queue::QueueKey};
+use crate::queue::QueueKey;
 
 /// What a queue could give the step under construction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,11 +111,6 @@ impl Fairness {
         Some(turn)
     }
 
-    /// Drops the counters of an adapter that has no queue.
-    pub(crate) fn forget(&mut self, adapter: AdapterId) {
-        self.shares.retain(|key, share| key.adapter != Some(adapter) || share.work != Work::default());
-    }
-
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }
@@ -182,13 +177,13 @@ impl Fairness {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::TenantId;
+    use crate::{AdapterId, TenantId};
 
     const CHUNK: Work = Work { chunk: true, admission: false };
     const ADMISSION: Work = Work { chunk: false, admission: true };
 
     fn key(tenant: u32) -> QueueKey {
-        QueueKey { tenant: TenantId(tenant), adapter: Some(AdapterId(tenant)) }
+        QueueKey { tenant: TenantId(tenant), adapter: Some(AdapterId(tenant.into())) }
     }
 
     #[test]
@@ -251,8 +246,6 @@ mod tests {
             fairness.set(key(tenant), Work::default());
         }
         assert!(fairness.shares.len() <= 2 * SPARE, "{} are kept", fairness.shares.len());
-        fairness.forget(AdapterId(99_999));
-        assert!(!fairness.shares.contains_key(&key(99_999)));
     }
 
     #[test]

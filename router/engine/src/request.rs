@@ -11,9 +11,10 @@ pub type Time = Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
-/// An adapter the engine has been told of by [`crate::Engine::register_adapter`]: one per digest of its bytes.
+/// An adapter the engine has been told of by [`crate::Engine::register_adapter`]: one per digest of its bytes. Never
+/// reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AdapterId(pub u32);
+pub struct AdapterId(pub u64);
 
 /// Whose request it is. Fairness counts per (tenant, adapter); KV is never shared between tenants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,6 +1,6 @@
 //! Gauges and counters.
 
-use crate::AdapterId;
+use std::sync::Arc;
 
 /// Gauges, and counters since start.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,8 +19,11 @@ pub struct Stats {
     pub adapter_bytes_used: u64,
     /// Adapters pinned by queued or running requests.
     pub adapters_pinned: usize,
-    pub resident_adapters: Vec<AdapterId>,
-    pub waiting_adapters: Vec<AdapterId>,
+    /// Adapters the engine remembers: those in use, those in slots, and as many others as there are KV blocks.
+    pub adapters_known: usize,
+    /// Digests.
+    pub resident_adapters: Vec<Arc<str>>,
+    pub waiting_adapters: Vec<Arc<str>>,
     pub adapter_loads: u64,
     pub adapter_evictions: u64,
     pub preemptions: u64,

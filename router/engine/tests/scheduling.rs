@@ -70,7 +70,7 @@ fn a_stop_token_ends_the_sequence_although_the_next_row_is_in_flight() {
 fn zero_new_tokens_count_as_one() {
     let mut driver = Driver::new(config(), &[]);
     let request = Job { id: 1, ..job(1, 3, 1) };
-    let mut request = request.request(&[]);
+    let mut request = request.request(None);
     request.max_new_tokens = 0;
     driver.engine.submit(request, Duration::ZERO).unwrap();
     let step = driver.engine.plan(Duration::ZERO, &mut Vec::new()).unwrap();
@@ -318,7 +318,7 @@ fn an_answer_to_another_step_is_refused() {
     let result = |id| StepResult { id, ..StepResult::default() };
     let none = UnexpectedResult::Step { given: 1, expected: None };
     assert_eq!(engine.apply(&result(1), Duration::ZERO, &mut events), Err(none));
-    engine.submit(Job { id: 7, ..job(1, 5, 2) }.request(&[]), Duration::ZERO).unwrap();
+    engine.submit(Job { id: 7, ..job(1, 5, 2) }.request(None), Duration::ZERO).unwrap();
     let id = engine.plan(Duration::ZERO, &mut events).unwrap().id;
     let other = UnexpectedResult::Step { given: id + 1, expected: Some(id) };
     assert_eq!(engine.apply(&result(id + 1), Duration::ZERO, &mut events), Err(other));

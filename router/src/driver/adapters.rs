@@ -1,4 +1,4 @@
-//! The adapters that the engine knows, and those that must stay staged although no request holds them.
+//! The adapters that must stay staged although no request holds them.
 
 use lorikeet_engine::{AdapterId, Engine};
 use rustc_hash::FxHashMap;
@@ -7,20 +7,12 @@ use crate::adapters::Staged;
 
 #[derive(Default)]
 pub(super) struct AdaptersInUse {
-    /// The digests of the engine's adapters, for metrics.
-    digests: FxHashMap<AdapterId, Box<str>>,
     /// Of adapters whose last request has ended while a step that moves them is unanswered: the shard may still read
     /// the staged copy. One pin each is enough.
     held: FxHashMap<AdapterId, Staged>,
 }
 
 impl AdaptersInUse {
-    pub(super) fn register(&mut self, staged: &Staged, engine: &mut Engine) -> AdapterId {
-        let id = engine.register_adapter(staged.digest.as_str(), staged.device_bytes);
-        self.digests.entry(id).or_insert_with(|| staged.digest.as_str().into());
-        id
-    }
-
     /// Takes the pins of requests that have ended, and lets go of those the engine does not need.
     pub(super) fn release(&mut self, pins: Vec<(AdapterId, Staged)>, engine: &Engine) {
         for (id, staged) in pins {
@@ -38,9 +30,5 @@ impl AdaptersInUse {
     /// The shards are gone, and nothing is staged.
     pub(super) fn let_go(&mut self) {
         self.held.clear();
-    }
-
-    pub(super) fn digests(&self, ids: &[AdapterId]) -> Vec<String> {
-        ids.iter().filter_map(|id| self.digests.get(id)).map(ToString::to_string).collect()
     }
 }

@@ -276,7 +276,10 @@ impl Task {
             reply.send(Err(Refused::Stale)).ok();
             return;
         }
-        let adapter = adapter.map(|staged| (self.adapters.register(&staged, engine), staged));
+        let adapter = adapter.map(|staged| {
+            let id = engine.register_adapter(staged.digest.as_str(), staged.device_bytes);
+            (id, staged)
+        });
         request.adapter = adapter.as_ref().map(|(id, _)| *id);
         request.deadline = Some(now + deadline.saturating_duration_since(Instant::now()));
         let id = request.id;
@@ -323,13 +326,7 @@ impl Task {
         self.stale = false;
         self.published = Instant::now();
         let Some((config, engine)) = &self.engine else { return };
-        let stats = engine.stats();
-        let snapshot = EngineSnapshot {
-            config: Some(config.clone()),
-            resident: self.adapters.digests(&stats.resident_adapters),
-            waiting: self.adapters.digests(&stats.waiting_adapters),
-            stats,
-        };
+        let snapshot = EngineSnapshot { config: Some(config.clone()), stats: engine.stats() };
         self.parts.metrics.set_engine(snapshot);
     }
 }

@@ -28,10 +28,6 @@ pub struct EngineSnapshot {
     pub stats: Stats,
     /// `None` until the shards have been warmed up.
     pub config: Option<EngineConfig>,
-    /// Digests of the adapters in device slots.
-    pub resident: Vec<String>,
-    /// Digests of the adapters that queued requests wait for.
-    pub waiting: Vec<String>,
 }
 
 /// Label values that no adapter id can be.
@@ -264,18 +260,18 @@ impl Scrape {
         // request for them starts at once.
         let adapters = [
             ("max_lora", config.adapter_slots.to_string()),
-            ("running_lora_adapters", self.joined(&engine.resident)),
-            ("waiting_lora_adapters", self.joined(&engine.waiting)),
+            ("running_lora_adapters", self.joined(&engine.stats.resident_adapters)),
+            ("waiting_lora_adapters", self.joined(&engine.stats.waiting_adapters)),
         ];
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         out.info("vllm:lora_requests_info", &adapters, now)
     }
 
     /// All names of these digests, as clients write them.
-    fn joined(&self, digests: &[String]) -> String {
+    fn joined(&self, digests: &[Arc<str>]) -> String {
         let names: Vec<&str> = digests
             .iter()
-            .filter_map(|digest| self.names.get(digest))
+            .filter_map(|digest| self.names.get(&**digest))
             .flatten()
             .map(String::as_str)
             .collect();

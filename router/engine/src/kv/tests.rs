@@ -34,7 +34,7 @@ fn cache() -> Cache {
 }
 
 fn namespace(tenant: u32, adapter: Option<u32>) -> Namespace {
-    Namespace { tenant: TenantId(tenant), adapter: adapter.map(AdapterId) }
+    Namespace { tenant: TenantId(tenant), adapter: adapter.map(|adapter| AdapterId(adapter.into())) }
 }
 
 /// A sequence as the engine would run it, computed at once: reused blocks, then its own, published.

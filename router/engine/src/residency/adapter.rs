@@ -18,8 +18,9 @@ pub(super) struct Adapter {
     pub(super) since: Time,
     /// Its waiting sequences get no slot until it has made room for an adapter that has waited too long.
     pub(super) draining: bool,
-    /// Its place in the order of last use, if it is idle.
+    /// Its place in the order of last use, if it is idle, and if it is dormant.
     pub(super) idle: Option<u64>,
+    pub(super) dormant: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub(super) enum Place {
 }
 
 impl Adapter {
-    pub(super) fn new(digest: Arc<str>, bytes: u64) -> Self {
+    pub(super) fn dormant(digest: Arc<str>, bytes: u64, since: u64) -> Self {
         Self {
             digest,
             bytes,
@@ -46,6 +47,7 @@ impl Adapter {
             since: Time::ZERO,
             draining: false,
             idle: None,
+            dormant: Some(since),
         }
     }
 
@@ -67,6 +69,11 @@ impl Adapter {
     /// No sequence in a slot uses it. Those that wait keep it resident, unless it is draining.
     pub(super) fn is_idle(&self) -> bool {
         self.ready_slot().is_some() && self.running == 0 && (self.queued == 0 || self.draining)
+    }
+
+    /// In no slot and not asked for. What its id still stands for are the prefixes that are cached for it.
+    pub(super) fn is_dormant(&self) -> bool {
+        self.place == Place::Absent && !self.is_used()
     }
 
     /// Waits for a device slot.

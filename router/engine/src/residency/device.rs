@@ -23,11 +23,14 @@ pub(crate) struct Device {
     pub(super) patience: Duration,
     pub(super) adapters: FxHashMap<AdapterId, Adapter>,
     ids: FxHashMap<Arc<str>, AdapterId>,
-    next_id: u32,
+    next_id: u64,
     /// Adapters that wait for a slot, by when they began to.
     pub(super) wanted: BTreeSet<(Time, AdapterId)>,
     /// Adapters that may be evicted once no unanswered step uses them, by last use.
     pub(super) idle: BTreeSet<(u64, AdapterId)>,
+    /// Adapters without a slot that nobody asks for, by last use: at most so many are known.
+    dormant: BTreeSet<(u64, AdapterId)>,
+    max_dormant: usize,
     pub(super) draining: Vec<AdapterId>,
     /// Adapters whose sequences may be admitted, or may no longer be, since this was last taken.
     pub(super) changed: Vec<AdapterId>,
@@ -39,7 +42,7 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    pub(crate) fn new(slots: u32, budget: u64, synchronous: bool) -> Self {
+    pub(crate) fn new(slots: u32, budget: u64, synchronous: bool, max_dormant: usize) -> Self {
         Self {
             slots: vec![None; slots as usize],
             free: (0..slots).rev().collect(),
@@ -53,6 +56,8 @@ impl Device {
             next_id: 0,
             wanted: BTreeSet::new(),
             idle: BTreeSet::new(),
+            dormant: BTreeSet::new(),
+            max_dormant,
             draining: Vec::new(),
             changed: Vec::new(),
             loading: 0,
@@ -75,21 +80,11 @@ impl Device {
         self.next_id += 1;
         let digest: Arc<str> = digest.into();
         self.ids.insert(digest.clone(), id);
-        self.adapters.insert(id, Adapter::new(digest, bytes));
+        self.clock += 1;
+        self.adapters.insert(id, Adapter::dormant(digest, bytes, self.clock));
+        self.dormant.insert((self.clock, id));
+        self.forget_dormant();
         id
-    }
-
-    /// Forgets an adapter, unless a sequence or an unanswered step uses it.
-    pub(crate) fn forget(&mut self, id: AdapterId, answered: u64) -> bool {
-        if self.in_use(id, answered) {
-            return false;
-        }
-        self.evict(id);
-        if let Some(adapter) = self.adapters.remove(&id) {
-            self.ids.remove(&adapter.digest);
-            self.idle.retain(|(_, idle)| *idle != id);
-        }
-        true
     }
 
     pub(crate) fn in_use(&self, id: AdapterId, answered: u64) -> bool {
@@ -183,17 +178,19 @@ impl Device {
         std::mem::take(&mut self.changed)
     }
 
-    /// The shard is gone, and with it all sequences and all content of slots. Adapters stay known.
+    /// The shard is gone, and with it all sequences, all content of slots and every prefix cached for an adapter: no
+    /// adapter is known any more.
     pub(crate) fn clear(&mut self) {
-        let empty = Self::new(self.slots.len() as u32, self.budget, self.synchronous);
+        let empty = Self::new(self.slots.len() as u32, self.budget, self.synchronous, self.max_dormant);
         let lost = std::mem::replace(self, empty);
         self.patience = lost.patience;
-        self.ids = lost.ids;
         self.next_id = lost.next_id;
         self.loads = lost.loads;
         self.evictions = lost.evictions;
-        let fresh = |(id, adapter): (AdapterId, Adapter)| (id, Adapter::new(adapter.digest, adapter.bytes));
-        self.adapters = lost.adapters.into_iter().map(fresh).collect();
+    }
+
+    pub(crate) fn known(&self) -> usize {
+        self.adapters.len()
     }
 
     pub(crate) fn total_slots(&self) -> usize {
@@ -216,16 +213,20 @@ impl Device {
         self.used_adapters
     }
 
-    pub(crate) fn resident(&self) -> impl Iterator<Item = AdapterId> {
-        self.slots.iter().flatten().copied().filter(|id| self.slot(*id).is_some())
+    /// Digests of the adapters that rows can use.
+    pub(crate) fn resident(&self) -> impl Iterator<Item = Arc<str>> {
+        self.in_slots().filter(|adapter| adapter.ready_slot().is_some()).map(|adapter| adapter.digest.clone())
     }
 
-    /// Adapters with sequences waiting that are not yet in a slot.
-    pub(crate) fn waiting(&self) -> impl Iterator<Item = AdapterId> {
-        let loading = self.slots.iter().flatten().copied();
-        let loading =
-            loading.filter(|id| self.adapters.get(id).is_some_and(|a| a.is_loading() && a.queued > 0));
-        self.wanted.iter().map(|(_, id)| *id).chain(loading)
+    /// Digests of the adapters with sequences waiting that are not yet in a slot.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = Arc<str>> {
+        let wanted = self.wanted.iter().filter_map(|(_, id)| self.adapters.get(id));
+        let loading = self.in_slots().filter(|adapter| adapter.is_loading() && adapter.queued > 0);
+        wanted.chain(loading).map(|adapter| adapter.digest.clone())
+    }
+
+    fn in_slots(&self) -> impl Iterator<Item = &Adapter> {
+        self.slots.iter().flatten().filter_map(|id| self.adapters.get(id))
     }
 
     pub(crate) fn take_emptied(&mut self, moves: &mut Vec<AdapterMove>) {
@@ -263,16 +264,30 @@ impl Device {
         }
         self.loading = self.loading + usize::from(after.1) - usize::from(before.1);
         self.used_adapters = self.used_adapters + usize::from(after.2) - usize::from(before.2);
-        if let (Some(time), false) = (adapter.idle, adapter.is_idle()) {
-            self.idle.remove(&(time, id));
-            adapter.idle = None;
-        } else if adapter.is_idle() && adapter.idle.is_none() {
-            self.clock += 1;
-            adapter.idle = Some(self.clock);
-            self.idle.insert((self.clock, id));
+        let (idle, dormant) = (adapter.is_idle(), adapter.is_dormant());
+        for (rests, since, list) in
+            [(idle, &mut adapter.idle, &mut self.idle), (dormant, &mut adapter.dormant, &mut self.dormant)]
+        {
+            if let (Some(time), false) = (*since, rests) {
+                list.remove(&(time, id));
+                *since = None;
+            } else if rests && since.is_none() {
+                self.clock += 1;
+                *since = Some(self.clock);
+                list.insert((self.clock, id));
+            }
         }
         if admitted != (adapter.ready_slot().is_some() && !adapter.draining) {
             self.changed.push(id);
+        }
+        self.forget_dormant();
+    }
+
+    /// Those that were used the longest time ago.
+    fn forget_dormant(&mut self) {
+        while self.dormant.len() > self.max_dormant {
+            let Some((_, id)) = self.dormant.pop_first() else { return };
+            self.adapters.remove(&id).and_then(|adapter| self.ids.remove(&adapter.digest));
         }
     }
 }

@@ -37,7 +37,6 @@ pub struct Driver {
     pub faults: Faults,
     pub steps: u64,
     bytes: Vec<u64>,
-    pub ids: Vec<AdapterId>,
     prompts: HashMap<u64, usize>,
     shard: Shard,
     results: VecDeque<StepResult>,
@@ -48,14 +47,8 @@ pub struct Driver {
 impl Driver {
     /// `adapters`: the bytes each takes in a slot.
     pub fn new(config: EngineConfig, adapters: &[u64]) -> Self {
-        let mut engine = Engine::new(config.clone());
-        let ids = adapters
-            .iter()
-            .enumerate()
-            .map(|(i, bytes)| engine.register_adapter(&digest(i), *bytes))
-            .collect();
         let mut driver = Self {
-            engine,
+            engine: Engine::new(config.clone()),
             now: Duration::ZERO,
             jobs: HashMap::new(),
             output: HashMap::new(),
@@ -65,7 +58,6 @@ impl Driver {
             faults: Faults::default(),
             steps: 0,
             bytes: adapters.to_vec(),
-            ids,
             prompts: HashMap::new(),
             shard: Shard::new(config.clone(), HashMap::new()),
             results: VecDeque::new(),
@@ -80,7 +72,8 @@ impl Driver {
     pub fn submit(&mut self, mut job: Job) -> Result<u64, SubmitError> {
         job.id = self.next_job;
         self.next_job += 1;
-        self.engine.submit(job.request(&self.ids), self.now)?;
+        let adapter = job.adapter.map(|adapter| self.register(adapter));
+        self.engine.submit(job.request(adapter), self.now)?;
         self.output.insert(job.id, Vec::new());
         self.jobs.insert(job.id, job);
         Ok(self.next_job - 1)
@@ -139,13 +132,8 @@ impl Driver {
         self.check();
     }
 
-    /// Forgets an adapter, if the engine lets it, and registers it again.
-    pub fn forget(&mut self, adapter: usize) -> bool {
-        let used = self.live().iter().any(|id| self.jobs[id].adapter == Some(adapter));
-        let forgotten = self.engine.forget_adapter(self.ids[adapter]);
-        assert!(!(used && forgotten), "an adapter in use is forgotten");
-        self.ids[adapter] = self.engine.register_adapter(&digest(adapter), self.bytes[adapter]);
-        forgotten
+    pub fn register(&mut self, adapter: usize) -> AdapterId {
+        self.engine.register_adapter(&digest(adapter), self.bytes[adapter])
     }
 
     /// Runs with full pipelining until every request has ended, at most this many steps.
@@ -164,7 +152,6 @@ impl Driver {
         assert_eq!((stats.blocks_used, stats.adapters_pinned, stats.steps_in_flight), (0, 0, 0));
         assert_eq!(stats.waiting_adapters, []);
         assert_eq!(self.engine.next_deadline(), None);
-        assert!(self.ids.iter().all(|id| !self.engine.adapter_in_use(*id) || stats.adapter_slots_used > 0));
     }
 
     /// Runs one request to its end.
@@ -194,6 +181,8 @@ impl Driver {
         assert!(stats.blocks_used <= stats.blocks_total);
         assert!(stats.adapter_bytes_used <= self.config.adapter_bytes);
         assert!(stats.adapter_slots_used <= self.config.adapter_slots as usize);
+        let known = self.config.num_blocks as usize + stats.adapter_slots_used + self.live().len();
+        assert!(stats.adapters_known <= known, "{} adapters are known", stats.adapters_known);
         if stats.running_sequences == 0 {
             assert_eq!(stats.blocks_used, 0, "blocks are lost");
         }

@@ -7,5 +7,5 @@ mod model;
 mod shard;
 
 pub use driver::{Driver, Outcome};
-pub use model::{Job, STOP, VOCABULARY};
+pub use model::{Job, STOP, VOCABULARY, digest};
 pub use shard::Faults;

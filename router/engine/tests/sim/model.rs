@@ -68,12 +68,12 @@ pub fn logprob(kv: u64, token: u32) -> f32 {
 }
 
 impl Job {
-    pub fn request(&self, adapters: &[AdapterId]) -> Request {
+    pub fn request(&self, adapter: Option<AdapterId>) -> Request {
         Request {
             id: RequestId(self.id),
             tenant: TenantId(self.tenant),
             priority: Priority(self.weight),
-            adapter: self.adapter.map(|index| adapters[index]),
+            adapter,
             tokens: self.prompt.clone(),
             max_new_tokens: self.max_new_tokens,
             stop_tokens: if self.stops { Arc::from([STOP]) } else { Arc::from([]) },
