@@ -14,7 +14,14 @@ const START: Duration = Duration::ZERO;
 const TTL: Duration = Duration::from_secs(10);
 
 fn config() -> HostConfig {
-    HostConfig { host_bytes: 10, disk_bytes: 20, max_adapter_bytes: 15, failure_ttl: TTL, max_names: 100 }
+    HostConfig {
+        host_bytes: 10,
+        disk_bytes: 20,
+        max_adapter_bytes: 15,
+        failure_ttl: TTL,
+        max_failures: 100,
+        max_names: 100,
+    }
 }
 
 fn digest(name: &str) -> Digest {
@@ -26,6 +33,10 @@ fn start(tier: &mut Tier, name: &str) -> Flight {
         Acquire::Start(flight) => flight,
         other => panic!("{name}: {other:?}"),
     }
+}
+
+fn waits(tier: &mut Tier, name: &str) -> bool {
+    matches!(tier.acquire(name, START), Acquire::Wait { .. })
 }
 
 fn fetch(tier: &mut Tier, name: &str, bytes: u64) {
@@ -60,11 +71,11 @@ fn many_callers_are_one_flight() {
     let flight = start(&mut tier, "a");
     assert_eq!(flight.work, Work::Fetch { name: "a".into(), max_bytes: 15 });
     for _ in 0..200 {
-        assert_eq!(tier.acquire("a", START), Acquire::Wait);
+        assert!(waits(&mut tier, "a"));
     }
     tier.fetched(flight.id, &digest("a"), 3, START);
     let flight = start(&mut tier, "a");
-    assert_eq!(tier.acquire("a", START), Acquire::Wait);
+    assert!(waits(&mut tier, "a"));
     tier.staged(flight.id, 4, START);
     let pins: Vec<_> = (0..200).map(|_| ready(&mut tier, "a")).collect();
     assert_eq!((tier.stats().host_bytes, tier.stats().pinned), (4, 1));
@@ -107,6 +118,22 @@ fn failed_names_do_not_pile_up_and_declared_ones_stay() {
     tier.failed(d.id, "no such adapter", START);
     assert!(matches!(tier.acquire("f", TTL), Acquire::Start(_)));
     assert_eq!((tier.state("d"), tier.state("declared")), (None, Some(NameState::Registered)));
+}
+
+#[test]
+fn failures_are_bounded_and_the_oldest_are_forgotten() {
+    let mut tier = Tier::new(HostConfig { max_failures: 2, ..config() });
+    let pin = load(&mut tier, "known", 3);
+    for name in ["a", "b", "c"] {
+        let flight = start(&mut tier, name);
+        tier.failed(flight.id, "no such adapter", START);
+    }
+    assert_eq!(
+        (tier.state("a"), tier.state("b"), tier.state("c")),
+        (None, Some(NameState::Failed), Some(NameState::Failed))
+    );
+    assert_eq!(tier.stats().names, 3);
+    tier.release(pin);
 }
 
 #[test]
@@ -161,7 +188,7 @@ fn the_least_recently_used_gives_way_and_a_pinned_one_never() {
     let mut tier = Tier::new(config());
     let pins: Vec<_> = ["a", "b", "c"].map(|name| load(&mut tier, name, 3)).into();
     fetch(&mut tier, "d", 4);
-    assert_eq!(tier.acquire("d", START), Acquire::Wait, "all is pinned");
+    assert!(waits(&mut tier, "d"), "all is pinned");
     let mut pins = pins.into_iter();
     tier.release(pins.next().unwrap());
     assert_eq!(stage(&mut tier, "d", 4), [digest("a")]);
@@ -193,14 +220,17 @@ fn who_asked_for_a_staging_gets_it() {
     fetch(&mut tier, "a", 3);
     fetch(&mut tier, "b", 3);
     stage(&mut tier, "a", 3);
-    assert_eq!(tier.acquire("b", START), Acquire::Wait, "a is kept for who asked for it");
+    assert!(waits(&mut tier, "b"), "a is kept for who asked for it");
     let pin = ready(&mut tier, "a");
-    assert_eq!(tier.acquire("b", START), Acquire::Wait);
+    assert!(waits(&mut tier, "b"));
     tier.release(pin);
     assert_eq!(stage(&mut tier, "b", 3), [digest("a")]);
-    // Nobody comes for b: it does not stay for ever.
-    assert_eq!(tier.acquire("a", START), Acquire::Wait);
-    assert!(matches!(tier.acquire("a", Duration::from_secs(5)), Acquire::Start(_)));
+    // Nobody comes for b: it does not stay for ever, and whoever waits is told when to ask again.
+    let at = |millis| START + Duration::from_millis(millis);
+    for (now, until) in [(0, 1000), (4000, 5000), (4500, 5000)] {
+        assert_eq!(tier.acquire("a", at(now)), Acquire::Wait { until: at(until) });
+    }
+    assert!(matches!(tier.acquire("a", at(5000)), Acquire::Start(_)));
 }
 
 #[test]
@@ -234,7 +264,7 @@ fn a_fetch_of_a_forgotten_name_does_not_count_for_its_next_use() {
     tier.forget("a");
     let new = start(&mut tier, "a");
     tier.fetched(old.id, &digest("old"), 1, START);
-    assert_eq!(tier.acquire("a", START), Acquire::Wait);
+    assert!(waits(&mut tier, "a"));
     tier.fetched(new.id, &digest("new"), 1, START);
     assert_eq!(tier.digest("a"), Some(&digest("new")));
     let dropped = Work::Drop { digest: digest("old"), from_store: true };

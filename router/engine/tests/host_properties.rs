@@ -4,11 +4,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
 use lorikeet_engine::residency::{
-    Acquire, Digest, Failure, Flight, FlightId, HostConfig, HostTier, Pin, Work,
+    Acquire, Digest, Failure, Flight, FlightId, HostConfig, HostTier, NameState, Pin, Work,
 };
 use proptest::prelude::*;
 
@@ -16,7 +17,14 @@ type Tier = HostTier<&'static str>;
 
 fn config() -> HostConfig {
     let failure_ttl = Duration::from_secs(10);
-    HostConfig { host_bytes: 8, disk_bytes: 11, max_adapter_bytes: 15, failure_ttl, max_names: 100 }
+    HostConfig {
+        host_bytes: 8,
+        disk_bytes: 11,
+        max_adapter_bytes: 15,
+        failure_ttl,
+        max_failures: 2,
+        max_names: 100,
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -125,7 +133,10 @@ proptest! {
                 Operation::Acquire(name) => match tier.acquire(&name.to_string(), now) {
                     Acquire::Ready(pin) => world.pins.push(pin),
                     Acquire::Start(flight) => world.take_off(flight),
-                    Acquire::Wait => prop_assert!(!world.flights.is_empty() || tier.stats().host_bytes > 0),
+                    Acquire::Wait { until } => {
+                        prop_assert!(!world.flights.is_empty() || tier.stats().host_bytes > 0);
+                        prop_assert!(now < until && until <= now + Duration::from_secs(1));
+                    }
                     Acquire::Failed(failure) => prop_assert_eq!(failure, Failure::Flight("broken")),
                 },
                 Operation::Release(index) if !world.pins.is_empty() => {
@@ -158,6 +169,8 @@ proptest! {
             prop_assert_eq!(stats.pinned, world.pinned().len());
             prop_assert!(stats.host_bytes <= 8, "{} bytes in host memory", stats.host_bytes);
             prop_assert_eq!(stats.flights, world.flights.len());
+            let failed = |(name, state): &(&Arc<str>, NameState)| *state == NameState::Failed && tier.digest(name).is_none();
+            prop_assert!(tier.names().filter(failed).count() <= 2, "what cannot be had is remembered without bound");
         }
         while let Some(flight) = world.flights.pop() {
             world.land(&mut tier, flight, 5, now);
@@ -173,7 +186,7 @@ proptest! {
         match tier.acquire("0", now + Duration::from_secs(60)) {
             Acquire::Start(flight) => tier.failed(flight.id, "broken", now),
             Acquire::Ready(pin) => tier.release(pin),
-            Acquire::Wait | Acquire::Failed(_) => {}
+            Acquire::Wait { .. } | Acquire::Failed(_) => {}
         }
         for name in 0..8 {
             tier.forget(&name.to_string());

@@ -17,7 +17,7 @@ use rustc_hash::FxHashMap;
 use tokio::{
     runtime::Handle,
     sync::Notify,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -29,6 +29,9 @@ use crate::{config::Adapters, error::Error, infer::AdapterSource, shard::Group, 
 
 /// Fetches for one request: a second one, should the store have lost what the first one brought.
 const MAX_FETCHES: u32 = 2;
+
+/// Names of adapters that cannot be had, each with its reason, are remembered up to some megabytes.
+const MAX_FAILURES: usize = 4096;
 
 /// Knows every adapter that was asked for. One per router.
 pub struct Registry {
@@ -85,6 +88,7 @@ impl Registry {
             disk_bytes: config.adapter_disk_bytes,
             max_adapter_bytes: config.max_adapter_bytes,
             failure_ttl: config.adapter_failure_ttl,
+            max_failures: MAX_FAILURES,
             max_names: config.max_adapter_names,
         });
         let state = State { tier, device_bytes: FxHashMap::default(), created: FxHashMap::default() };
@@ -119,14 +123,12 @@ impl Registry {
             tokio::pin!(changed);
             // Listens from here on, so that no change between the question and the wait is missed.
             changed.as_mut().enable();
-            let answer = {
+            let (answer, epoch) = {
                 let mut state = self.state.lock();
-                match state.tier.acquire(key, self.now()) {
-                    Acquire::Ready(pin) => return Ok(self.staged(&state, pin)),
-                    other => other,
-                }
+                (state.tier.acquire(key, self.now()), self.epoch())
             };
             match answer {
+                Acquire::Ready(pin) => return Ok(self.staged(pin, epoch)),
                 Acquire::Start(flight) => {
                     fetches += u32::from(matches!(flight.work, Work::Fetch { .. }));
                     if fetches > MAX_FETCHES {
@@ -138,15 +140,17 @@ impl Registry {
                 Acquire::Failed(failure) => {
                     return Err(failure::error(id, failure, self.config.adapter_load_timeout));
                 }
-                Acquire::Wait | Acquire::Ready(_) => changed.await,
+                Acquire::Wait { until } => {
+                    timeout_at(self.started + until, changed).await.ok();
+                }
             }
         }
     }
 
-    fn staged(self: &Arc<Self>, state: &State, pin: Pin) -> Staged {
+    fn staged(self: &Arc<Self>, pin: Pin, epoch: u64) -> Staged {
         let digest = pin.digest().clone();
-        let device_bytes = state.device_bytes.get(&digest).copied().unwrap_or(0);
-        Staged { digest, device_bytes, epoch: self.epoch(), pin: Some(pin), registry: Arc::clone(self) }
+        let device_bytes = self.state.lock().device_bytes.get(&digest).copied().unwrap_or(0);
+        Staged { digest, device_bytes, epoch, pin: Some(pin), registry: Arc::clone(self) }
     }
 
     /// The shards are gone, with all that was staged on them.

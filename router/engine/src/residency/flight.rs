@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+use crate::Time;
+
 /// The identity of an adapter: the digest of its bytes, as the shard computed it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(Arc<str>);
@@ -28,9 +30,9 @@ impl fmt::Display for Digest {
 pub enum Acquire<F> {
     /// Staged on every shard, and it stays so until the pin is given to [`super::HostTier::release`].
     Ready(Pin),
-    /// Another caller's flight has to end, or a pin to be released: ask again after the next change, and at least once
-    /// a second.
-    Wait,
+    /// Another caller's flight has to end, or a pin to be released: ask again after the next change, and at this time
+    /// although nothing has changed.
+    Wait { until: Time },
     /// Run this flight, report its outcome, then ask again. Nobody else is given the same work meanwhile.
     Start(Flight),
     /// It cannot be had now. Failures of flights are remembered for [`super::HostConfig::failure_ttl`].

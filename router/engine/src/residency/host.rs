@@ -6,10 +6,10 @@
 //! ```text
 //! loop {
 //!     match tier.acquire(&name, now) {
-//!         Ready(pin)    => break pin,                       // tier.release(pin) after the request's last event
-//!         Wait          => timeout(1 s, changed.notified()).await,
-//!         Start(flight) => spawn(run(flight)),              // reports, then runs all of tier.over_budget(), notifies
-//!         Failed(error) => return Err(error),
+//!         Ready(pin)     => break pin,                       // tier.release(pin) after the request's last event
+//!         Wait { until } => timeout_at(until, changed.notified()).await,
+//!         Start(flight)  => spawn(run(flight)),              // reports, then runs all of tier.over_budget(), notifies
+//!         Failed(error)  => return Err(error),
 //!     }
 //! }
 //! ```
@@ -43,6 +43,8 @@ pub struct HostConfig {
     pub max_adapter_bytes: u64,
     /// How long a failure is answered from memory.
     pub failure_ttl: Duration,
+    /// Names remembered to have failed, beside those that were fetched before.
+    pub max_failures: usize,
     /// Names remembered at once. Past it, new names take the places of those that are only remembered to have failed.
     pub max_names: usize,
 }
@@ -208,7 +210,7 @@ impl<F: Clone> HostTier<F> {
             Err(failure) => return Acquire::Failed(failure),
         };
         match &entry.fetch {
-            Fetch::InFlight(_) => return Acquire::Wait,
+            Fetch::InFlight(_) => return self.wait(now),
             Fetch::Failed { failure, .. } => return Acquire::Failed(failure.clone()),
             Fetch::Idle => {}
         }
@@ -321,7 +323,7 @@ impl<F: Clone> HostTier<F> {
     }
 
     /// Forgets the oldest failure before its time, so that names nobody has cannot keep out those that somebody has.
-    fn forget_failure(&mut self) -> bool {
+    pub(super) fn forget_failure(&mut self) -> bool {
         let failed_only = |(until, name): &&(Time, Arc<str>)| {
             let entry = self.names.get(name);
             entry.is_some_and(|entry| {
@@ -344,7 +346,7 @@ impl<F: Clone> HostTier<F> {
         match (&adapter.failure, adapter.tier) {
             (_, Tier::Absent) => None,
             (Some((until, failure)), _) if now < *until => Some(Acquire::Failed(failure.clone())),
-            (_, Tier::Staging | Tier::Dropping) => Some(Acquire::Wait),
+            (_, Tier::Staging | Tier::Dropping) => Some(self.wait(now)),
             (_, Tier::Staged) => {
                 self.update(digest, |adapter| {
                     adapter.pins += 1;
@@ -352,16 +354,16 @@ impl<F: Clone> HostTier<F> {
                 });
                 Some(Acquire::Ready(Pin { digest: digest.clone(), generation: self.generation }))
             }
-            (_, Tier::Stored) => Some(self.stage(digest, adapter.host_bytes)),
+            (_, Tier::Stored) => Some(self.stage(digest, adapter.host_bytes, now)),
         }
     }
 
-    fn stage(&mut self, digest: &Digest, bytes: u64) -> Acquire<F> {
+    fn stage(&mut self, digest: &Digest, bytes: u64, now: Time) -> Acquire<F> {
         let mut evict = Vec::new();
         let mut evicted = 0;
         let mut idle = self.idle_staged.values();
         while self.host_bytes - evicted + bytes > self.config.host_bytes {
-            let Some(digest) = idle.next() else { return Acquire::Wait };
+            let Some(digest) = idle.next() else { return self.wait(now) };
             evicted += self.adapters.get(digest).map_or(0, |adapter| adapter.host_bytes);
             evict.push(digest.clone());
         }

@@ -1,12 +1,15 @@
 //! How flights end, and the lists that follow from each adapter's state.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
-    flight::{Digest, Failure, FlightId},
+    flight::{Acquire, Digest, Failure, FlightId},
     host::{Adapter, FIRST_PIN, Fetch, HostTier, Target, Tier},
 };
 use crate::Time;
+
+/// How long those who wait sleep at most.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Outcomes of flights that the tier no longer knows (the shards were lost meanwhile) are ignored.
 impl<F: Clone> HostTier<F> {
@@ -150,6 +153,14 @@ impl<F: Clone> HostTier<F> {
         }
     }
 
+    /// The end of a reservation makes room although nobody reports it. And nobody sleeps for long on the strength of a
+    /// report alone.
+    pub(super) fn wait(&self, now: Time) -> Acquire<F> {
+        let asks = now + ASK_AGAIN;
+        let until = self.reserved.first().map_or(asks, |(end, _)| asks.min(*end));
+        Acquire::Wait { until }
+    }
+
     /// Changes an adapter, as the most recently used one, and keeps the lists true.
     pub(super) fn update(&mut self, digest: &Digest, change: impl FnOnce(&mut Adapter<F>)) {
         let Some(adapter) = self.adapters.get_mut(digest) else { return };
@@ -206,6 +217,9 @@ impl<F: Clone> HostTier<F> {
         if let Some(entry) = self.names.get_mut(name) {
             entry.fetch = Fetch::Failed { until, failure };
             self.expiring.insert((until, name.clone()));
+        }
+        if self.expiring.len() > self.config.max_failures {
+            self.forget_failure();
         }
     }
 }
