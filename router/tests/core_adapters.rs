@@ -72,6 +72,35 @@ async fn each_failure_is_told_as_what_it_is() {
     harness.wait_idle().await;
 }
 
+/// The shard's words decide nothing: those of the simulated one are as unlike as can be.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_never_fits_and_what_finds_no_room_now_are_told_apart_by_their_codes() {
+    let harness = Harness::new().await;
+    for (id, words) in [("large/x", "is full"), ("full/x", "larger than the bound")] {
+        let error = harness.generate(for_adapter(id, request("a", 1))).await.unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+        let too_large = matches!(error, Error::AdapterTooLarge { .. });
+        let no_space = matches!(error, Error::AdapterNoSpace { .. });
+        assert_eq!((too_large, no_space), (id == "large/x", id == "full/x"), "{error}");
+    }
+}
+
+/// A client that leaves while its adapter is staged leaves a reservation behind; those who wait for the room need no
+/// other event to go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_staging_that_nobody_picks_up_wakes_those_who_wait_for_its_room() {
+    let config = SimConfig { adapter_bytes: 100, stage_time: Duration::from_millis(200), ..sim() };
+    let harness = Harness::with(config, &["--adapter-host-bytes", "100", "--max-adapter-bytes", "100"]).await;
+    let mut leaves = Box::pin(harness.generate(for_adapter("known/left", request("a", 1))));
+    while Control::count(&harness.sim().control().stagings) == 0 {
+        let _ = tokio::time::timeout(Duration::from_millis(5), &mut leaves).await;
+    }
+    drop(leaves);
+    let output = harness.generate(for_adapter("known/next", request("a", 3))).await.unwrap();
+    assert_eq!(output.ids(), harness.expected("a", Some("known/next"), 3));
+    harness.wait_idle().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_is_forgotten_after_a_while() {
     let harness = Harness::with(sim(), &["--adapter-failure-ttl", "0.2"]).await;

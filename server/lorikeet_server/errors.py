@@ -47,6 +47,12 @@ class AccessDeniedError(LorikeetError):
 class TooLargeError(LorikeetError):
     """Larger than the bound that the caller or the operator gave."""
 
+    code = "OUT_OF_RANGE"
+
+
+class NoRoomError(LorikeetError):
+    """There is no room for it now, on disk or in host memory; there may be later."""
+
     code = "RESOURCE_EXHAUSTED"
 
 

@@ -477,7 +477,8 @@ pub mod shard_client {
         }
         /// Copies an adapter from where its owner keeps it into the content-addressed store on this machine. The last
         /// message carries the digest. NOT_FOUND, INVALID_ARGUMENT (the directory or its files are unacceptable),
-        /// PERMISSION_DENIED (outside every root), RESOURCE_EXHAUSTED (larger than the bound), UNAVAILABLE (source down).
+        /// PERMISSION_DENIED (outside every root), OUT_OF_RANGE (larger than a bound: it will never fit), RESOURCE_EXHAUSTED
+        /// (no room for it now), UNAVAILABLE (source down).
         pub async fn fetch_adapter(
             &mut self,
             request: impl tonic::IntoRequest<super::FetchAdapterRequest>,
@@ -504,7 +505,8 @@ pub mod shard_client {
         }
         /// Reads a fetched adapter from the store, checks every tensor against the base model, and keeps this rank's slice
         /// in host memory, ready to be moved into an adapter slot. Idempotent. INVALID_ARGUMENT names the field or tensor
-        /// that is wrong; DATA_LOSS: the stored bytes no longer have this digest; NOT_FOUND: not in the store.
+        /// that is wrong; DATA_LOSS: the stored bytes no longer have this digest; NOT_FOUND: not in the store;
+        /// RESOURCE_EXHAUSTED: no room in host memory now.
         pub async fn stage_adapter(
             &mut self,
             request: impl tonic::IntoRequest<super::StageAdapterRequest>,
@@ -602,7 +604,8 @@ pub mod shard_server {
             + 'static;
         /// Copies an adapter from where its owner keeps it into the content-addressed store on this machine. The last
         /// message carries the digest. NOT_FOUND, INVALID_ARGUMENT (the directory or its files are unacceptable),
-        /// PERMISSION_DENIED (outside every root), RESOURCE_EXHAUSTED (larger than the bound), UNAVAILABLE (source down).
+        /// PERMISSION_DENIED (outside every root), OUT_OF_RANGE (larger than a bound: it will never fit), RESOURCE_EXHAUSTED
+        /// (no room for it now), UNAVAILABLE (source down).
         async fn fetch_adapter(
             &self,
             request: tonic::Request<super::FetchAdapterRequest>,
@@ -612,7 +615,8 @@ pub mod shard_server {
         >;
         /// Reads a fetched adapter from the store, checks every tensor against the base model, and keeps this rank's slice
         /// in host memory, ready to be moved into an adapter slot. Idempotent. INVALID_ARGUMENT names the field or tensor
-        /// that is wrong; DATA_LOSS: the stored bytes no longer have this digest; NOT_FOUND: not in the store.
+        /// that is wrong; DATA_LOSS: the stored bytes no longer have this digest; NOT_FOUND: not in the store;
+        /// RESOURCE_EXHAUSTED: no room in host memory now.
         async fn stage_adapter(
             &self,
             request: tonic::Request<super::StageAdapterRequest>,

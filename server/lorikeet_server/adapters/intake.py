@@ -11,7 +11,7 @@ from lorikeet_server.adapters.entry import begin_digest
 from lorikeet_server.adapters.load import WEIGHTS_FILE
 from lorikeet_server.adapters.source_local import SourceAdapter
 from lorikeet_server.adapters.store import Store
-from lorikeet_server.errors import SourceUnavailableError, TooLargeError
+from lorikeet_server.errors import NoRoomError, SourceUnavailableError, TooLargeError
 
 _CHUNK = 4 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -29,8 +29,8 @@ class FetchProgress:
 def take_in(source: SourceAdapter, store: Store, max_bytes: int) -> Iterator[FetchProgress]:
     """Copy both files; the last progress carries the digest. Closing the iterator early undoes it.
 
-    Raises `TooLargeError` (more than `max_bytes`, if that is not 0, or no room), `SourceUnavailableError`
-    (the source changed), `OSError`.
+    Raises `TooLargeError` (more than `max_bytes`, if that is not 0, or than the store holds), `NoRoomError`,
+    `SourceUnavailableError` (the source changed), `OSError`.
     """
     total = len(source.config) + source.weights_bytes
     if max_bytes and total > max_bytes:
@@ -57,7 +57,7 @@ def take_in(source: SourceAdapter, store: Store, max_bytes: int) -> Iterator[Fet
             entry.publish(digest)
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise TooLargeError(
+            raise NoRoomError(
                 f"the adapter has {total} bytes and the disk of the adapter store is full"
             ) from None
         raise

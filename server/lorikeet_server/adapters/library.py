@@ -53,7 +53,7 @@ class AdapterLibrary:
         """Copy an adapter into the store; the last progress carries its digest. Closing it early undoes it.
 
         Everything but the values of its tensors is checked before a byte is copied. Raises
-        `InvalidAdapterError`, `NotFoundError`, `TooLargeError`, `SourceUnavailableError`.
+        `InvalidAdapterError`, `NotFoundError`, `TooLargeError`, `NoRoomError`, `SourceUnavailableError`.
         """
         if source != "local":
             raise InvalidAdapterError(f'adapter source {shown(source)} is not served here; use "local"')

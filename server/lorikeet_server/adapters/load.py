@@ -14,7 +14,7 @@ from torch import Tensor
 from lorikeet_server.adapters.header import LENGTH_BYTES, TensorInfo, header_bytes, parse_header
 from lorikeet_server.adapters.plan import PlannedPair
 from lorikeet_server.adapters.staged import LoraPair, Places
-from lorikeet_server.errors import InvalidAdapterError, TooLargeError
+from lorikeet_server.errors import InvalidAdapterError, NoRoomError
 from lorikeet_server.kernels import LoraLayout
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -52,7 +52,10 @@ def load_pairs(
     layout: LoraLayout,
     pinned: bool,
 ) -> tuple[Tensor, tuple[LoraPair, ...]]:
-    """Read every tensor into one new allocation. Raises `InvalidAdapterError` naming the tensor."""
+    """Read every tensor into one new allocation.
+
+    Raises `InvalidAdapterError` naming the tensor, `NoRoomError`.
+    """
     places = Places(dtype, layout)
     for pair in planned:
         places.reserve(pair.target, pair.rank)
@@ -60,7 +63,7 @@ def load_pairs(
         memory = torch.zeros(places.elements, dtype=dtype, pin_memory=pinned)
     except (RuntimeError, MemoryError):
         needed = places.elements * dtype.itemsize
-        raise TooLargeError(f"the adapter needs {needed} bytes of host memory, which are not there") from None
+        raise NoRoomError(f"the adapter needs {needed} bytes of host memory, which are not there") from None
     places = Places(dtype, layout)
     pairs = tuple(places.take(memory, pair.target, pair.rank, pair.scale) for pair in planned)
     takers = {pair.a: (_fill_a, placed) for pair, placed in zip(planned, pairs, strict=True)}

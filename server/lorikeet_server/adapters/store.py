@@ -21,7 +21,7 @@ from lorikeet_server.adapters.config import CONFIG_FILE
 from lorikeet_server.adapters.durable import locked, publish
 from lorikeet_server.adapters.entry import StoredAdapter, checked_digest, is_digest
 from lorikeet_server.adapters.load import WEIGHTS_FILE
-from lorikeet_server.errors import TooLargeError
+from lorikeet_server.errors import NoRoomError, TooLargeError
 
 _NEW, _OLD = ".new-", ".old-"
 
@@ -89,7 +89,8 @@ class Store:
     def new_entry(self, size: int) -> Iterator[NewEntry]:
         """Room for `size` bytes, taken from the oldest entries; gone after the block unless published.
 
-        Raises `TooLargeError` if the bytes do not fit beside entries in use.
+        Raises `TooLargeError` if the store cannot hold the bytes, `NoRoomError` if it cannot hold them beside
+        entries in use.
         """
         with self._lock:
             self._make_room(size)
@@ -132,7 +133,7 @@ class Store:
                 self._remove(digest)
                 over -= held
         if over > 0:
-            raise TooLargeError(
+            raise NoRoomError(
                 f"the adapter has {size} bytes, {over} more than the store has room for beside "
                 "adapters in use (--disk-bytes)"
             )

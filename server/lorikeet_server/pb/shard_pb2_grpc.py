@@ -98,7 +98,8 @@ class ShardServicer:
     def FetchAdapter(self, request, context):
         """Copies an adapter from where its owner keeps it into the content-addressed store on this machine. The last
         message carries the digest. NOT_FOUND, INVALID_ARGUMENT (the directory or its files are unacceptable),
-        PERMISSION_DENIED (outside every root), RESOURCE_EXHAUSTED (larger than the bound), UNAVAILABLE (source down).
+        PERMISSION_DENIED (outside every root), OUT_OF_RANGE (larger than a bound: it will never fit), RESOURCE_EXHAUSTED
+        (no room for it now), UNAVAILABLE (source down).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +108,8 @@ class ShardServicer:
     def StageAdapter(self, request, context):
         """Reads a fetched adapter from the store, checks every tensor against the base model, and keeps this rank's slice
         in host memory, ready to be moved into an adapter slot. Idempotent. INVALID_ARGUMENT names the field or tensor
-        that is wrong; DATA_LOSS: the stored bytes no longer have this digest; NOT_FOUND: not in the store.
+        that is wrong; DATA_LOSS: the stored bytes no longer have this digest; NOT_FOUND: not in the store;
+        RESOURCE_EXHAUSTED: no room in host memory now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -13,7 +13,7 @@ import pytest
 from lorikeet_server.adapters import intake
 from lorikeet_server.adapters.library import AdapterLibrary
 from lorikeet_server.adapters.store import Store
-from lorikeet_server.errors import NotFoundError, TooLargeError
+from lorikeet_server.errors import NoRoomError, NotFoundError, TooLargeError
 
 
 def publish(root: Path, name: str, seed: int) -> int:
@@ -57,7 +57,7 @@ def test_staged_adapters_keep_their_place(lib: AdapterLibrary, tmp_path: Path) -
     a, b = build.fetch(lib, "a"), build.fetch(lib, "b")
     lib.stage(a)
     lib.stage(b)
-    with pytest.raises(TooLargeError, match="--disk-bytes"):
+    with pytest.raises(NoRoomError, match="--disk-bytes"):
         build.fetch(lib, "c")
     assert names(tmp_path / "store") == {a, b}
     lib.drop(a, from_store=False)
@@ -83,7 +83,7 @@ def test_a_full_disk_leaves_no_partial_file(
 
     with monkeypatch.context() as patch:
         patch.setattr(intake, "_write_all", full)
-        with pytest.raises(TooLargeError, match="is full"):
+        with pytest.raises(NoRoomError, match="is full"):
             build.fetch(lib, "b")
     assert names(tmp_path / "store") == {a}
     assert lib.stage(a) is lib.stage(a)
@@ -105,7 +105,7 @@ def test_a_small_file_system(tmp_path: Path) -> None:
             tmp_path / "root/wide", build.config(target_modules="all-linear", r=64), build.safetensors(wide)
         )
         a = build.fetch(lib, "a")
-        with pytest.raises(TooLargeError, match="is full"):
+        with pytest.raises(NoRoomError, match="is full"):
             build.fetch(lib, "wide")
         assert names(small) == {a}
         assert len(names(small) | {build.fetch(lib, "b")}) == 2

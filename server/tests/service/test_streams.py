@@ -1,6 +1,7 @@
 """The gRPC surface over a real Unix socket, with the server in a thread of this process."""
 
 import asyncio
+import errno
 import queue
 import stat
 import threading
@@ -16,6 +17,7 @@ from grpc_health.v1.health import aio as health_aio
 from shard_driver import Driver, expected_tokens, make_engine, prompt_of, tiny_model, warmup_request
 from tiny_adapters import save_adapter
 
+from lorikeet_server.adapters import intake
 from lorikeet_server.engine.engine import Engine
 from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.pb import shard_pb2_grpc as rpc
@@ -244,12 +246,23 @@ def test_adapters_over_the_wire(warm: Shard) -> None:
     [
         ("local", "missing", 0, grpc.StatusCode.NOT_FOUND),
         ("hub", "one", 0, grpc.StatusCode.INVALID_ARGUMENT),
-        ("local", "one", 100, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ("local", "one", 100, grpc.StatusCode.OUT_OF_RANGE),
     ],
 )
 def test_fetch_errors(warm: Shard, source: str, id: str, bound: int, code: grpc.StatusCode) -> None:
     request = pb.FetchAdapterRequest(source=source, id=id, max_bytes=bound)
     assert code_of(lambda: list(warm.stub.FetchAdapter(request))) == code
+
+
+def test_a_full_store_has_another_code_than_an_adapter_that_never_fits(
+    warm: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(intake, "_write_all", full)
+    request = pb.FetchAdapterRequest(source="local", id="one")
+    assert code_of(lambda: list(warm.stub.FetchAdapter(request))) == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_calls_are_answered_while_a_step_runs(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,8 +49,9 @@ pub(super) fn source(id: &str) -> Result<(), Status> {
         "known" | "unloadable" => Ok(()),
         "invalid" => Err(Status::invalid_argument("adapter_config.json: `r` must be at least 1, given 0")),
         "denied" => Err(Status::permission_denied("outside every root")),
-        "large" => Err(Status::resource_exhausted("it has 9 bytes, the bound is 1")),
-        "full" => Err(Status::resource_exhausted("no space left on the device")),
+        // The codes tell these apart. The words mislead, so that nobody goes by them.
+        "large" => Err(Status::out_of_range("the store is full with a part of it")),
+        "full" => Err(Status::resource_exhausted("larger than the bound of this moment")),
         "down" => Err(Status::unavailable("connection refused")),
         "changed" => Err(Status::data_loss("the bytes have another digest")),
         _ => Err(Status::not_found("no such adapter")),

@@ -127,7 +127,7 @@ impl Shard for Service {
         adapters::source(&id)?;
         let stored_bytes = self.config.adapter_bytes;
         if max_bytes > 0 && stored_bytes > max_bytes {
-            return Err(Status::resource_exhausted(format!(
+            return Err(Status::out_of_range(format!(
                 "it has {stored_bytes} bytes, the bound is {max_bytes}"
             )));
         }
