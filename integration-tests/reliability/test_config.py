@@ -48,6 +48,11 @@ def test_e1_a_wrong_flag_is_named(arguments: list[str], phrase: str) -> None:
     assert phrase in refused(*arguments)
 
 
+def test_g4_a_drain_longer_than_the_grace_period_is_refused() -> None:
+    line = refused("--model-id", "smollm2", "--termination-grace-period", "30", "--drain-timeout", "60")
+    assert "--termination-grace-period 30" in line and "--drain-timeout 20" in line
+
+
 def test_e1_a_port_in_use_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use lorikeet_router::config::Config;
 
 use crate::cli::{Device, ServeArgs};
 use crate::environment;
@@ -112,6 +113,29 @@ pub fn devices(args: &ServeArgs, host: &Host) -> anyhow::Result<()> {
     ensure!(gpus > 0, "--device cuda, but this machine shows no GPU: check nvidia-smi, or give --device cpu");
     let ranks = plan::shard_count(args, host);
     ensure!(ranks <= gpus, "--num-shard {ranks} is more than the {gpus} GPUs there are: give at most {gpus}");
+    Ok(())
+}
+
+/// A drain ends before the supervisor of this server loses its patience.
+pub fn grace(args: &ServeArgs, config: &Config) -> anyhow::Result<()> {
+    let Some(grace) = args.termination_grace_period else { return Ok(()) };
+    let (drain, longest) = (config.http.drain_timeout, plan::longest_end(config));
+    let overhead = longest.saturating_sub(drain);
+    let mend = match grace.checked_sub(overhead) {
+        Some(most) => format!(
+            "give --drain-timeout {}, or raise the period to {}",
+            most.as_secs_f64(),
+            longest.as_secs_f64()
+        ),
+        None => format!("raise the period to {}", longest.as_secs_f64()),
+    };
+    ensure!(
+        longest <= grace,
+        "--termination-grace-period {} ends before a drain may: --drain-timeout {} and {} seconds to end after it; {mend}",
+        grace.as_secs_f64(),
+        drain.as_secs_f64(),
+        overhead.as_secs_f64(),
+    );
     Ok(())
 }
 

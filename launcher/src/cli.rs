@@ -5,6 +5,7 @@ mod values;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -72,6 +73,10 @@ pub struct ServeArgs {
     /// Directory in which to make the private directory of the shards' sockets [default: the login's runtime directory]
     #[arg(long, env = "SHARD_UDS_PATH", value_name = "DIR")]
     pub shard_uds_path: Option<PathBuf>,
+    /// Seconds between SIGTERM and SIGKILL that the supervisor of this server leaves it (on Kubernetes
+    /// terminationGracePeriodSeconds less what preStop takes): a drain that can take longer is refused
+    #[arg(long, env = "TERMINATION_GRACE_PERIOD", value_name = "SECONDS", value_parser = lorikeet_router::config::seconds)]
+    pub termination_grace_period: Option<Duration>,
     /// Restarts of the shards in a row before the server gives up
     #[arg(long, env = "MAX_SHARD_RESTARTS", default_value_t = 5)]
     pub max_shard_restarts: u32,

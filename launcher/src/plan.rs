@@ -8,7 +8,7 @@ use std::time::Duration;
 use lorikeet_router::config::Config;
 
 use crate::cli::{Device, ServeArgs};
-use crate::supervise::{Plan, Prepared, ProcessSpec, Role};
+use crate::supervise::{Plan, Prepared, ProcessSpec, Role, SHARD_GRACE};
 
 /// What is known of the place the processes run in.
 #[derive(Debug, Clone)]
@@ -58,6 +58,15 @@ pub fn prepare(args: &ServeArgs, host: &Host) -> ProcessSpec {
 /// The router drains by itself within `--drain-timeout`; this is how much later it is killed.
 const AFTER_DRAIN: Duration = Duration::from_secs(5);
 
+/// From SIGTERM to the end of the last process, at the longest.
+pub fn longest_end(config: &Config) -> Duration {
+    drain_deadline(config) + SHARD_GRACE
+}
+
+fn drain_deadline(config: &Config) -> Duration {
+    config.http.drain_timeout + AFTER_DRAIN
+}
+
 /// Every process that serves.
 pub fn plan(args: &ServeArgs, host: &Host, run: &Run) -> Plan {
     let world_size = shard_count(args, host);
@@ -68,7 +77,7 @@ pub fn plan(args: &ServeArgs, host: &Host, run: &Run) -> Plan {
         router: router(args, host, run, &sockets),
         address: reachable(run.address),
         max_restarts: args.max_shard_restarts,
-        drain_deadline: run.config.http.drain_timeout + AFTER_DRAIN,
+        drain_deadline: drain_deadline(&run.config),
         sockets,
     }
 }

@@ -28,6 +28,7 @@ pub fn serve(mut args: ServeArgs) -> anyhow::Result<ExitCode> {
     check::devices(&args, &host)?;
     args.adapter_root = check::adapter_roots(&args.adapter_root)?;
     let config = router_config(&args)?;
+    check::grace(&args, &config)?;
     let address = check::address(&args)?;
     let master_port = check::master_port(&args)?;
     let run_directory = RunDirectory::make(args.shard_uds_path.as_deref())?;

@@ -30,7 +30,7 @@ use readiness::Readiness;
 pub use signals::Signals;
 
 /// How long shards may take to end when asked; they hold nothing that needs saving.
-const SHARD_GRACE: Duration = Duration::from_secs(5);
+pub const SHARD_GRACE: Duration = Duration::from_secs(5);
 
 /// How long the router may take to end after all shards are given up: nothing is in flight any more.
 const FAILED_ROUTER_GRACE: Duration = Duration::from_secs(2);

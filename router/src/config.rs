@@ -315,7 +315,11 @@ fn below(flag: &'static str, given: u64, other: &str, bound: u64) -> Result<(), 
     })
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+/// Parses a flag that is a number of seconds.
+///
+/// # Errors
+/// What was expected.
+pub fn seconds(text: &str) -> Result<Duration, String> {
     let value: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
     Duration::try_from_secs_f64(value).map_err(|_| "expected a number of seconds from 0 up".to_owned())
 }

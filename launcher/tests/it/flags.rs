@@ -68,6 +68,19 @@ fn values_that_cannot_work_name_the_flag_and_the_mend() {
             &["--max-input-length", "--max-total-tokens"],
         ),
         (&["--max-best-of", "0"], &["--max-best-of", "at least 1"]),
+        (
+            &["--termination-grace-period", "30"],
+            &["--termination-grace-period 30", "--drain-timeout 30", "give --drain-timeout 20", "to 40"],
+        ),
+        (
+            &["--termination-grace-period", "5", "--drain-timeout", "0.5", "--lame-duck-timeout", "0"],
+            &["--termination-grace-period 5", "--drain-timeout 0.5", "raise the period to 10.5"],
+        ),
+        // Enough time: the next thing that is wrong is told.
+        (
+            &["--termination-grace-period", "30", "--drain-timeout", "20", "--hostname", "192.0.2.1"],
+            &["--hostname 192.0.2.1"],
+        ),
     ] {
         let model: &[&str] = if flags.contains(&"--model-id") { &[] } else { &["--model-id", "m"] };
         let line = refused(&place, &[&["serve", "--port", "0"], model, flags].concat(), 1);
