@@ -21,11 +21,17 @@ pub enum Dialect {
     /// LoRAX and TGI: everything outside `/v1`.
     Native,
     OpenAi,
+    /// OpenAI's, where the prompt is a conversation.
+    OpenAiChat,
 }
 
 impl Dialect {
     pub fn of_path(path: &str) -> Self {
-        if path == "/v1" || path.starts_with("/v1/") { Self::OpenAi } else { Self::Native }
+        match path.strip_prefix("/v1") {
+            Some("/chat/completions") => Self::OpenAiChat,
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => Self::OpenAi,
+            _ => Self::Native,
+        }
     }
 
     /// The JSON body for this error; also the payload of an SSE error event.
@@ -36,12 +42,15 @@ impl Dialect {
             Self::Native => {
                 serde_json::to_vec(&ErrorResponse { error: message, error_type: info.error_type.to_owned() })
             }
-            Self::OpenAi => serde_json::to_vec(&OpenAiErrorResponse {
+            Self::OpenAi | Self::OpenAiChat => serde_json::to_vec(&OpenAiErrorResponse {
                 error: OpenAiError {
-                    message,
+                    message: self.renamed(&message),
                     kind: info.openai_type.to_owned(),
                     param: match error {
                         Error::WrongShape { path, .. } => Some(path.clone()).filter(|path| path != BODY),
+                        _ if self == Self::OpenAiChat && info.param == Some("prompt") => {
+                            Some("messages".to_owned())
+                        }
                         _ => info.param.map(str::to_owned),
                     },
                     code: info.code.map(str::to_owned),
@@ -49,6 +58,13 @@ impl Dialect {
             }),
         };
         body.unwrap_or_else(|_| b"{}".to_vec())
+    }
+
+    /// LoRAX's texts with the names that the caller of an OpenAI route wrote.
+    fn renamed(self, message: &str) -> String {
+        let prompt = if self == Self::OpenAiChat { "`messages`" } else { "`prompt`" };
+        let message = message.replace("`inputs`", prompt).replace("`max_new_tokens`", "`max_tokens`");
+        message.replace("`return_k_alternatives`", "`top_logprobs`")
     }
 }
 
@@ -120,17 +136,39 @@ fn describe(schema: &str) -> BTreeMap<String, RefOr<openapi::Response>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::validate::Invalid;
 
     #[test]
     fn v1_is_openai_and_the_rest_native() {
         for (path, dialect) in [
             ("/v1", Dialect::OpenAi),
-            ("/v1/chat/completions", Dialect::OpenAi),
+            ("/v1/completions", Dialect::OpenAi),
+            ("/v1/chat/completions", Dialect::OpenAiChat),
             ("/v10", Dialect::Native),
             ("/", Dialect::Native),
             ("/generate", Dialect::Native),
         ] {
             assert_eq!(Dialect::of_path(path), dialect, "{path}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_field_that_the_caller_wrote() {
+        let body = |dialect: Dialect, invalid: Invalid| {
+            let body = dialect.error_body(&invalid.into());
+            let error = serde_json::from_slice::<serde_json::Value>(&body).unwrap()["error"].take();
+            let text = error.as_str().or(error["message"].as_str()).unwrap().to_owned();
+            (text, error["param"].as_str().map(str::to_owned))
+        };
+        let new = || Invalid::MaxNewTokens;
+        let (text, param) = body(Dialect::OpenAi, new());
+        assert!(text.ends_with("`max_tokens` must be strictly positive"), "{text}");
+        assert_eq!(param.as_deref(), Some("max_tokens"));
+        assert!(body(Dialect::Native, new()).0.contains("`max_new_tokens`"));
+        for (dialect, field) in [(Dialect::OpenAi, "prompt"), (Dialect::OpenAiChat, "messages")] {
+            let (text, param) = body(dialect, Invalid::InputBytes { max: 1, given: 2 });
+            assert!(text.contains(&format!("`{field}` must have at most 1 bytes")), "{text}");
+            assert_eq!(param.as_deref(), Some(field));
         }
     }
 

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use tokio::time::timeout;
 
+use super::wire::Object;
 use crate::{app::AppState, config::Http, error::Error};
 
 /// The path of what is wrong with the body as a whole.
@@ -64,12 +65,8 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     let text = str::from_utf8(bytes).map_err(|error| Error::MalformedJson(error.to_string()))?;
-    // Serde would take a list for an object with its fields in order.
-    if text.trim_start().starts_with('[') {
-        return Err(Error::WrongShape { path: BODY.to_owned(), message: "expected an object".to_owned() });
-    }
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let Object(value) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         match error.inner().classify() {
             Category::Data => Error::WrongShape {
@@ -122,8 +119,10 @@ mod tests {
                 "{value}"
             );
         }
-        assert!(matches!(error(b"[1,2]"), Error::WrongShape { .. }));
-        assert!(matches!(error(b"7"), Error::WrongShape { path, .. } if path == "body"));
+        for body in ["[1,2]", "[{}]", "7", "null", "\"parameters\""] {
+            let Error::WrongShape { path, message } = error(body.as_bytes()) else { panic!("{body}") };
+            assert!(path == "body" && message.contains("expected an object"), "{body}: {message}");
+        }
     }
 
     #[test]

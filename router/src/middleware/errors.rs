@@ -23,7 +23,7 @@ pub async fn render_errors(request: Request, next: Next) -> Response {
     let body = dialect.error_body(error);
     *response.status_mut() = match dialect {
         Dialect::Native => info.native_status,
-        Dialect::OpenAi => info.openai_status,
+        Dialect::OpenAi | Dialect::OpenAiChat => info.openai_status,
     };
     *response.body_mut() = Body::from(body);
     let headers = response.headers_mut();

@@ -65,6 +65,36 @@ async fn an_empty_name_is_the_base_model() {
     assert_eq!(server.post("/generate", &body).await.ok().header("x-adapter-id"), "");
 }
 
+/// Serde takes a list for a struct, with its fields in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_no_object() {
+    let server = Server::new().await;
+    let user = json!({"role": "user", "content": "a"});
+    let message = |message: Value| json!({"model": "", "messages": [message]});
+    for (path, body, at) in [
+        ("/generate", json!(["a", {}, true]), "body"),
+        ("/generate", json!({"inputs": "a", "parameters": ["known/a"]}), "parameters"),
+        ("/", json!({"inputs": "a", "parameters": []}), "parameters"),
+        ("/tokenize", json!(["a"]), "body"),
+        ("/v1/completions", json!({"model": "", "prompt": "a", "stream_options": [true]}), "stream_options"),
+        (
+            "/v1/chat/completions",
+            json!({"model": "", "messages": [user], "stream_options": []}),
+            "stream_options",
+        ),
+        ("/v1/chat/completions", message(json!(["user", "a"])), "messages[0]"),
+        (
+            "/v1/chat/completions",
+            message(json!({"role": "user", "content": [["text", "a"]]})),
+            "messages[0].content",
+        ),
+    ] {
+        let reply = server.post(path, &body).await;
+        refused(&reply);
+        assert!(reply.text().contains(&format!("`{at}`")), "{path} {body}: {}", reply.text());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_are_not_text() {
     let server = Server::new().await;

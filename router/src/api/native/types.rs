@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    api::wire::{finite, finite_logprob},
+    api::wire::{finite, finite_logprob, object},
     infer::{Alternative, FinishReason, PromptToken, TokenOutput},
 };
 
@@ -13,7 +13,7 @@ use crate::{
 pub struct GenerateBody {
     #[schema(example = "What is LoRA?")]
     pub inputs: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub parameters: Option<GenerateParameters>,
     /// Read on `/` only.
     #[serde(default)]

@@ -4,7 +4,9 @@ pub mod chat;
 pub mod completions;
 pub mod models;
 
+mod answer;
 mod batch;
+mod body;
 mod params;
 mod reply;
 mod stream;

@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use crate::{api::adapter, error::Error, infer::AdapterRef, infer::Params, validate::Invalid};
+use crate::{api::adapter, error::Error, infer::AdapterRef, validate::Invalid};
 
 /// One stop sequence or several.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -23,56 +23,18 @@ pub struct StreamOptions {
     pub continuous_usage_stats: Option<bool>,
 }
 
-/// The fields that say how to sample and when to stop, by their names in a body.
-#[derive(Debug, Default)]
-pub(super) struct Sampling {
-    pub(super) max_tokens: Option<u32>,
-    pub(super) temperature: Option<f32>,
-    pub(super) top_p: Option<f32>,
-    pub(super) top_k: Option<i32>,
-    pub(super) frequency_penalty: Option<f32>,
-    pub(super) presence_penalty: Option<f32>,
-    pub(super) repetition_penalty: Option<f32>,
-    pub(super) logit_bias: Option<IndexMap<String, f32>>,
-    pub(super) seed: Option<u64>,
-    pub(super) stop: Option<StopField>,
-    pub(super) ignore_eos: bool,
-    pub(super) top_logprobs: u32,
-    pub(super) prompt_logprobs: Option<u32>,
+/// Biases by token id.
+pub(super) fn biases(given: Option<IndexMap<String, f32>>) -> Result<Vec<(u32, f32)>, Error> {
+    let bias = |(token, bias): (String, f32)| Some((token_id(&token)?, bias));
+    let biases = given.unwrap_or_default().into_iter().map(bias).collect::<Option<_>>();
+    biases.ok_or_else(|| parameter("logit_bias", "must have token ids as its keys"))
 }
 
-impl Sampling {
-    pub(super) fn into_params(self) -> Result<Params, Error> {
-        let temperature = self.temperature.unwrap_or(1.0);
-        let logit_bias = self.logit_bias.unwrap_or_default();
-        Ok(Params {
-            max_new_tokens: self.max_tokens,
-            do_sample: temperature != 0.0,
-            temperature: Some(temperature),
-            // 0 and -1 are how vLLM's clients write "off".
-            top_k: self.top_k.filter(|top_k| !matches!(top_k, 0 | -1)).map(Into::into),
-            top_p: self.top_p,
-            typical_p: None,
-            repetition_penalty: self.repetition_penalty,
-            frequency_penalty: self.frequency_penalty,
-            presence_penalty: self.presence_penalty,
-            logit_bias: logit_bias
-                .into_iter()
-                .map(|(token, bias)| token.parse().map(|token| (token, bias)))
-                .collect::<Result<_, _>>()
-                .map_err(|_| parameter("logit_bias", "must have token ids as its keys"))?,
-            seed: self.seed,
-            stop: match self.stop {
-                None => Vec::new(),
-                Some(StopField::One(stop)) => vec![stop],
-                Some(StopField::Many(stops)) => stops,
-            },
-            include_stop: false,
-            ignore_eos_token: self.ignore_eos,
-            truncate: None,
-            top_logprobs: (self.top_logprobs > 0).then_some(self.top_logprobs.into()),
-            prompt_logprobs: self.prompt_logprobs,
-        })
+pub(super) fn stops(given: Option<StopField>) -> Vec<String> {
+    match given {
+        None => Vec::new(),
+        Some(StopField::One(stop)) => vec![stop],
+        Some(StopField::Many(stops)) => stops,
     }
 }
 
@@ -100,6 +62,11 @@ pub(super) fn select_model(
     };
     let served = chosen.clone().unwrap_or_else(|| base.to_owned());
     Ok((adapter::adapter(chosen, adapter_source)?, served))
+}
+
+/// A token's id as the key of a bias: written in one way only, so that no token has two biases.
+fn token_id(key: &str) -> Option<u32> {
+    key.parse().ok().filter(|id: &u32| id.to_string() == key)
 }
 
 /// `n` within the server's bound.
@@ -149,23 +116,5 @@ mod tests {
         assert_eq!(select("base", Some("sql")), Ok(named("sql")));
         assert_eq!(select("sql", Some("sql")), Ok(named("sql")));
         assert!(select("sql", Some("law")).is_err());
-    }
-
-    #[test]
-    fn temperature_decides_whether_to_sample() {
-        let params = |temperature| Sampling { temperature, ..Sampling::default() }.into_params().unwrap();
-        assert!(params(None).do_sample);
-        assert_eq!(params(None).temperature, Some(1.0));
-        assert!(!params(Some(0.0)).do_sample);
-    }
-
-    #[test]
-    fn biases_are_keyed_by_token_id() {
-        let with = |key: &str| {
-            let logit_bias = Some(IndexMap::from_iter([(key.to_owned(), 1.5)]));
-            Sampling { logit_bias, ..Sampling::default() }.into_params().map(|params| params.logit_bias)
-        };
-        assert_eq!(with("50256"), Ok(vec![(50256, 1.5)]));
-        assert!(with("-1").is_err() && with("a").is_err() && with("4294967296").is_err());
     }
 }

@@ -4,57 +4,31 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::types::{ChatBody, Content, Message};
+use super::{
+    Chat,
+    types::{ChatBody, Content, Message},
+};
 use crate::{
     api::openai::{
-        StreamOptions,
-        params::{Sampling, choices, constrains, parameter, refuse, select_model},
+        answer::Plan,
+        params::{choices, constrains, parameter, refuse},
     },
     config::Config,
     error::Error,
     infer::{GenerateRequest, Prompt},
 };
 
-/// What is to be generated and how it is to be answered.
-pub(super) struct Plan {
-    pub(super) request: GenerateRequest,
-    pub(super) choices: usize,
-    /// Alternatives with each token; `None` answers no log-probabilities.
-    pub(super) logprobs: Option<usize>,
-    pub(super) stream: bool,
-    pub(super) stream_options: Option<StreamOptions>,
-    pub(super) model: String,
-    /// Of all messages.
-    pub(super) characters: usize,
-}
-
-pub(super) fn convert(body: ChatBody, config: &Config, request_id: Arc<str>) -> Result<Plan, Error> {
+pub(super) fn convert(
+    mut body: ChatBody,
+    config: &Config,
+    request_id: Arc<str>,
+) -> Result<Plan<Chat>, Error> {
     refuse_unsupported(&body)?;
     let logprobs = logprobs(body.logprobs == Some(true), body.top_logprobs, config.limits.max_alternatives)?;
     let choices = choices(body.n, config.limits.max_choices)?;
-    let (adapter, model) = select_model(
-        &config.model.model_id,
-        body.model,
-        body.adapter_id,
-        body.adapter_source.as_deref(),
-        body.merged_adapters.as_ref(),
-    )?;
-    let params = Sampling {
-        max_tokens: body.max_completion_tokens.or(body.max_tokens),
-        temperature: body.temperature,
-        top_p: body.top_p,
-        top_k: body.top_k,
-        frequency_penalty: body.frequency_penalty,
-        presence_penalty: body.presence_penalty,
-        repetition_penalty: body.repetition_penalty,
-        logit_bias: body.logit_bias,
-        seed: body.seed,
-        stop: body.stop,
-        ignore_eos: body.ignore_eos == Some(true) || body.ignore_eos_token == Some(true),
-        top_logprobs: logprobs.unwrap_or(0) as u32,
-        prompt_logprobs: None,
-    }
-    .into_params()?;
+    let (adapter, model) = body.select_model(&config.model.model_id)?;
+    let max_tokens = body.max_completion_tokens.or(body.max_tokens);
+    let params = body.params(max_tokens, logprobs.unwrap_or(0) as u32, None)?;
 
     if body.messages.is_empty() {
         return Err(parameter("messages", "cannot be empty"));
@@ -69,8 +43,16 @@ pub(super) fn convert(body: ChatBody, config: &Config, request_id: Arc<str>) -> 
     let add_generation_prompt = body.add_generation_prompt.unwrap_or(true);
     let prompt = Prompt::Chat { messages: Value::Array(messages), tools: None, add_generation_prompt };
     let request = GenerateRequest { prompt, adapter, params, request_id };
-    let (stream, stream_options) = (body.stream == Some(true), body.stream_options);
-    Ok(Plan { request, choices, logprobs, stream, stream_options, model, characters })
+    Ok(Plan {
+        prompts: vec![request],
+        generated: choices,
+        kept: choices,
+        stream: body.stream == Some(true),
+        stream_options: body.stream_options,
+        model,
+        characters,
+        shape: Chat { logprobs },
+    })
 }
 
 fn refuse_unsupported(body: &ChatBody) -> Result<(), Error> {
@@ -140,7 +122,10 @@ fn for_template(index: usize, message: Message, characters: &mut usize) -> Resul
         object.insert("name".to_owned(), name.into());
     }
     if let Some(calls) = tool_calls {
-        object.insert("tool_calls".to_owned(), calls.into_iter().map(parse_arguments).collect());
+        object.insert(
+            "tool_calls".to_owned(),
+            calls.into_iter().map(|call| parse_arguments(call.into())).collect(),
+        );
     }
     if let Some(id) = tool_call_id {
         object.insert("tool_call_id".to_owned(), id.into());

@@ -6,26 +6,23 @@ mod stream;
 mod types;
 
 use axum::{
-    Json as JsonBody,
     extract::{Extension, State},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 
-use self::{
-    convert::{Plan, convert},
-    stream::ChatChunks,
-};
+use self::{convert::convert, stream::ChatChunks};
 pub use types::*;
 
 use super::{
-    batch::{complete, fan_out, merge, start, usage},
+    Usage,
+    answer::{Shape, answer},
     reply::{FINGERPRINT, Head, finish_reason},
-    stream::Events,
 };
 use crate::{
-    api::{collect::Completed, error::OpenAiErrors, extract::Json, headers::Compute, sse},
+    api::{collect::Completed, error::OpenAiErrors, extract::Json},
     app::AppState,
     error::Error,
+    infer::Generation,
     middleware::RequestId,
 };
 
@@ -50,29 +47,36 @@ pub async fn chat_completions(
     Extension(RequestId(request_id)): Extension<RequestId>,
     Json(body): Json<ChatBody>,
 ) -> Result<Response, Error> {
-    let plan = convert(body, &state.config, request_id).inspect_err(|error| state.metrics.rejected(error))?;
-    let compute = Compute::start(&state, plan.request.adapter.clone(), plan.characters);
-    let Plan { request, choices, logprobs, stream, stream_options, model, .. } = plan;
-    let head = Head::new("chatcmpl", model);
-    let requests = fan_out(vec![request], choices);
-    if stream {
-        let generations = start(&state, requests).await?;
-        let events =
-            Events::new(ChatChunks::new(head, logprobs, choices), stream_options, &generations, choices);
-        return Ok(sse::respond(compute.stream_headers(), merge(generations).await?, events));
+    answer(&state, convert(body, &state.config, request_id)).await
+}
+
+struct Chat {
+    /// Alternatives with each token; `None` answers no log-probabilities.
+    logprobs: Option<usize>,
+}
+
+impl Shape for Chat {
+    const PREFIX: &'static str = "chatcmpl";
+    type Chunks = ChatChunks;
+    type Whole = ChatCompletion;
+
+    fn chunks(self, head: Head, generations: &[Generation]) -> ChatChunks {
+        ChatChunks::new(head, self.logprobs, generations.len())
     }
-    let completed = complete(&state, requests).await?;
-    let usage = usage(&completed, choices);
-    let headers = compute.headers(&completed, usage.prompt_tokens, usage.completion_tokens);
-    let choices = completed
-        .into_iter()
-        .enumerate()
-        .map(|(index, completed)| choice(index, completed, logprobs))
-        .collect();
-    let Head { id, created, model } = head;
-    let (object, system_fingerprint) = ("chat.completion", FINGERPRINT);
-    Ok((headers, JsonBody(ChatCompletion { id, object, created, model, system_fingerprint, choices, usage }))
-        .into_response())
+
+    fn whole(self, head: Head, choices: Vec<Completed>, usage: Usage) -> ChatCompletion {
+        let Head { id, created, model } = head;
+        let choices = choices.into_iter().enumerate();
+        ChatCompletion {
+            id,
+            object: "chat.completion",
+            created,
+            model,
+            system_fingerprint: FINGERPRINT,
+            choices: choices.map(|(index, completed)| choice(index, completed, self.logprobs)).collect(),
+            usage,
+        }
+    }
 }
 
 fn choice(index: usize, completed: Completed, logprobs: Option<usize>) -> ChatChoice {

@@ -2,118 +2,62 @@
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::api::{
-    openai::{StopField, StreamOptions, Usage, reply::UsageField},
-    wire::finite,
+    openai::{Usage, body::body, reply::UsageField},
+    wire::objects,
 };
 
-#[derive(Deserialize, ToSchema)]
-pub struct ChatBody {
-    /// The base model, or an adapter.
-    pub model: String,
-    pub messages: Vec<Message>,
-    /// All that the context has left, if neither this nor `max_tokens` is given.
-    #[serde(default)]
-    #[schema(minimum = 1)]
-    pub max_completion_tokens: Option<u32>,
-    #[serde(default)]
-    #[schema(minimum = 1)]
-    pub max_tokens: Option<u32>,
-    /// 1 if not given; 0 is greedy.
-    #[serde(default, deserialize_with = "finite")]
-    #[schema(minimum = 0.0)]
-    pub temperature: Option<f32>,
-    #[serde(default, deserialize_with = "finite")]
-    #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
-    pub top_p: Option<f32>,
-    #[serde(default, deserialize_with = "finite")]
-    #[schema(minimum = -2.0, maximum = 2.0)]
-    pub frequency_penalty: Option<f32>,
-    #[serde(default, deserialize_with = "finite")]
-    #[schema(minimum = -2.0, maximum = 2.0)]
-    pub presence_penalty: Option<f32>,
-    /// Added to the scores of tokens, by their ids.
-    #[serde(default)]
-    #[schema(value_type = Option<Object>)]
-    pub logit_bias: Option<IndexMap<String, f32>>,
-    #[serde(default)]
-    pub seed: Option<u64>,
-    #[serde(default)]
-    pub stop: Option<StopField>,
-    /// Choices.
-    #[serde(default)]
-    #[schema(minimum = 1)]
-    pub n: Option<u32>,
-    #[serde(default)]
-    pub logprobs: Option<bool>,
-    /// Alternatives with each token; needs `logprobs`.
-    #[serde(default)]
-    pub top_logprobs: Option<u32>,
-    #[serde(default)]
-    pub stream: Option<bool>,
-    #[serde(default)]
-    pub stream_options: Option<StreamOptions>,
-    /// Refused unless of type `text`.
-    #[serde(default)]
-    #[schema(value_type = Option<Object>)]
-    pub response_format: Option<Value>,
-    /// Refused unless empty.
-    #[serde(default)]
-    #[schema(value_type = Option<Vec<Object>>)]
-    pub tools: Option<Vec<Value>>,
-    /// Refused unless `none` or `auto`.
-    #[serde(default)]
-    #[schema(value_type = Option<Object>)]
-    pub tool_choice: Option<Value>,
-    /// Refused unless empty.
-    #[serde(default)]
-    #[schema(value_type = Option<Vec<Object>>)]
-    pub functions: Option<Vec<Value>>,
-    /// Refused unless `text` only.
-    #[serde(default)]
-    pub modalities: Option<Vec<String>>,
-    /// Refused: the template comes with the model.
-    #[serde(default)]
-    pub chat_template: Option<String>,
-    /// Refused unless empty.
-    #[serde(default)]
-    #[schema(value_type = Option<Object>)]
-    pub chat_template_kwargs: Option<IndexMap<String, Value>>,
-    /// LoRAX's; refused.
-    #[serde(default)]
-    pub tool_prompt: Option<String>,
-    /// LoRAX's; refused.
-    #[serde(default)]
-    pub guideline: Option<String>,
-    /// Extension: end the prompt where the assistant's turn begins. True if not given.
-    #[serde(default)]
-    pub add_generation_prompt: Option<bool>,
-    /// Extension: 0 and -1 are off.
-    #[serde(default)]
-    pub top_k: Option<i32>,
-    /// Extension.
-    #[serde(default, deserialize_with = "finite")]
-    #[schema(exclusive_minimum = 0.0)]
-    pub repetition_penalty: Option<f32>,
-    /// Extension: do not end at the model's end-of-sequence tokens.
-    #[serde(default)]
-    pub ignore_eos: Option<bool>,
-    /// Another name of `ignore_eos`.
-    #[serde(default)]
-    pub ignore_eos_token: Option<bool>,
-    /// Extension: the adapter, when `model` is the base model.
-    #[serde(default)]
-    pub adapter_id: Option<String>,
-    /// Extension.
-    #[serde(default)]
-    pub adapter_source: Option<String>,
-    /// Refused: merging adapters is not supported.
-    #[serde(default)]
-    #[schema(value_type = Option<Object>)]
-    pub merged_adapters: Option<Value>,
+body! {
+    pub struct ChatBody {
+        #[serde(deserialize_with = "objects")]
+        pub messages: Vec<Message>,
+        /// All that the context has left, if neither this nor `max_tokens` is given.
+        #[serde(default)]
+        #[schema(minimum = 1)]
+        pub max_completion_tokens: Option<u32>,
+        #[serde(default)]
+        #[schema(minimum = 1)]
+        pub max_tokens: Option<u32>,
+        #[serde(default)]
+        pub logprobs: Option<bool>,
+        /// Alternatives with each token; needs `logprobs`.
+        #[serde(default)]
+        pub top_logprobs: Option<u32>,
+        /// Refused unless empty.
+        #[serde(default)]
+        #[schema(value_type = Option<Vec<Object>>)]
+        pub tools: Option<Vec<Value>>,
+        /// Refused unless `none` or `auto`.
+        #[serde(default)]
+        #[schema(value_type = Option<Object>)]
+        pub tool_choice: Option<Value>,
+        /// Refused unless empty.
+        #[serde(default)]
+        #[schema(value_type = Option<Vec<Object>>)]
+        pub functions: Option<Vec<Value>>,
+        /// Refused unless `text` only.
+        #[serde(default)]
+        pub modalities: Option<Vec<String>>,
+        /// Refused: the template comes with the model.
+        #[serde(default)]
+        pub chat_template: Option<String>,
+        /// Refused unless empty.
+        #[serde(default)]
+        #[schema(value_type = Option<Object>)]
+        pub chat_template_kwargs: Option<IndexMap<String, Value>>,
+        /// LoRAX's; refused.
+        #[serde(default)]
+        pub tool_prompt: Option<String>,
+        /// LoRAX's; refused.
+        #[serde(default)]
+        pub guideline: Option<String>,
+        /// Extension: end the prompt where the assistant's turn begins. True if not given.
+        #[serde(default)]
+        pub add_generation_prompt: Option<bool>,
+    }
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -127,7 +71,7 @@ pub struct Message {
     /// Of an assistant's message.
     #[serde(default)]
     #[schema(value_type = Option<Vec<Object>>)]
-    pub tool_calls: Option<Vec<Value>>,
+    pub tool_calls: Option<Vec<Map<String, Value>>>,
     /// Of a tool's message.
     #[serde(default)]
     pub tool_call_id: Option<String>,
@@ -137,6 +81,7 @@ pub struct Message {
 #[serde(untagged, expecting = "expected a string or a list of content parts")]
 pub enum Content {
     Text(String),
+    #[serde(deserialize_with = "objects")]
     Parts(Vec<ContentPart>),
 }
 

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use super::types::{CompletionBody, PromptField};
+use super::{
+    Text,
+    types::{CompletionBody, PromptField},
+};
 use crate::{
     api::openai::{
-        StreamOptions,
+        answer::Plan,
         batch::MAX_SEQUENCES,
-        params::{Sampling, choices, constrains, parameter, refuse, select_model},
+        params::{choices, constrains, parameter, refuse},
     },
     config::Config,
     error::Error,
@@ -18,25 +21,11 @@ use crate::{
 /// OpenAI's default on this route.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
-/// What is to be generated and how it is to be answered.
-pub(super) struct Plan {
-    /// One request for each prompt.
-    pub(super) prompts: Vec<GenerateRequest>,
-    /// Sequences for each prompt, and how many of them are answered.
-    pub(super) generated: usize,
-    pub(super) kept: usize,
-    pub(super) echo: bool,
-    /// Only the prompt is answered: `echo` with no tokens to generate. One is generated and dropped.
-    pub(super) prompt_only: bool,
-    pub(super) logprobs: Option<u32>,
-    pub(super) stream: bool,
-    pub(super) stream_options: Option<StreamOptions>,
-    pub(super) model: String,
-    /// Of the prompts that came as text.
-    pub(super) characters: usize,
-}
-
-pub(super) fn convert(body: CompletionBody, config: &Config, request_id: &Arc<str>) -> Result<Plan, Error> {
+pub(super) fn convert(
+    mut body: CompletionBody,
+    config: &Config,
+    request_id: &Arc<str>,
+) -> Result<Plan<Text>, Error> {
     refuse(&[
         ("suffix", body.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()), "the model cannot infill"),
         ("response_format", constrains(body.response_format.as_ref()), "constrained output is not available"),
@@ -50,29 +39,10 @@ pub(super) fn convert(body: CompletionBody, config: &Config, request_id: &Arc<st
     }
     let echo = body.echo == Some(true);
     let prompt_only = echo && !stream && body.max_tokens == Some(0);
-    let (adapter, model) = select_model(
-        &config.model.model_id,
-        body.model,
-        body.adapter_id,
-        body.adapter_source.as_deref(),
-        body.merged_adapters.as_ref(),
-    )?;
-    let params = Sampling {
-        max_tokens: Some(if prompt_only { 1 } else { body.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS) }),
-        temperature: body.temperature,
-        top_p: body.top_p,
-        top_k: body.top_k,
-        frequency_penalty: body.frequency_penalty,
-        presence_penalty: body.presence_penalty,
-        repetition_penalty: body.repetition_penalty,
-        logit_bias: body.logit_bias,
-        seed: body.seed,
-        stop: body.stop,
-        ignore_eos: body.ignore_eos == Some(true) || body.ignore_eos_token == Some(true),
-        top_logprobs: body.logprobs.unwrap_or(0),
-        prompt_logprobs: body.logprobs.filter(|_| echo),
-    }
-    .into_params()?;
+    let (adapter, model) = body.select_model(&config.model.model_id)?;
+    let max_tokens = if prompt_only { 1 } else { body.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS) };
+    let prompt_logprobs = body.logprobs.filter(|_| echo);
+    let params = body.params(Some(max_tokens), body.logprobs.unwrap_or(0), prompt_logprobs)?;
 
     let (prompts, characters) = prompts(body.prompt);
     if prompts.is_empty() {
@@ -91,18 +61,15 @@ pub(super) fn convert(body: CompletionBody, config: &Config, request_id: &Arc<st
             request_id: request_id.clone(),
         })
         .collect();
-    let (logprobs, stream_options) = (body.logprobs, body.stream_options);
     Ok(Plan {
         prompts,
         generated,
         kept,
-        echo,
-        prompt_only,
-        logprobs,
         stream,
-        stream_options,
+        stream_options: body.stream_options,
         model,
         characters,
+        shape: Text { echo, prompt_only, logprobs: body.logprobs },
     })
 }
 

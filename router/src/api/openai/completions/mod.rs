@@ -6,26 +6,23 @@ mod stream;
 mod types;
 
 use axum::{
-    Json as JsonBody,
     extract::{Extension, State},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 
-use self::{
-    convert::{Plan, convert},
-    stream::CompletionChunks,
-};
+use self::{convert::convert, stream::CompletionChunks};
 pub use types::*;
 
 use super::{
-    batch::{complete, fan_out, merge, start, usage},
+    Usage,
+    answer::{Shape, answer},
     reply::{FINGERPRINT, Head, finish_reason},
-    stream::Events,
 };
 use crate::{
-    api::{collect::Completed, error::OpenAiErrors, extract::Json, headers::Compute, sse},
+    api::{collect::Completed, error::OpenAiErrors, extract::Json},
     app::AppState,
     error::Error,
+    infer::Generation,
     middleware::RequestId,
 };
 
@@ -50,65 +47,60 @@ pub async fn completions(
     Extension(RequestId(request_id)): Extension<RequestId>,
     Json(body): Json<CompletionBody>,
 ) -> Result<Response, Error> {
-    let plan =
-        convert(body, &state.config, &request_id).inspect_err(|error| state.metrics.rejected(error))?;
-    let adapter = plan.prompts.first().map(|request| request.adapter.clone()).unwrap_or_default();
-    let compute = Compute::start(&state, adapter, plan.characters);
-    let head = Head::new("cmpl", plan.model.clone());
-    if plan.stream {
-        let generations = start(&state, fan_out(plan.prompts, plan.generated)).await?;
-        let chunks = CompletionChunks::new(head, plan.echo, plan.logprobs, &generations);
-        let events = Events::new(chunks, plan.stream_options, &generations, plan.generated);
-        return Ok(sse::respond(compute.stream_headers(), merge(generations).await?, events));
-    }
-    let Plan { prompts, generated, kept, echo, prompt_only, logprobs, .. } = plan;
-    let mut completed = complete(&state, fan_out(prompts, generated)).await?;
-    if prompt_only {
-        completed.iter_mut().for_each(Completed::forget_output);
-    }
-    let usage = usage(&completed, generated);
-    let headers = compute.headers(&completed, usage.prompt_tokens, usage.completion_tokens);
-    let choices = best(completed, generated, kept)
-        .into_iter()
-        .enumerate()
-        .map(|(index, completed)| choice(index, completed, echo, logprobs))
-        .collect();
-    let Head { id, created, model } = head;
-    let (object, system_fingerprint) = ("text_completion", FINGERPRINT);
-    Ok((headers, JsonBody(Completion { id, object, created, model, system_fingerprint, choices, usage }))
-        .into_response())
+    answer(&state, convert(body, &state.config, &request_id)).await
 }
 
-/// Of each prompt's sequences those with the highest mean log-probability, best first; all, in their order, when as
-/// many are wanted as there are.
-fn best(completed: Vec<Completed>, generated: usize, kept: usize) -> Vec<Completed> {
-    if generated == kept {
-        return completed;
-    }
-    let mut completed = completed.into_iter();
-    let mut choices = Vec::new();
-    loop {
-        let mut of_prompt: Vec<_> = completed.by_ref().take(generated).collect();
-        if of_prompt.is_empty() {
-            return choices;
+struct Text {
+    echo: bool,
+    /// Only the prompt is answered: `echo` with no tokens to generate. One is generated and dropped.
+    prompt_only: bool,
+    /// Alternatives with each token; `None` answers no log-probabilities.
+    logprobs: Option<u32>,
+}
+
+impl Shape for Text {
+    const PREFIX: &'static str = "cmpl";
+    type Chunks = CompletionChunks;
+    type Whole = Completion;
+
+    fn trim(&self, completed: &mut Completed) {
+        if self.prompt_only {
+            completed.forget_output();
         }
-        of_prompt.sort_by(|a, b| b.mean_logprob().total_cmp(&a.mean_logprob()));
-        of_prompt.truncate(kept);
-        choices.append(&mut of_prompt);
+    }
+
+    fn chunks(self, head: Head, generations: &[Generation]) -> CompletionChunks {
+        CompletionChunks::new(head, self.echo, self.logprobs, generations)
+    }
+
+    fn whole(self, head: Head, choices: Vec<Completed>, usage: Usage) -> Completion {
+        let Head { id, created, model } = head;
+        let choices = choices.into_iter().enumerate();
+        Completion {
+            id,
+            object: "text_completion",
+            created,
+            model,
+            system_fingerprint: FINGERPRINT,
+            choices: choices.map(|(index, completed)| self.choice(index, completed)).collect(),
+            usage,
+        }
     }
 }
 
-fn choice(index: usize, completed: Completed, echo: bool, logprobs: Option<u32>) -> CompletionChoice {
-    let logprobs = logprobs.map(|count| {
-        let mut table = logprobs::Table::new(count);
-        if echo {
-            table.prompt(&completed.prompt, &completed.info.prompt_text);
-        }
-        for token in &completed.tokens {
-            table.token(token);
-        }
-        table.take()
-    });
-    let text = if echo { completed.info.prompt_text + &completed.text } else { completed.text };
-    CompletionChoice { index, text, logprobs, finish_reason: finish_reason(completed.reason) }
+impl Text {
+    fn choice(&self, index: usize, completed: Completed) -> CompletionChoice {
+        let logprobs = self.logprobs.map(|count| {
+            let mut table = logprobs::Table::new(count);
+            if self.echo {
+                table.prompt(&completed.prompt, &completed.info.prompt_text);
+            }
+            for token in &completed.tokens {
+                table.token(token);
+            }
+            table.take()
+        });
+        let text = if self.echo { completed.info.prompt_text + &completed.text } else { completed.text };
+        CompletionChoice { index, text, logprobs, finish_reason: finish_reason(completed.reason) }
+    }
 }

@@ -1,0 +1,95 @@
+//! What a body asks for, answered whole or streamed.
+
+use axum::{
+    Json as JsonBody,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use super::{
+    StreamOptions, Usage,
+    batch::{complete, fan_out, merge, start, usage},
+    reply::Head,
+    stream::{Chunks, Events},
+};
+use crate::{
+    api::{collect::Completed, headers::Compute, sse},
+    app::AppState,
+    error::Error,
+    infer::{GenerateRequest, Generation},
+};
+
+/// What is to be generated and how it is to be answered.
+pub(super) struct Plan<S> {
+    /// One request for each prompt.
+    pub(super) prompts: Vec<GenerateRequest>,
+    /// Sequences for each prompt, and how many of them are answered.
+    pub(super) generated: usize,
+    pub(super) kept: usize,
+    pub(super) stream: bool,
+    pub(super) stream_options: Option<StreamOptions>,
+    pub(super) model: String,
+    /// Of the prompts that came as text.
+    pub(super) characters: usize,
+    pub(super) shape: S,
+}
+
+/// How chat and completions write the same things.
+pub(super) trait Shape {
+    /// Begins an answer's id.
+    const PREFIX: &'static str;
+    type Chunks: Chunks;
+    type Whole: Serialize;
+
+    /// Leaves what is answered and counted of a sequence.
+    fn trim(&self, _completed: &mut Completed) {}
+
+    /// The chunks of a stream, of which each generation is a choice.
+    fn chunks(self, head: Head, generations: &[Generation]) -> Self::Chunks;
+
+    /// The answer in one piece, from the sequences that are its choices.
+    fn whole(self, head: Head, choices: Vec<Completed>, usage: Usage) -> Self::Whole;
+}
+
+pub(super) async fn answer<S: Shape>(
+    state: &AppState,
+    plan: Result<Plan<S>, Error>,
+) -> Result<Response, Error> {
+    let plan = plan.inspect_err(|error| state.metrics.rejected(error))?;
+    let Plan { prompts, generated, kept, stream, stream_options, model, characters, shape } = plan;
+    let adapter = prompts.first().map(|request| request.adapter.clone()).unwrap_or_default();
+    let compute = Compute::start(state, adapter, characters);
+    let head = Head::new(S::PREFIX, model);
+    let requests = fan_out(prompts, generated);
+    if stream {
+        let generations = start(state, requests).await?;
+        let chunks = shape.chunks(head, &generations);
+        let events = Events::new(chunks, stream_options, &generations, generated);
+        return Ok(sse::respond(compute.stream_headers(), merge(generations).await?, events));
+    }
+    let mut completed = complete(state, requests).await?;
+    completed.iter_mut().for_each(|completed| shape.trim(completed));
+    let usage = usage(&completed, generated);
+    let headers = compute.headers(&completed, usage.prompt_tokens, usage.completion_tokens);
+    let whole = shape.whole(head, best(completed, generated, kept), usage);
+    Ok((headers, JsonBody(whole)).into_response())
+}
+
+/// Of each prompt's sequences those with the highest mean log-probability, best first; all, in their order, when as
+/// many are wanted as there are.
+fn best(completed: Vec<Completed>, generated: usize, kept: usize) -> Vec<Completed> {
+    if generated == kept {
+        return completed;
+    }
+    let mut completed = completed.into_iter();
+    let mut choices = Vec::new();
+    loop {
+        let mut of_prompt: Vec<_> = completed.by_ref().take(generated).collect();
+        if of_prompt.is_empty() {
+            return choices;
+        }
+        of_prompt.sort_by(|a, b| b.mean_logprob().total_cmp(&a.mean_logprob()));
+        of_prompt.truncate(kept);
+        choices.append(&mut of_prompt);
+    }
+}

@@ -1,0 +1,167 @@
+//! The fields that the bodies of completions and chat have in common, and what becomes of them: written once.
+
+/// Defines a body: its own fields, then those in common. A macro, since `serde(flatten)` forgets which field was wrong.
+macro_rules! body {
+    (pub struct $name:ident { $($own:tt)* }) => {
+        #[derive(serde::Deserialize, utoipa::ToSchema)]
+        pub struct $name {
+            /// The base model, or an adapter.
+            pub model: String,
+            $($own)*
+            /// 1 if not given; 0 is greedy.
+            #[serde(default, deserialize_with = "crate::api::wire::finite")]
+            #[schema(minimum = 0.0)]
+            pub temperature: Option<f32>,
+            #[serde(default, deserialize_with = "crate::api::wire::finite")]
+            #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
+            pub top_p: Option<f32>,
+            /// Extension: 0 and -1 are off.
+            #[serde(default)]
+            pub top_k: Option<i32>,
+            #[serde(default, deserialize_with = "crate::api::wire::finite")]
+            #[schema(minimum = -2.0, maximum = 2.0)]
+            pub frequency_penalty: Option<f32>,
+            #[serde(default, deserialize_with = "crate::api::wire::finite")]
+            #[schema(minimum = -2.0, maximum = 2.0)]
+            pub presence_penalty: Option<f32>,
+            /// Extension.
+            #[serde(default, deserialize_with = "crate::api::wire::finite")]
+            #[schema(exclusive_minimum = 0.0)]
+            pub repetition_penalty: Option<f32>,
+            /// Added to the scores of tokens, by their ids.
+            #[serde(default)]
+            #[schema(value_type = Option<Object>)]
+            pub logit_bias: Option<indexmap::IndexMap<String, f32>>,
+            #[serde(default)]
+            pub seed: Option<u64>,
+            #[serde(default)]
+            pub stop: Option<$crate::api::openai::StopField>,
+            /// Choices for each prompt.
+            #[serde(default)]
+            #[schema(minimum = 1)]
+            pub n: Option<u32>,
+            #[serde(default)]
+            pub stream: Option<bool>,
+            #[serde(default, deserialize_with = "crate::api::wire::object")]
+            pub stream_options: Option<$crate::api::openai::StreamOptions>,
+            /// Refused unless of type `text`.
+            #[serde(default)]
+            #[schema(value_type = Option<Object>)]
+            pub response_format: Option<serde_json::Value>,
+            /// Extension: do not end at the model's end-of-sequence tokens.
+            #[serde(default)]
+            pub ignore_eos: Option<bool>,
+            /// Another name of `ignore_eos`.
+            #[serde(default)]
+            pub ignore_eos_token: Option<bool>,
+            /// Extension: the adapter, when `model` is the base model.
+            #[serde(default)]
+            pub adapter_id: Option<String>,
+            /// Extension.
+            #[serde(default)]
+            pub adapter_source: Option<String>,
+            /// Refused: merging adapters is not supported.
+            #[serde(default)]
+            #[schema(value_type = Option<Object>)]
+            pub merged_adapters: Option<serde_json::Value>,
+        }
+
+        impl $name {
+            /// How to sample and when to stop; how many tokens, and which are told, is said with fields that differ.
+            pub(in $crate::api::openai) fn params(
+                &mut self,
+                max_new_tokens: Option<u32>,
+                top_logprobs: u32,
+                prompt_logprobs: Option<u32>,
+            ) -> Result<$crate::infer::Params, $crate::error::Error> {
+                use $crate::api::openai::params;
+                let temperature = self.temperature.unwrap_or(1.0);
+                Ok($crate::infer::Params {
+                    max_new_tokens,
+                    do_sample: temperature != 0.0,
+                    temperature: Some(temperature),
+                    // 0 and -1 are how vLLM's clients write "off".
+                    top_k: self.top_k.filter(|top_k| !matches!(top_k, 0 | -1)).map(Into::into),
+                    top_p: self.top_p,
+                    typical_p: None,
+                    repetition_penalty: self.repetition_penalty,
+                    frequency_penalty: self.frequency_penalty,
+                    presence_penalty: self.presence_penalty,
+                    logit_bias: params::biases(self.logit_bias.take())?,
+                    seed: self.seed,
+                    stop: params::stops(self.stop.take()),
+                    include_stop: false,
+                    ignore_eos_token: self.ignore_eos == Some(true) || self.ignore_eos_token == Some(true),
+                    truncate: None,
+                    top_logprobs: (top_logprobs > 0).then_some(top_logprobs.into()),
+                    prompt_logprobs,
+                })
+            }
+
+            /// The weights that are asked for, and the name to answer with.
+            pub(in $crate::api::openai) fn select_model(
+                &mut self,
+                base: &str,
+            ) -> Result<($crate::infer::AdapterRef, String), $crate::error::Error> {
+                $crate::api::openai::params::select_model(
+                    base,
+                    std::mem::take(&mut self.model),
+                    self.adapter_id.take(),
+                    self.adapter_source.as_deref(),
+                    self.merged_adapters.as_ref(),
+                )
+            }
+        }
+    };
+}
+
+pub(super) use body;
+
+#[cfg(test)]
+#[expect(dead_code, unreachable_pub, reason = "a body of which only the parameters are read")]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::{error::Error, infer::Params};
+
+    super::body! {
+        pub struct Plain {}
+    }
+
+    fn params(fields: Value) -> Result<Params, Error> {
+        let mut body = json!({"model": ""});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        serde_json::from_value::<Plain>(body).unwrap().params(None, 0, None)
+    }
+
+    #[test]
+    fn temperature_decides_whether_to_sample() {
+        let asked = params(json!({})).unwrap();
+        assert_eq!((asked.do_sample, asked.temperature), (true, Some(1.0)));
+        assert!(!params(json!({"temperature": 0})).unwrap().do_sample);
+    }
+
+    #[test]
+    fn off_has_several_names() {
+        for off in [json!(null), json!(0), json!(-1)] {
+            assert_eq!(params(json!({"top_k": off})).unwrap().top_k, None);
+        }
+        assert_eq!(
+            params(json!({"top_k": -2})).unwrap().top_k,
+            Some(-2),
+            "refused later, and not taken for off"
+        );
+        for name in ["ignore_eos", "ignore_eos_token"] {
+            assert!(params(json!({name: true})).unwrap().ignore_eos_token, "{name}");
+        }
+    }
+
+    #[test]
+    fn biases_are_keyed_by_token_id() {
+        let with = |key: &str| params(json!({"logit_bias": {key: 1.5}})).map(|params| params.logit_bias);
+        assert_eq!(with("50256"), Ok(vec![(50256, 1.5)]));
+        for key in ["-1", "a", "", " 1", "+1", "01", "1.0", "4294967296"] {
+            assert!(with(key).is_err(), "{key}");
+        }
+    }
+}
