@@ -199,7 +199,18 @@ impl Harness {
     pub async fn generate(&self, request: GenerateRequest) -> Result<Collected, Error> {
         let whole = async { collect(self.state.infer.generate(request).await?).await };
         let outcome = timeout(Duration::from_secs(30), whole).await;
-        outcome.unwrap_or_else(|_| panic!("a request hangs: {:?}", self.state.metrics.engine()))
+        outcome.unwrap_or_else(|_| panic!("a request hangs: {}", self.held()))
+    }
+
+    /// Everything that holds something for a request, for a test that fails.
+    fn held(&self) -> String {
+        let shard = self.sims.first().and_then(Option::as_ref).map(SimShard::control);
+        format!(
+            "{:?}\n{:?}\n{:?}\n{shard:?}",
+            *self.state.readiness.borrow(),
+            self.state.metrics.engine(),
+            self.state.registry.stats()
+        )
     }
 
     /// The tokens of a right answer.
@@ -229,7 +240,7 @@ impl Harness {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("still held: {:?} {:?}", self.state.metrics.engine().stats, self.state.registry.stats());
+        panic!("still held: {}", self.held());
     }
 }
 
