@@ -79,7 +79,7 @@ def test_p1_a_killed_shard_ends_its_requests_and_comes_back(server: Server) -> N
     running(server, 4)
     killed = server.shards()[0]
     killed.kill()
-    until(lambda: server.health() == 503, 1.5, "readiness false", every=0.01)
+    until(lambda: server.health() == 503, 1, "readiness false", every=0.01)
     ends = requests.join(3)
     assert set(ends) <= {"502", "503", "error event"}, ends
     server.wait_ready(60)
@@ -95,7 +95,7 @@ def test_p1_kills_at_random_times_lose_nothing(server: Server) -> None:
         time.sleep(chance.uniform(0.0, 0.5))
         for shard in server.shards():
             shard.kill()
-        until(lambda: server.health() == 503, 1.5, "readiness false", every=0.01)
+        until(lambda: server.health() == 503, 1, "readiness false", every=0.01)
         assert len(requests.join(8)) == 6
         server.wait_ready(60)
         assert token_ids(server.generate("stable", "a5")) == expected

@@ -1,20 +1,16 @@
-"""Adapter directories that must be refused: each maker writes one below a root; its entry says what the
-refusal names.
-"""
+"""The table of adapter directories that must be refused, with what each refusal names."""
 
 from __future__ import annotations
 
 import json
-import os
-import pickle
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 
+from support import bad_adapters as bad
 from support.models import adapter_config, adapter_tensors, write_adapter
 
 
@@ -28,110 +24,39 @@ class Bad:
     statuses: tuple[int, ...] = (422,)
 
 
-def _weights(directory: Path, data: bytes) -> None:
-    write_adapter(directory)
-    (directory / "adapter_model.safetensors").write_bytes(data)
-
-
-def _config(directory: Path, text: str | bytes) -> None:
-    write_adapter(directory)
-    (directory / "adapter_config.json").write_bytes(text.encode() if isinstance(text, str) else text)
-
-
-def _tensors(directory: Path, **changed: torch.Tensor) -> None:
-    """The good tensors with some replaced; a dot in a name is written as two underscores."""
-    tensors = adapter_tensors(4, 0)
-    prefix = "base_model.model.model.layers.0.self_attn."
-    tensors |= {prefix + name.replace("__", "."): value for name, value in changed.items()}
-    write_adapter(directory, tensors=tensors)
-
-
-def _without(directory: Path, file: str) -> None:
-    write_adapter(directory)
-    (directory / file).unlink()
-
-
-def _good() -> bytes:
-    return save(adapter_tensors(4, 0))
-
-
-def _header(header: object, body: bytes = b"") -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + body
-
-
-def _sparse(path: Path, size: int) -> None:
-    with path.open("wb") as file:
-        file.truncate(size)
-
-
-def _sparse_config(directory: Path) -> None:
-    write_adapter(directory)
-    _sparse(directory / "adapter_config.json", 1 << 30)
-
-
-def _fifo(directory: Path) -> None:
-    write_adapter(directory)
-    (directory / "adapter_model.safetensors").unlink()
-    os.mkfifo(directory / "adapter_model.safetensors")
-
-
-def _link(directory: Path, kind: str) -> None:
-    outside = directory.parent.parent / "outside"
-    if not outside.exists():
-        write_adapter(outside)
-    if kind == "directory":
-        directory.symlink_to(outside)
-        return
-    write_adapter(directory)
-    weights = directory / "adapter_model.safetensors"
-    weights.unlink()
-    weights.symlink_to(outside / "adapter_model.safetensors")
-
-
-class _Canary:
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (open, (self.path, "w"))
-
-
-def _pickle_only(directory: Path) -> None:
-    write_adapter(directory)
-    (directory / "adapter_model.safetensors").unlink()
-    (directory / "adapter_model.bin").write_bytes(pickle.dumps(_Canary(str(directory / "canary"))))
-
-
 NAN = torch.full((4, 64), float("nan"))
+INT8 = torch.zeros(4, 64, dtype=torch.int8)
 INF = torch.zeros(4, 64).index_fill(1, torch.tensor([3]), float("inf"))
+
+# A tensor without elements, as a header has it.
+NOTHING = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 
 CORPUS: list[Bad] = [
     Bad("missing", lambda d: None, "adapter", (404,)),
     Bad("empty", lambda d: d.mkdir(), "adapter_config.json", (404, 422)),
-    Bad("no-config", lambda d: _without(d, "adapter_config.json"), "adapter_config.json", (404, 422)),
+    Bad("no-config", lambda d: bad.without(d, "adapter_config.json"), "adapter_config.json", (404, 422)),
     Bad(
         "no-weights",
-        lambda d: _without(d, "adapter_model.safetensors"),
+        lambda d: bad.without(d, "adapter_model.safetensors"),
         "adapter_model.safetensors",
         (404, 422),
     ),
-    Bad("config-not-json", lambda d: _config(d, "{r: 4"), "json"),
-    Bad("config-a-list", lambda d: _config(d, "[]"), "object"),
-    Bad("config-1gb", _sparse_config, "adapter_config.json", (413, 422)),
-    Bad("config-utf16", lambda d: _config(d, json.dumps(adapter_config(4)).encode("utf-16")), "utf-8"),
-    Bad("config-dup-keys", lambda d: _config(d, '{"r": 4, "r": 8}'), "twice"),
+    Bad("config-not-json", lambda d: bad.config(d, "{r: 4"), "json"),
+    Bad("config-a-list", lambda d: bad.config(d, "[]"), "object"),
+    Bad("config-1gb", bad.sparse_config, "adapter_config.json", (413, 422)),
+    Bad("config-utf16", lambda d: bad.config(d, json.dumps(adapter_config(4)).encode("utf-16")), "utf-8"),
+    Bad("config-dup-keys", lambda d: bad.config(d, '{"r": 4, "r": 8}'), "twice"),
     Bad("config-nan-alpha", lambda d: write_adapter(d, lora_alpha=float("nan")), "nan"),
-    Bad("truncated", lambda d: _weights(d, _good()[:-7]), "adapter_model.safetensors"),
-    Bad("empty-weights", lambda d: _weights(d, b""), "adapter_model.safetensors"),
-    Bad("trailing", lambda d: _weights(d, _good() + b"\0" * 8), "adapter_model.safetensors"),
-    Bad("header-huge", lambda d: _weights(d, struct.pack("<Q", 1 << 40) + b"{}"), "header"),
-    Bad("header-not-json", lambda d: _weights(d, _header(b"not json")), "header"),
+    Bad("truncated", lambda d: bad.weights(d, bad.good()[:-7]), "adapter_model.safetensors"),
+    Bad("empty-weights", lambda d: bad.weights(d, b""), "adapter_model.safetensors"),
+    Bad("trailing", lambda d: bad.weights(d, bad.good() + b"\0" * 8), "adapter_model.safetensors"),
+    Bad("header-huge", lambda d: bad.weights(d, struct.pack("<Q", 1 << 40) + b"{}"), "header"),
+    Bad("header-not-json", lambda d: bad.weights(d, bad.header(b"not json")), "header"),
     Bad(
         "header-dup",
-        lambda d: _weights(
+        lambda d: bad.weights(
             d,
-            _header(
+            bad.header(
                 b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},'
                 b'"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
             ),
@@ -140,21 +65,21 @@ CORPUS: list[Bad] = [
     ),
     Bad(
         "header-many",
-        lambda d: _weights(
+        lambda d: bad.weights(
             d,
-            _header({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(30_000)}),
+            bad.header({f"t{i}": NOTHING for i in range(30_000)}),
         ),
         "tensors",
     ),
     Bad(
         "header-name",
-        lambda d: _weights(d, _header({"../x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}})),
+        lambda d: bad.weights(d, bad.header({"../x": NOTHING})),
         "name",
     ),
     Bad(
         "header-hole",
-        lambda d: _weights(
-            d, _header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"\0" * 8)
+        lambda d: bad.weights(
+            d, bad.header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"\0" * 8)
         ),
         "a",
     ),
@@ -163,8 +88,8 @@ CORPUS: list[Bad] = [
         lambda d: write_adapter(d, base_model_name_or_path="meta-llama/Llama-3.1-8B-Instruct"),
         "llama-3.1-8b",
     ),
-    Bad("wrong-shape-a", lambda d: _tensors(d, q_proj__lora_A__weight=torch.zeros(4, 63)), "q_proj"),
-    Bad("wrong-shape-b", lambda d: _tensors(d, v_proj__lora_B__weight=torch.zeros(33, 4)), "v_proj"),
+    Bad("wrong-shape-a", lambda d: bad.tensors(d, q_proj__lora_A__weight=torch.zeros(4, 63)), "q_proj"),
+    Bad("wrong-shape-b", lambda d: bad.tensors(d, v_proj__lora_B__weight=torch.zeros(33, 4)), "v_proj"),
     Bad("rank-mismatch", lambda d: write_adapter(d, rank=8, tensors=adapter_tensors(4, 0)), "rank"),
     Bad("rank-zero", lambda d: write_adapter(d, r=0), "r"),
     Bad("rank-negative", lambda d: write_adapter(d, r=-1), "r"),
@@ -197,26 +122,30 @@ CORPUS: list[Bad] = [
         ),
         "layers.99",
     ),
-    Bad("nan", lambda d: _tensors(d, q_proj__lora_A__weight=NAN), "q_proj"),
-    Bad("inf", lambda d: _tensors(d, q_proj__lora_A__weight=INF), "q_proj"),
-    Bad("int8", lambda d: _tensors(d, q_proj__lora_A__weight=torch.zeros(4, 64, dtype=torch.int8)), "q_proj"),
+    Bad("nan", lambda d: bad.tensors(d, q_proj__lora_A__weight=NAN), "q_proj"),
+    Bad("inf", lambda d: bad.tensors(d, q_proj__lora_A__weight=INF), "q_proj"),
+    Bad(
+        "int8",
+        lambda d: bad.tensors(d, q_proj__lora_A__weight=torch.zeros(4, 64, dtype=torch.int8)),
+        "q_proj",
+    ),
     Bad("dora", lambda d: write_adapter(d, use_dora=True), "use_dora"),
     Bad("bias", lambda d: write_adapter(d, bias="all"), "bias"),
     Bad("modules-to-save", lambda d: write_adapter(d, modules_to_save=["lm_head"]), "modules_to_save"),
     Bad("ia3", lambda d: write_adapter(d, peft_type="IA3"), "peft_type"),
     Bad("fan-in-fan-out", lambda d: write_adapter(d, fan_in_fan_out=True), "fan_in_fan_out"),
     Bad("unknown-option", lambda d: write_adapter(d, use_magic=True), "use_magic"),
-    Bad("pickle", _pickle_only, "safetensors", (404, 415, 422)),
-    Bad("link-directory", lambda d: _link(d, "directory"), "", (404, 422)),
-    Bad("link-file", lambda d: _link(d, "file"), "", (404, 422)),
-    Bad("fifo", _fifo, "adapter_model.safetensors", (404, 422)),
+    Bad("pickle", bad.pickle_only, "safetensors", (404, 415, 422)),
+    Bad("link-directory", lambda d: bad.link(d, "directory"), "", (404, 422)),
+    Bad("link-file", lambda d: bad.link(d, "file"), "", (404, 422)),
+    Bad("fifo", bad.fifo, "adapter_model.safetensors", (404, 422)),
 ]
 
 
 def write_corpus(root: Path) -> None:
     """Every bad adapter as `root/NAME`."""
-    for bad in CORPUS:
-        bad.make(root / bad.name)
+    for entry in CORPUS:
+        entry.make(root / entry.name)
 
 
 TRAVERSAL = [
