@@ -125,6 +125,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_a_writer_that_died_is_cleaned_up(tmp_path: Path) -> None:
     lib = build.library(tmp_path)
     publish(tmp_path / "root", "a", 0)

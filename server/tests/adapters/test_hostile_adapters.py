@@ -287,10 +287,11 @@ def test_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "root/t").mkdir()
     spoil(tmp_path / "root/t/a")
     opened.clear()
-    before = time.perf_counter()
+    before = time.thread_time()
     with pytest.raises(InvalidAdapterError, match=phrase) as raised:
         lib.stage(build.fetch(lib, "t/a"))
-    assert time.perf_counter() - before < 1  # 0.05 s on an idle machine, except for one expression
+    # Of the processor, whatever else it does: 0.05 s, except for one expression.
+    assert time.thread_time() - before < 1
     tracemalloc.start()  # in a second run: tracing is slow
     with pytest.raises(InvalidAdapterError, match=phrase):
         lib.stage(build.fetch(lib, "t/a"))

@@ -10,6 +10,7 @@ import pytest
 from lorikeet_server.kernels import abi, build, registry
 
 
+@pytest.mark.slow
 def test_concurrent_builds_make_one_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks start at once on a machine without a cache. A tiny source tree keeps it short."""
     sources = tmp_path / "sources"

@@ -62,6 +62,7 @@ def wait_serving(directory: Path) -> grpc.Channel:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_serves_until_sigterm(started: "subprocess.Popen[str]", tmp_path: Path) -> None:
     stub: Any = rpc.ShardStub(wait_serving(tmp_path))  # type: ignore[no-untyped-call]
     info = stub.Info(pb.InfoRequest())
@@ -78,6 +79,7 @@ def test_serves_until_sigterm(started: "subprocess.Popen[str]", tmp_path: Path) 
     assert any("loaded tiny as float32" in record["message"] for record in records)
 
 
+@pytest.mark.slow
 def test_ends_with_its_parent(model: Path, tmp_path: Path) -> None:
     start = f"subprocess.Popen({command(model, tmp_path)!r}, stdout=subprocess.DEVNULL)"
     script = f"import subprocess, time; print({start}.pid, flush=True); time.sleep(600)"
@@ -130,6 +132,7 @@ def test_refuses_a_path_that_exists(model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "socket").is_symlink()
 
 
+@pytest.mark.slow
 def test_doctor(tmp_path: Path) -> None:
     done = run([sys.executable, "-m", "lorikeet_server", "doctor", "--json"])
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}

@@ -18,6 +18,7 @@ ARCHITECTURES = ("80", "90")
 REPORT = re.compile(r"Compiling entry function '(\S+)' for '(sm_\d+)'.*?(\d+) bytes spill stores", re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", sorted(SOURCES.rglob("*.cu")), ids=lambda path: path.stem)
 def test_compiles_without_spills(source: Path, tmp_path: Path) -> None:
     toolkit = cuda_toolkit()
