@@ -7,23 +7,7 @@ mod sim;
 use std::time::Duration;
 
 use lorikeet_engine::{EngineConfig, FailureReason, FinishReason};
-use sim::{Driver, Faults, Job, Outcome, digest};
-
-fn config() -> EngineConfig {
-    EngineConfig {
-        block_size: 4,
-        num_blocks: 256,
-        max_sequences: 8,
-        max_step_tokens: 64,
-        adapter_slots: 2,
-        adapter_bytes: 4,
-        synchronous_moves: true,
-        max_queued_requests: 1000,
-        max_queued_tokens: 100_000,
-        max_steps_in_flight: 2,
-        prefix_cache: true,
-    }
-}
+use sim::{Driver, Faults, Job, Outcome, config, digest};
 
 fn job(adapter: usize, max_new_tokens: u32) -> Job {
     Job { adapter: Some(adapter), prompt: vec![1, 2, 3], max_new_tokens, ..Job::default() }

@@ -13,19 +13,7 @@ use lorikeet_proto::v1::StepResult;
 use sim::{Driver, Faults, Job, Outcome};
 
 fn config() -> EngineConfig {
-    EngineConfig {
-        block_size: 4,
-        num_blocks: 256,
-        max_sequences: 8,
-        max_step_tokens: 32,
-        adapter_slots: 2,
-        adapter_bytes: 4,
-        synchronous_moves: true,
-        max_queued_requests: 1000,
-        max_queued_tokens: 100_000,
-        max_steps_in_flight: 2,
-        prefix_cache: true,
-    }
+    EngineConfig { max_step_tokens: 32, ..sim::config() }
 }
 
 /// A prompt of distinct content.

@@ -130,17 +130,24 @@ def test_a_new_stream_ends_the_old_one_and_starts_clean(warm: Shard) -> None:
     assert len(new.execute(pb.Step(decode=pb.Decode(slot=[0], new_blocks=[0]))).token) == 1
 
 
-def test_a_client_that_leaves(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cancelled stream does not run what it had sent, and leaves nothing for the next."""
-    ran, gate = [], threading.Event()
-    execute = warm.engine.execute
+def held_steps(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], threading.Event]:
+    """The steps that have begun from now on, and the gate that they wait at."""
+    ran: list[int] = []
+    gate = threading.Event()
+    execute = shard.engine.execute
 
-    def slow(step: pb.Step) -> pb.StepResult:
+    def held(step: pb.Step) -> pb.StepResult:
         ran.append(step.id)
         gate.wait(10)
         return execute(step)
 
-    monkeypatch.setattr(warm.engine, "execute", slow)
+    monkeypatch.setattr(shard.engine, "execute", held)
+    return ran, gate
+
+
+def test_a_client_that_leaves(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancelled stream does not run what it had sent, and leaves nothing for the next."""
+    ran, gate = held_steps(warm, monkeypatch)
     gone = warm.open()
     for number in (1, 2):
         gone.send(pb.Step(id=number))
@@ -171,15 +178,7 @@ def test_a_refused_step_ends_the_stream_with_its_reason(warm: Shard) -> None:
 
 
 def test_steps_of_an_ended_stream_do_not_run(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran, gate = [], threading.Event()
-    execute = warm.engine.execute
-
-    def slow(step: pb.Step) -> pb.StepResult:
-        ran.append(step.id)
-        gate.wait(10)
-        return execute(step)
-
-    monkeypatch.setattr(warm.engine, "execute", slow)
+    ran, gate = held_steps(warm, monkeypatch)
     old = warm.open()
     for number in (1, 2, 3):
         old.send(pb.Step(id=number))
@@ -266,18 +265,10 @@ def test_a_full_store_has_another_code_than_an_adapter_that_never_fits(
 
 
 def test_calls_are_answered_while_a_step_runs(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, running = threading.Event(), threading.Event()
-    execute = warm.engine.execute
-
-    def slow(step: pb.Step) -> pb.StepResult:
-        running.set()
-        gate.wait(10)
-        return execute(step)
-
-    monkeypatch.setattr(warm.engine, "execute", slow)
+    ran, gate = held_steps(warm, monkeypatch)
     stream = warm.open()
     stream.send(pb.Step(id=1))
-    assert running.wait(10)
+    wait_for(lambda: ran == [1])
     assert warm.stub.Info(pb.InfoRequest(), timeout=5).rank == 0
     health = health_pb2_grpc.HealthStub(warm.channel)
     answer = health.Check(health_pb2.HealthCheckRequest(), timeout=5)
