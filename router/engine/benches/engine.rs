@@ -6,7 +6,7 @@
 use std::{hint::black_box, sync::Arc, time::Duration};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use lorikeet_engine::{AdapterId, Engine, EngineConfig, Priority, Request, RequestId, TenantId};
+use lorikeet_engine::{Engine, EngineConfig, Priority, Request, RequestId, TenantId};
 use lorikeet_proto::v1::{Sampling, Step, StepResult};
 
 const ADAPTERS: u32 = 32;
@@ -129,7 +129,7 @@ fn prefix(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("prefix");
     for tokens in [256, 4096] {
         let mut load = Load::new(EngineConfig { num_blocks: 4096, ..config(8) });
-        load.adapters.truncate(1);
+        load.digests.truncate(1);
         group.bench_function(BenchmarkId::new("cached prompt, one token", tokens), |bencher| {
             bencher.iter(|| {
                 load.submit((0..tokens).collect(), 1);

@@ -68,7 +68,9 @@ pub(super) async fn answer<S: Shape>(
         return Ok(sse::respond(compute.stream_headers(), merge(generations).await?, events));
     }
     let mut completed = complete(state, requests).await?;
-    completed.iter_mut().for_each(|completed| shape.trim(completed));
+    for sequence in &mut completed {
+        shape.trim(sequence);
+    }
     let usage = usage(&completed, generated);
     let headers = compute.headers(&completed, usage.prompt_tokens, usage.completion_tokens);
     let whole = shape.whole(head, best(completed, generated, kept), usage);

@@ -128,10 +128,9 @@ mod tests {
         pub struct Plain {}
     }
 
-    fn params(fields: Value) -> Result<Params, Error> {
-        let mut body = json!({"model": ""});
-        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        serde_json::from_value::<Plain>(body).unwrap().params(None, 0, None)
+    fn params(mut fields: Value) -> Result<Params, Error> {
+        fields["model"] = "".into();
+        serde_json::from_value::<Plain>(fields).unwrap().params(None, 0, None)
     }
 
     #[test]
