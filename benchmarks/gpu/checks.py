@@ -14,6 +14,7 @@ from golden_answers import agreement
 from lock_environment import cuda_toolkit
 from machine import ROOT, CheckError, Machine
 from scale import DRY, REAL
+from served import FIRST_START
 from support.server import Server
 
 Rows = list[dict[str, Any]]
@@ -82,7 +83,8 @@ def smollm2(machine: Machine) -> Rows:
     machine.python("-m", "pytest", "-q", "-x", "integration-tests/oracle/test_served.py")
     rows: Rows = [{"dtype": "float32", "tokens": "all", "equal": "all", "worst log-probability": "< 1e-3"}]
     for dtype in ("float16", "bfloat16"):
-        server = Server("smollm2", [EXAMPLES], ["--dtype", dtype], machine.environment)
+        options = ["--dtype", dtype]
+        server = Server("smollm2", [EXAMPLES], options, machine.environment, ready_within=FIRST_START)
         try:
             with server:
                 rows.append({"dtype": dtype, **agreement(server, dtype)})

@@ -17,6 +17,7 @@ from support.server import Server
 
 NAME = "Lorikeet"
 GIB = 1 << 30
+FIRST_START = 450.0  # seconds: FlashInfer compiles its kernels then
 
 
 def random_adapters(
@@ -45,7 +46,11 @@ def serving(machine: Machine, scale: Scale, adapters: Path) -> Iterator[Target]:
     }
     words = [str(word) for pair in flags.items() for word in pair]
     server = Server(
-        str(scale.model(machine.work)), [adapters], [*words, "--disable-prefix-cache"], machine.environment
+        str(scale.model(machine.work)),
+        [adapters],
+        [*words, "--disable-prefix-cache"],
+        machine.environment,
+        ready_within=FIRST_START,
     )
     try:
         with server:
