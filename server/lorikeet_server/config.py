@@ -14,6 +14,7 @@ RANK = "RANK"  # this shard's rank, default 0
 WORLD_SIZE = "WORLD_SIZE"  # shards in the group, default 1
 MASTER_ADDR = "MASTER_ADDR"  # where rank 0 listens, default 127.0.0.1
 MASTER_PORT = "MASTER_PORT"  # its port; required when WORLD_SIZE > 1
+LOCAL_RANK = "LOCAL_RANK"  # this shard's number on its machine, which names its GPU; default RANK
 OMP_NUM_THREADS = "OMP_NUM_THREADS"  # threads of the compute kernels, unless --threads says otherwise
 LOG_LEVEL = "LOG_LEVEL"  # least level of log records; debug or trace shows details
 GOMP_SPINCOUNT = "GOMP_SPINCOUNT"  # how long an idle kernel thread spins before it sleeps
@@ -44,7 +45,7 @@ class Dtype(StrEnum):
 
 
 class Device(StrEnum):
-    """Where the model runs. `auto` takes the fastest device that this build has kernels for."""
+    """Where the model runs. `auto` takes CUDA where torch sees a device, else the CPU."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -59,16 +60,19 @@ class GroupConfig:
     world_size: int
     address: str
     port: int
+    local_rank: int
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "GroupConfig":
         """Raises ConfigError naming the variable."""
         size = _integer(environment, WORLD_SIZE, 1, 1, 1024)
+        rank = _integer(environment, RANK, 0, 0, size - 1)
         return cls(
-            rank=_integer(environment, RANK, 0, 0, size - 1),
+            rank=rank,
             world_size=size,
             address=environment.get(MASTER_ADDR, "127.0.0.1"),
             port=_integer(environment, MASTER_PORT, None if size > 1 else 0, 0, 65535),
+            local_rank=_integer(environment, LOCAL_RANK, rank, 0, size - 1),
         )
 
 
@@ -88,8 +92,6 @@ class ServeConfig:
     group: GroupConfig
 
     def __post_init__(self) -> None:
-        if self.device is Device.CUDA:
-            raise ConfigError("--device cuda: this build has no CUDA kernels; use --device cpu")
         if os.path.lexists(self.uds_path):
             # Not ours to remove, and not to be trusted: another user may have put it there.
             raise ConfigError(f"--uds-path {self.uds_path} exists already; use a fresh directory")

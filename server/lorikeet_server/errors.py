@@ -74,6 +74,17 @@ class NotReadyError(LorikeetError):
     code = "FAILED_PRECONDITION"
 
 
+class DeviceError(LorikeetError):
+    """The device has failed. Nothing on it can be trusted or used again by this process, which ends."""
+
+    code = "UNAVAILABLE"
+
+    @classmethod
+    def of(cls, error: Exception) -> "DeviceError":
+        """The first line of what the runtime says; the rest is advice on debugging it."""
+        return cls(f"the device has failed: {str(error).splitlines()[0]}; see dmesg and nvidia-smi -q")
+
+
 class ProtocolError(LorikeetError):
     """A step refers to something that cannot be: the router and this shard disagree, so the stream ends."""
 

@@ -3,11 +3,10 @@
 Only the compute thread calls this, between steps, so a table never changes under a kernel.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
-import torch
-
+from lorikeet_server.adapters.device_memory import AdapterMemory, Placed
 from lorikeet_server.adapters.staged import StagedAdapter
 from lorikeet_server.kernels import LoraTable
 
@@ -28,14 +27,16 @@ class AdapterSlots:
         self,
         tables: Mapping[str, LoraTable],
         num_slots: int,
-        device: torch.device,
+        memory: AdapterMemory,
         staged: Callable[[str], StagedAdapter | None],
     ) -> None:
-        self._tables, self._num_slots, self._device, self._staged = tables, num_slots, device, staged
-        self._held: dict[int, StagedAdapter] = {}
+        self._tables, self._num_slots, self._memory, self._staged = tables, num_slots, memory, staged
+        self._held: dict[int, StagedAdapter] = {}  # in the tables
+        self._coming: dict[int, Placed] = {}  # on their way
 
     def move(self, slot: int, digest: str) -> FailedMove | None:
-        """Put an adapter into a slot, whatever was there; an empty digest empties it."""
+        """Put an adapter into a slot, whatever was there; an empty digest empties it. It is in the slot once
+        `arrived` says so."""
         if not 0 <= slot < self._num_slots:
             return FailedMove(slot, digest, f"adapter slot {slot} is outside 0..{self._num_slots - 1}")
         self._empty(slot)
@@ -45,15 +46,38 @@ class AdapterSlots:
         if staged is None:
             return FailedMove(slot, digest, f"adapter {digest} is not staged on this rank")
         try:
-            placed = staged.to(self._device)
-            for pair in placed.pairs:
-                table = self._tables[pair.target.table]
-                table.set_slot(slot, pair.target.slice_index, pair.a, pair.b, pair.scale)
-        except (RuntimeError, ValueError, TypeError, KeyError) as error:  # RuntimeError: out of device memory
+            for other, placed in self._memory.place(slot, staged).items():
+                if other in self._held:  # it was moved to make room
+                    self._fill(other, placed.adapter)
+                else:
+                    self._coming[other] = placed
+        except (RuntimeError, MemoryError) as error:
             self._empty(slot)
             return FailedMove(slot, digest, f"adapter {digest} does not fit slot {slot}: {error}")
-        self._held[slot] = placed
         return None
+
+    def arrived(self, needed: Container[int] = ()) -> tuple[list[int], list[FailedMove]]:
+        """Slots whose adapters have come since the last call, now in the tables, and those that could not be
+        put there. The slots in `needed` are among them: the next step starts once their copies are done.
+        Waits for nothing."""
+        ready, failed = [], []
+        for slot, (adapter, done) in list(self._coming.items()):
+            if done is not None and not done.reached():
+                if slot not in needed:
+                    continue
+                done.join()
+            try:
+                self._fill(slot, adapter)
+                ready.append(slot)
+            except (ValueError, TypeError, KeyError) as error:
+                self._empty(slot)
+                message = f"adapter {adapter.digest} does not fit slot {slot}: {error}"
+                failed.append(FailedMove(slot, adapter.digest, message))
+        return ready, failed
+
+    def on_their_way(self) -> bool:
+        """Whether there are adapters that `arrived` would not find yet."""
+        return any(done is not None and not done.reached() for _, done in self._coming.values())
 
     def clear(self) -> None:
         """Empty every slot, as at the start of an `Execute` stream."""
@@ -65,7 +89,16 @@ class AdapterSlots:
         adapter = self._held.get(slot)
         return adapter.digest if adapter is not None else ""
 
+    def _fill(self, slot: int, adapter: StagedAdapter) -> None:
+        for pair in adapter.pairs:
+            table = self._tables[pair.target.table]
+            table.set_slot(slot, pair.target.slice_index, pair.a, pair.b, pair.scale)
+        self._coming.pop(slot, None)
+        self._held[slot] = adapter
+
     def _empty(self, slot: int) -> None:
+        self._coming.pop(slot, None)
         self._held.pop(slot, None)
         for table in self._tables.values():
             table.clear_slot(slot)
+        self._memory.release(slot)

@@ -45,11 +45,9 @@ class StagedAdapter:
         """Largest rank of any module."""
         return max(pair.rank for pair in self.pairs)
 
-    def to(self, device: torch.device) -> "StagedAdapter":
-        """The same adapter on `device`, moved as one copy; itself if it is there already."""
-        if self.memory.device == device:
-            return self
-        memory = self.memory.to(device, non_blocking=True)
+    def at(self, region: Tensor) -> "StagedAdapter":
+        """The same adapter where its bytes have been copied to: `region` u8 [memory_bytes], on any device."""
+        memory = region.view(self.memory.dtype)
         places = Places(self.memory.dtype, self.layout)
         pairs = tuple(places.take(memory, pair.target, pair.rank, pair.scale) for pair in self.pairs)
         return replace(self, memory=memory, pairs=pairs)

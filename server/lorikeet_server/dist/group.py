@@ -5,15 +5,16 @@ rank all of this is the identity and touches no process group.
 """
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-# Far above the longest step. A rank that waits longer has lost its peers for good, and the group is
-# restarted.
+from lorikeet_server.dist.bond import Bond
+
+# Far above the longest step. Ranks tell each other when they leave (`bond`); this is for one that hangs.
 COLLECTIVE_TIMEOUT = timedelta(seconds=120)
 
 
@@ -23,6 +24,7 @@ class TensorParallel:
 
     rank: int = 0
     size: int = 1
+    bond: Bond | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
@@ -69,21 +71,25 @@ def connect(rank: int, size: int, address: str, port: int, device: torch.device)
     if size == 1:
         return TensorParallel()
     store = _store(rank, size, address, port)
+    tp = TensorParallel(rank, size, Bond(rank, lambda: _client(size, address, port)))
     if device.type == "cuda":
-        dist.init_process_group("nccl", store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
-        return TensorParallel(rank, size)
+        timeout = COLLECTIVE_TIMEOUT
+        dist.init_process_group(
+            "nccl", store=store, rank=rank, world_size=size, timeout=timeout, device_id=device
+        )
+        return tp
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=own_address(address, port))]
     options._timeout = COLLECTIVE_TIMEOUT
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, pg_options=options)
-    return TensorParallel(rank, size)
+    return tp
 
 
 def _store(rank: int, size: int, address: str, port: int) -> TCPStore:
     """Where the ranks meet. Rank 0 binds the socket itself, since TCPStore would bind it to every
     interface."""
     if rank > 0:
-        return TCPStore(address, port, size, is_master=False, timeout=COLLECTIVE_TIMEOUT)
+        return _client(size, address, port)
     family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
     listener = socket.create_server((address, port), family=family)
     return TCPStore(
@@ -96,6 +102,10 @@ def _store(rank: int, size: int, address: str, port: int) -> TCPStore:
         master_listen_fd=listener.detach(),
         use_libuv=True,
     )
+
+
+def _client(size: int, address: str, port: int) -> TCPStore:
+    return TCPStore(address, port, size, is_master=False, timeout=COLLECTIVE_TIMEOUT)
 
 
 def own_address(address: str, port: int) -> str:

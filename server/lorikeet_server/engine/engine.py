@@ -3,25 +3,26 @@
 Not thread-safe: everything but `library` belongs to the compute thread.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from loguru import logger
 
+from lorikeet_server.adapters.device_memory import DevicePool, HostMemory
 from lorikeet_server.adapters.library import AdapterLibrary
 from lorikeet_server.adapters.slots import AdapterSlots
+from lorikeet_server.device.base import Device
 from lorikeet_server.dist import TensorParallel
-from lorikeet_server.engine import memory
+from lorikeet_server.engine.memory import GPU, HOST, divide
+from lorikeet_server.engine.result import PendingResult
 from lorikeet_server.engine.runner import Runner
 from lorikeet_server.engine.sequences import Limits, Sequences
-from lorikeet_server.engine.warmup import exercise
+from lorikeet_server.engine.warmup import exercise, largest_steps, smallest_steps
 from lorikeet_server.errors import ConfigError, NotReadyError
 from lorikeet_server.kernels import Kernels
 from lorikeet_server.kvcache.pool import KvPool, KvShape, count_blocks
 from lorikeet_server.models.causal_lm import CausalLM
 from lorikeet_server.pb import shard_pb2 as pb
-
-DEVICE = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,15 @@ class Identity:
     version: str
 
 
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """What a Warmup allocated, and for which request."""
+
+    request: pb.WarmupRequest
+    response: pb.WarmupResponse
+    runner: Runner
+
+
 class Engine:
     """Answers Info, Warmup and steps."""
 
@@ -42,12 +52,14 @@ class Engine:
         identity: Identity,
         model: CausalLM,
         kernels: Kernels,
+        device: Device,
         tp: TensorParallel,
         library: AdapterLibrary,
     ) -> None:
         self.library = library
-        self._identity, self._model, self._kernels, self._tp = identity, model, kernels, tp
-        self._runner: Runner | None = None
+        self._identity, self._model, self._kernels, self._device = identity, model, kernels, device
+        self._tp = tp
+        self._warm: Warm | None = None
 
     @property
     def kv_shape(self) -> KvShape:
@@ -60,7 +72,7 @@ class Engine:
             model_id=self._identity.model_id,
             base_digest=self._identity.base_digest,
             dtype=self._identity.dtype,
-            device_type=DEVICE.type,
+            device_type=self._device.where.type,
             architecture=config.architecture,
             vocab_size=config.vocab_size,
             max_position_embeddings=config.max_positions,
@@ -68,23 +80,70 @@ class Engine:
             world_size=self._tp.size,
             version=self._identity.version,
             kv_bytes_per_token=self.kv_shape.bytes_per_token,
-            synchronous_moves=True,
+            synchronous_moves=not self._device.discrete,
             lora_targets=sorted({target.name.rsplit(".", 1)[-1] for target in self._model.lora_targets()}),
         )
 
     def warmup(self, request: pb.WarmupRequest) -> pb.WarmupResponse:
-        """Allocates the KV pool and the adapter tables, and runs every kernel once. Raises ConfigError."""
+        """Allocates the KV pool and the adapter tables, and runs every kernel once. The same request again
+        keeps what there is, with every slot emptied. Raises ConfigError."""
         _check(request, self._model.config.max_positions)
+        if self._warm is not None and self._warm.request == request:
+            self._warm.runner.reset()
+            return self._warm.response
         # What an earlier call allocated is free again before this one measures.
-        self._runner = None
+        self._warm = None
         self._model.release()
-        free = memory.available_bytes()
+        free, activations = self._device.available_bytes(), self._activations(request)
+        shares = GPU if self._device.discrete else HOST
+        split = divide(free, activations, request.kv_bytes, request.adapter_bytes, shares)
         longest = -(-request.max_sequence_tokens // request.block_size)
         # With no size given, more blocks than every slot at full length can use would only be cache.
         wanted = request.max_sequences * longest if not request.kv_bytes else 2**31 - 1
-        num_blocks = count_blocks(
-            self.kv_shape, request.block_size, request.kv_bytes or int(free * memory.KV_SHARE), wanted
+        num_blocks = count_blocks(self.kv_shape, request.block_size, split.kv, wanted)
+        runner = self._allocate(request, num_blocks, split.adapters)
+        exercise(runner, smallest_steps(runner.limits))
+        runner.capture()
+        logger.info(
+            "{} KV blocks of {} tokens, {} adapter slots",
+            num_blocks,
+            request.block_size,
+            request.adapter_slots,
         )
+        response = pb.WarmupResponse(num_blocks=num_blocks, adapter_bytes=split.adapters)
+        self._warm = Warm(request, response, runner)
+        return response
+
+    def reset(self) -> None:
+        """Empties every slot for a new Execute stream. Raises NotReadyError before Warmup."""
+        self._ready().reset()
+
+    def launch(self, step: pb.Step) -> PendingResult:
+        """Calls for one step, and waits for nothing. Raises ProtocolError, NotReadyError, DeviceError."""
+        return self._ready().run(step)
+
+    def execute(self, step: pb.Step) -> pb.StepResult:
+        """Computes one step. Raises as `launch` does."""
+        return self.launch(step).wait()
+
+    def watch(self, broken: Callable[[], object]) -> None:
+        """Calls `broken` when another rank can no longer compute steps."""
+        if self._tp.bond is not None:
+            self._tp.bond.watch(broken)
+
+    def abandon(self) -> bool:
+        """This rank computes no more steps, and tells its peers, who wait for it inside collectives. False
+        for a group of one, where nobody does."""
+        if self._tp.bond is not None:
+            self._tp.bond.sever()
+        return self._tp.size > 1
+
+    def _ready(self) -> Runner:
+        if self._warm is None:
+            raise NotReadyError("the shard has not been warmed up; call Warmup first")
+        return self._warm.runner
+
+    def _allocate(self, request: pb.WarmupRequest, num_blocks: int, adapter_bytes: int) -> Runner:
         limits = Limits(
             block_size=request.block_size,
             num_blocks=num_blocks,
@@ -94,32 +153,28 @@ class Engine:
             max_sequence_tokens=request.max_sequence_tokens,
         )
         pool = KvPool.allocate(self._kernels, self.kv_shape, num_blocks, request.block_size)
-        self._model.prepare(pool, request.adapter_slots, request.max_sequence_tokens)
-        sequences = Sequences(limits, self._model.config.vocab_size, DEVICE)
-        slots = AdapterSlots(
-            self._model.lora_tables(), request.adapter_slots, DEVICE, self.library.staged.get
-        )
-        self._runner = Runner(self._model, self._kernels, self._tp, sequences, slots)
-        exercise(self._runner, limits)
-        logger.info(
-            "{} KV blocks of {} tokens, {} adapter slots", num_blocks, limits.block_size, limits.adapter_slots
-        )
-        return pb.WarmupResponse(
-            num_blocks=num_blocks, adapter_bytes=request.adapter_bytes or int(free * memory.ADAPTER_SHARE)
-        )
+        model, device = self._model, self._device
+        model.prepare(pool, request.adapter_slots, request.max_sequence_tokens, request.max_step_tokens)
+        sequences = Sequences(limits, model.config.vocab_size, device)
+        memory = DevicePool(device, adapter_bytes) if device.discrete else HostMemory()
+        slots = AdapterSlots(model.lora_tables(), request.adapter_slots, memory, self.library.staged.get)
+        return Runner(model, self._kernels, device, self._tp, sequences, slots)
 
-    def reset(self) -> None:
-        """Empties every slot for a new Execute stream. Raises NotReadyError before Warmup."""
-        self._ready().reset()
+    def _activations(self, request: pb.WarmupRequest) -> int:
+        """Bytes that steps need beside weights, KV and adapters, measured on the largest ones. A host need
+        not know: it gives memory as it is touched."""
+        if not self._device.discrete:
+            return 0
+        blocks = request.max_step_tokens // request.block_size + request.max_sequences
+        cache = self.kv_shape.bytes_per_token * request.block_size * (blocks + 1)
 
-    def execute(self, step: pb.Step) -> pb.StepResult:
-        """Computes one step. Raises ProtocolError, NotReadyError."""
-        return self._ready().run(step)
+        def largest() -> None:
+            runner = self._allocate(request, blocks, 0)
+            exercise(runner, largest_steps(runner.limits))
 
-    def _ready(self) -> Runner:
-        if self._runner is None:
-            raise NotReadyError("the shard has not been warmed up; call Warmup first")
-        return self._runner
+        peak = self._device.peak_bytes(largest)
+        self._model.release()
+        return max(0, peak - cache)
 
 
 def _check(request: pb.WarmupRequest, max_positions: int) -> None:

@@ -1,14 +1,13 @@
-"""From a step's packed arrays to the model's tensors, once per step and without a loop over rows."""
+"""From a step's packed arrays to those of its rows, once per step and without a loop over them. All on the
+host."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from lorikeet_server.engine.sequences import Ints, Sequences
 from lorikeet_server.errors import ProtocolError
-from lorikeet_server.kernels import LoraBatch, LoraSegments, StepTensors
 from lorikeet_server.pb import shard_pb2 as pb
 
 
@@ -31,16 +30,28 @@ class PromptChunk:
 class StepInputs:
     """Rows are tokens: the prefill chunks in their order, then one row per decode."""
 
-    tokens: torch.Tensor  # [rows] int64
-    tensors: StepTensors
-    batch: LoraBatch | None  # None: no row has an adapter
+    prompt_tokens: Ints  # [prefill rows]
+    decode_slots: Ints  # [decode rows]
+    positions: Ints  # [rows]
+    places: Ints  # [rows] where in the cache a row's key and value go
+    adapters: npt.NDArray[np.int32]  # [rows] adapter slots
     slots: Ints  # [sequences] slots with a row in the step
+    tables: npt.NDArray[np.int32]  # [sequences, blocks of the longest]
+    query_start: npt.NDArray[np.int32]  # [sequences + 1]
+    context: npt.NDArray[np.int32]  # [sequences] tokens, with those of this step
     sampled_rows: Ints  # [sampled] the row of each sampled sequence's last token
     sampled_slots: Ints  # [sampled]
     sampled_positions: Ints  # [sampled] where the new token will stand
-    sampled_batch: LoraBatch | None  # as `batch`, for the sampled rows
     prompt_chunks: list[PromptChunk]
-    row_adapters: npt.NDArray[np.int32]  # [rows]
+
+    @property
+    def rows(self) -> int:
+        return self.positions.size
+
+    @property
+    def decodes_only(self) -> bool:
+        """One row per sequence, and a token wanted from each."""
+        return not self.prompt_tokens.size
 
 
 def build_inputs(step: pb.Step, sequences: Sequences) -> StepInputs | None:
@@ -77,46 +88,25 @@ def build_inputs(step: pb.Step, sequences: Sequences) -> StepInputs | None:
     tables = sequences.blocks[slots, : -(-int(context.max()) // block_size)]
 
     is_sampled = np.concatenate((sample, np.ones(decode_slots.size, np.bool_)))
-    sampled_rows = (query_start[1:] - 1)[is_sampled].astype(np.int64)
-    row_adapters = sequences.adapter[row_slots]
-    batch = _batch(row_adapters)
-    all_sampled = sampled_rows.size == row_slots.size
-    device = sequences.last_token.device
     return StepInputs(
-        tokens=_tokens(chunk_tokens, decode_slots, sequences),
-        tensors=StepTensors(
-            positions=torch.from_numpy(positions).to(device),
-            slot_mapping=torch.from_numpy(places).to(device),
-            block_tables=torch.from_numpy(tables).to(device),
-            query_start=torch.from_numpy(query_start).to(device),
-            context_len=torch.from_numpy(context.astype(np.int32)).to(device),
-        ),
-        batch=batch,
+        prompt_tokens=chunk_tokens,
+        decode_slots=decode_slots,
+        positions=positions,
+        places=places,
+        adapters=sequences.adapter[row_slots],
         slots=slots,
-        sampled_rows=sampled_rows,
+        tables=tables,
+        query_start=query_start,
+        context=context.astype(np.int32),
+        sampled_rows=(query_start[1:] - 1)[is_sampled].astype(np.int64),
         sampled_slots=slots[is_sampled],
         sampled_positions=context[is_sampled],
-        sampled_batch=batch if all_sampled else _batch(row_adapters[sampled_rows]),
         prompt_chunks=_prompt_chunks(sequences, prefill, prefill_slots, starts, query_start, chunk_tokens),
-        row_adapters=row_adapters,
     )
-
-
-def _batch(row_adapters: npt.NDArray[np.int32]) -> LoraBatch | None:
-    return LoraSegments.build(torch.from_numpy(row_adapters)) if (row_adapters >= 0).any() else None
 
 
 def _ints(values: object) -> Ints:
     return np.array(values, np.int64)
-
-
-def _tokens(chunk_tokens: Ints, decode_slots: Ints, sequences: Sequences) -> torch.Tensor:
-    last = sequences.last_token
-    known = torch.from_numpy(chunk_tokens).to(last.device)
-    if not decode_slots.size:
-        return known
-    sampled = last[torch.from_numpy(decode_slots).to(last.device)]
-    return torch.cat((known, sampled)) if chunk_tokens.size else sampled
 
 
 def _check_rows(

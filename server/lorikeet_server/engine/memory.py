@@ -1,44 +1,47 @@
-"""How much memory there is to divide, when Warmup leaves the division to the shard."""
+"""How the memory that is free once the weights are loaded is divided. Stated here and nowhere else.
 
-from pathlib import Path
+    free = activations + margin + adapters + KV
 
-# Of what is free once the weights are loaded. The rest is for activations, staged adapters and the router.
-KV_SHARE = 0.4
-ADAPTER_SHARE = 0.2
+Activations are what the largest step was measured to need. The margin is for what is not measured: on a host,
+staged adapters, page cache and the router; on a GPU, fragments and what libraries allocate late.
+"""
 
-_CGROUP = Path("/sys/fs/cgroup")
+from dataclasses import dataclass
 
-
-def available_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> int:
-    """Memory that this process can still take: what the machine has free, or what its container may use."""
-    free = _meminfo_available(meminfo)
-    limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
-    if limit is not None and used is not None:
-        # `memory.current` counts page cache, which gives way: without it a freshly read model would look
-        # full.
-        cached = _stat(cgroup / "memory.stat", "inactive_file")
-        free = min(free, max(0, limit - used + cached))
-    return free
+from lorikeet_server.errors import ConfigError
 
 
-def _meminfo_available(path: Path) -> int:
-    for line in path.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"{path} has no MemAvailable")
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Parts of what is free, where no flag says more."""
+
+    usable: float  # KV and adapters together, of what activations leave
+    adapters: float  # of `usable`
+    bound: bool  # whether flags may ask for no more than `usable`: a host can swap, a GPU cannot
 
 
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None  # "max": no limit
+HOST = Shares(usable=0.6, adapters=1 / 3, bound=False)
+GPU = Shares(usable=0.95, adapters=0.1, bound=True)
 
 
-def _stat(path: Path, key: str) -> int:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith(f"{key} ")), 0)
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Bytes."""
+
+    kv: int
+    adapters: int
+
+
+def divide(free: int, activations: int, kv: int, adapters: int, shares: Shares) -> Split:
+    """`kv` and `adapters` are what the flags ask for, 0 leaves the choice here. Raises ConfigError if they
+    ask for more than there is."""
+    usable = int(max(0, free - activations) * shares.usable)
+    given = adapters or int(usable * shares.adapters)
+    split = Split(kv or max(0, usable - given), given)
+    if shares.bound and split.kv + split.adapters > usable:
+        raise ConfigError(
+            f"{split.kv} bytes of KV cache and {split.adapters} bytes of adapters are more than the {usable} "
+            f"that the device has left beside the weights and {activations} bytes of activations; lower "
+            "--kv-cache-bytes, --adapter-memory-bytes or --max-batch-prefill-tokens"
+        )
+    return split

@@ -1,15 +1,40 @@
-"""From device tensors to the packed arrays of a StepResult: the one place where a step waits for its
-numbers."""
+"""From a step's tensors to the packed arrays of a StepResult: the one place where numbers are read on the
+host."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from lorikeet_server.device.base import Event
 from lorikeet_server.engine.inputs import PromptChunk, StepInputs
 from lorikeet_server.engine.sequences import Ints
 from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.sampling.sampler import Sampled
 
 NUMERIC = "the model's output for this sequence is not finite"
+
+
+@dataclass(slots=True)
+class PendingResult:
+    """A step that has been called for. Its numbers are on their way to the host; `done` is reached when they
+    are there (None: they are). `writes` put them into `message`, in order."""
+
+    message: pb.StepResult
+    started: int  # perf_counter_ns
+    done: Event | None = None
+    writes: list[Callable[[pb.StepResult], None]] = field(default_factory=list)
+
+    def wait(self) -> pb.StepResult:
+        """Blocks until the step is done. Once only. Raises DeviceError."""
+        if self.done is not None:
+            self.done.wait()
+        for write in self.writes:
+            write(self.message)
+        self.message.compute_us = (time.perf_counter_ns() - self.started) // 1000
+        return self.message
 
 
 def write_sampled(result: pb.StepResult, slots: Ints, sampled: Sampled) -> None:

@@ -1,121 +1,186 @@
-"""Executes one step: releases, moves, admissions, then the batch. Runs on the compute thread only."""
+"""Calls for one step: releases, moves, admissions, then the batch. Runs on the compute thread only, and waits
+for nothing on the device."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from loguru import logger
 
 from lorikeet_server.adapters.slots import AdapterSlots
+from lorikeet_server.device.base import Device
 from lorikeet_server.dist import TensorParallel
 from lorikeet_server.engine import result as results
-from lorikeet_server.engine.inputs import PromptChunk, StepInputs, build_inputs
-from lorikeet_server.engine.sequences import Sequences
-from lorikeet_server.errors import ProtocolError
-from lorikeet_server.kernels import Kernels, LoraBatch, LoraSegments
+from lorikeet_server.engine.graphs import DecodeGraphs
+from lorikeet_server.engine.inputs import StepInputs, build_inputs
+from lorikeet_server.engine.prompt import PromptScores
+from lorikeet_server.engine.rows import RowAdapters
+from lorikeet_server.engine.sequences import Limits, Sequences
+from lorikeet_server.errors import DeviceError, ProtocolError
+from lorikeet_server.kernels import Greedy, Kernels, LoraBatch, StepTensors
 from lorikeet_server.models.causal_lm import CausalLM
 from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.sampling.sampler import sample
 
-# Rows of logits at a time for prompt log-probabilities: 64 rows of a 128k vocabulary take 33 MB.
-PROMPT_ROWS = 64
+POLL_SECONDS = 0.001
+NO_SLOTS = np.zeros(0, np.int32)
+
+Write = Callable[[pb.StepResult], None]
 
 
 class Runner:
     """Holds the state that steps change. One instance per Warmup."""
 
     def __init__(
-        self, model: CausalLM, kernels: Kernels, tp: TensorParallel, sequences: Sequences, slots: AdapterSlots
+        self,
+        model: CausalLM,
+        kernels: Kernels,
+        device: Device,
+        tp: TensorParallel,
+        sequences: Sequences,
+        slots: AdapterSlots,
     ) -> None:
-        self._model, self._kernels, self._tp = model, kernels, tp
+        self._model, self._kernels, self._device, self._tp = model, kernels, device, tp
         self._sequences, self._slots = sequences, slots
+        self._batch, self._sampled_batch = RowAdapters(model), RowAdapters(model)
+        self._prompt = PromptScores(model, device)
+        self._graphs = (
+            DecodeGraphs(model, kernels, device, sequences)
+            if kernels.captures(model.attention_shape)
+            else None
+        )
         self._filled = np.zeros(sequences.limits.adapter_slots + 1, np.bool_)
+        self._moved = False  # since the tables were committed
         self._filled[-1] = True  # where rows without an adapter look: index -1
+
+    @property
+    def limits(self) -> Limits:
+        """The sizes that steps are checked against."""
+        return self._sequences.limits
+
+    def capture(self) -> None:
+        """Captures decodes, where the backend can. Before, all steps run op by op."""
+        if self._graphs is not None:
+            self._graphs.capture()
 
     def reset(self) -> None:
         """Empties every sequence slot and every adapter slot."""
         self._sequences.clear()
         self._slots.clear()
         self._filled[:-1] = False
+        self._moved = True
 
-    def run(self, step: pb.Step) -> pb.StepResult:
-        """Computes a step. Raises ProtocolError if the step contradicts this shard's state.
+    def run(self, step: pb.Step) -> results.PendingResult:
+        """Calls for a step. Raises ProtocolError if the step contradicts this shard's state, DeviceError.
 
         An exception from the computation fails the rows of this step and no more; with several ranks it goes
         to the caller, since the others are inside collectives that this rank will not join.
         """
-        started = time.perf_counter_ns()
-        result = pb.StepResult(id=step.id)
+        pending = results.PendingResult(pb.StepResult(id=step.id), time.perf_counter_ns())
         if step.releases:
             self._sequences.release(np.array(step.releases, np.int64))
         for move in step.moves:
-            self._move(move, result)
+            self._move(move, pending.message)
         for admission in step.admissions:
             self._sequences.admit(admission)
         inputs = build_inputs(step, self._sequences)
+        if inputs is None and not step.moves and not step.releases:
+            self._await_copies()
+        self._take_arrived(NO_SLOTS if inputs is None else inputs.adapters, pending.message)
         if inputs is not None:
             try:
-                self._compute(inputs, result)
+                pending.writes = self._compute(inputs)
+            except DeviceError:
+                raise
             except Exception as error:
                 if self._tp.size > 1:
                     raise
+                self._device.synchronize()  # raises if it is the device that failed
                 logger.exception("step {} failed", step.id)
-                result = pb.StepResult(
-                    id=step.id, adapter_slots_ready=result.adapter_slots_ready, move_errors=result.move_errors
-                )
-                results.write_failed(result, inputs, f"the step failed: {type(error).__name__}")
-        result.compute_us = (time.perf_counter_ns() - started) // 1000
-        return result
+                pending.writes = [failure(inputs, f"the step failed: {type(error).__name__}")]
+        pending.done = self._device.record()
+        return pending
 
     def _move(self, move: pb.AdapterMove, result: pb.StepResult) -> None:
         slot, limit = move.slot, self._sequences.limits.adapter_slots
         if slot >= limit:
             raise ProtocolError(f"adapter slot {slot} is outside 0..{limit - 1}")
         failed = self._slots.move(slot, move.digest)
-        self._filled[slot] = failed is None and bool(move.digest)
-        if failed is None:
-            result.adapter_slots_ready.append(slot)
-        else:
+        self._filled[slot] = False
+        self._moved = True
+        if failed is not None:
             result.move_errors.append(pb.MoveError(slot=slot, digest=move.digest, message=failed.message))
+        elif not move.digest:
+            result.adapter_slots_ready.append(slot)
 
-    def _compute(self, inputs: StepInputs, result: pb.StepResult) -> None:
-        hidden = self._model.forward(inputs.tokens, inputs.tensors, inputs.batch)
-        for chunk in inputs.prompt_chunks:
-            if chunk.targets.size:
-                self._prompt_logprobs(chunk, hidden, inputs, result)
-        if inputs.sampled_rows.size:
-            self._sample(hidden, inputs, result)
+    def _await_copies(self) -> None:
+        """An empty step asks how copies are getting on. One that is about to be done is worth waiting for,
+        and so is not being asked all the time; but the next step may have rows, and must not wait long."""
+        end = time.monotonic() + POLL_SECONDS
+        while self._slots.on_their_way() and time.monotonic() < end:
+            time.sleep(POLL_SECONDS / 10)
+
+    def _take_arrived(self, needed: npt.NDArray[np.int32], result: pb.StepResult) -> None:
+        """Lets this step see the adapters that have come, and those it cannot do without."""
+        ready, failed = self._slots.arrived(needed)
+        self._filled[ready] = True
+        result.adapter_slots_ready.extend(ready)
+        for move in failed:
+            result.move_errors.append(pb.MoveError(slot=move.slot, digest=move.digest, message=move.message))
+        if (ready or self._moved) and self._model.adapters is not None:
+            self._model.adapters.commit()
+            self._moved = False
+
+    def _compute(self, inputs: StepInputs) -> list[Write]:
+        """Calls for the batch; returns what writes its numbers once they are there."""
+        writes: list[Write] = []
+        if self._graphs is not None and self._graphs.holds(inputs):
+            writes.append(self._sample(*self._graphs.run(inputs), inputs))
+        else:
+            hidden, batch, rows, slots = self._forward(inputs)
+            writes += (self._prompt(chunk, hidden, inputs.adapters) for chunk in inputs.prompt_chunks)
+            if inputs.sampled_rows.size:
+                if inputs.sampled_rows.size < inputs.rows:
+                    hidden = hidden[rows]
+                    batch = self._sampled_batch(inputs.adapters[inputs.sampled_rows])
+                logits = self._model.logits(hidden, batch)
+                writes.append(self._sample(logits, self._kernels.greedy(logits), slots, inputs))
         empty = inputs.slots[~self._filled[self._sequences.adapter[inputs.slots]]]
         if empty.size:
-            results.write_errors(result, empty, "internal", "the adapter slot of this sequence is empty")
+            message = "the adapter slot of this sequence is empty"
+            writes.append(lambda result: results.write_errors(result, empty, "internal", message))
+        return writes
 
-    def _sample(self, hidden: torch.Tensor, inputs: StepInputs, result: pb.StepResult) -> None:
-        if inputs.sampled_rows.size < hidden.shape[0]:
-            hidden = hidden[torch.from_numpy(inputs.sampled_rows).to(hidden.device)]
-        logits = self._model.logits(hidden, inputs.sampled_batch)
-        slots = inputs.sampled_slots
-        sampled = sample(self._kernels, logits, self._sequences.params, slots, inputs.sampled_positions)
+    def _forward(
+        self, inputs: StepInputs
+    ) -> tuple[torch.Tensor, LoraBatch | None, torch.Tensor, torch.Tensor]:
+        """Hidden states of all rows, their adapters, and on the device the rows that are sampled and their
+        slots."""
+        arrays = inputs.prompt_tokens, inputs.decode_slots, inputs.sampled_rows, inputs.sampled_slots
+        positions, places, tokens, decodes, rows, slots = self._device.upload(
+            inputs.positions, inputs.places, *arrays
+        )
+        if inputs.decode_slots.size:
+            decoded = self._sequences.last_token[decodes]
+            tokens = torch.cat((tokens, decoded)) if inputs.prompt_tokens.size else decoded
+        tables, starts = torch.from_numpy(inputs.tables), torch.from_numpy(inputs.query_start)
+        context, shape = torch.from_numpy(inputs.context), self._model.attention_shape
+        plan = self._kernels.plan(tables, starts, context, shape, self._sequences.limits.block_size)
+        batch = self._batch(inputs.adapters)
+        step = StepTensors(positions, places, tables, starts, context, plan)
+        return self._model.forward(tokens, step, batch), batch, rows, slots
+
+    def _sample(self, logits: torch.Tensor, greedy: Greedy, slots: torch.Tensor, inputs: StepInputs) -> Write:
+        positions = inputs.sampled_positions
+        sampled = sample(greedy, logits, self._sequences.params, inputs.sampled_slots, positions)
         self._tp.agree(sampled.tokens)
-        self._sequences.last_token[torch.from_numpy(slots).to(logits.device)] = sampled.tokens
-        results.write_sampled(result, slots, sampled)
+        self._sequences.last_token[slots] = sampled.tokens
+        sampled = sampled.moved(self._device.download)
+        return lambda result: results.write_sampled(result, inputs.sampled_slots, sampled)
 
-    def _prompt_logprobs(
-        self, chunk: PromptChunk, hidden: torch.Tensor, inputs: StepInputs, result: pb.StepResult
-    ) -> None:
-        logprobs, top_tokens, top_logprobs = [], [], []
-        for start in range(0, chunk.targets.size, PROMPT_ROWS):
-            targets = torch.from_numpy(chunk.targets[start : start + PROMPT_ROWS]).to(hidden.device)
-            rows = slice(chunk.first + start, chunk.first + start + targets.numel())
-            logits = self._model.logits(hidden[rows], self._rows_batch(inputs, rows))
-            norm = logits.logsumexp(-1, keepdim=True)
-            logprobs.append((logits.gather(-1, targets.unsqueeze(-1)) - norm).squeeze(-1))
-            if chunk.top:
-                best, tokens = logits.topk(chunk.top, dim=-1)
-                top_tokens.append(tokens)
-                top_logprobs.append(best - norm)
-        top = (torch.cat(top_tokens), torch.cat(top_logprobs)) if chunk.top else (None, None)
-        results.write_prompt(result, chunk, torch.cat(logprobs), *top)
 
-    def _rows_batch(self, inputs: StepInputs, rows: slice) -> LoraBatch | None:
-        adapters = inputs.row_adapters[rows]
-        return LoraSegments.build(torch.from_numpy(adapters)) if (adapters >= 0).any() else None
+def failure(inputs: StepInputs, message: str) -> Write:
+    """Writes that a step has failed."""
+    return lambda result: results.write_failed(result, inputs, message)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lorikeet_server.device.base import Device
 from lorikeet_server.errors import ProtocolError
 from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.sampling.params import SamplingParams, SlotParams
@@ -33,7 +34,7 @@ class Sequences:
     """Arrays over slots. Metadata lives on the host, where steps arrive; only tokens stay on the device, so
     that a decode's input never makes a round trip."""
 
-    def __init__(self, limits: Limits, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, limits: Limits, vocab_size: int, device: Device) -> None:
         slots = limits.max_sequences
         self.limits = limits
         self.blocks = np.zeros((slots, limits.blocks_per_sequence), np.int32)
@@ -43,7 +44,8 @@ class Sequences:
         self.adapter = np.full(slots, -1, np.int32)
         self.prompt_logprobs = np.zeros(slots, np.bool_)
         self.prompt_top = np.zeros(slots, np.int64)
-        self.last_token = torch.zeros(slots, dtype=torch.int64, device=device)
+        # One more, that stands for no sequence: padding rows take their token from it.
+        self.last_token = torch.zeros(slots + 1, dtype=torch.int64, device=device.where)
         self.params = SlotParams(slots, vocab_size, device)
         self.vocab_size = vocab_size
 

@@ -1,28 +1,52 @@
-"""Runs a small batch of each kind, so that the first request pays for no lazy initialisation."""
+"""Steps that no request asked for: small ones, so that the first request pays for no lazy initialisation, and
+the largest there can be, to measure their memory."""
+
+from collections.abc import Iterable
 
 from lorikeet_server.engine.runner import Runner
 from lorikeet_server.engine.sequences import Limits
 from lorikeet_server.pb import shard_pb2 as pb
 
+SAMPLING = pb.Sampling(temperature=1.0, top_p=0.9)
 
-def exercise(runner: Runner, limits: Limits) -> None:
-    """One prefill, one decode; afterwards every slot is empty again."""
-    length = min(16, limits.block_size, limits.max_step_tokens, limits.max_sequence_tokens)
-    admission = pb.Admission(slot=0, adapter_slot=-1, sampling=pb.Sampling(temperature=1.0, top_p=0.9))
-    prefill = pb.Prefill(
-        slot=[0],
-        start=[0],
-        length=[length],
-        tokens=[0] * length,
-        new_blocks=[1],
-        blocks=[0],
-        sample=[True],
-        next_token=[0],
-    )
-    steps = [pb.Step(admissions=[admission], prefill=prefill)]
-    if length < min(limits.block_size, limits.max_sequence_tokens):
-        steps.append(pb.Step(decode=pb.Decode(slot=[0], new_blocks=[0])))
+
+def exercise(runner: Runner, steps: Iterable[pb.Step]) -> None:
+    """Runs the steps; afterwards every slot is empty again."""
     for step in steps:
-        for error in runner.run(step).errors:
+        for error in runner.run(step).wait().errors:
             raise RuntimeError(f"the model does not run: {error.message}")
     runner.reset()
+
+
+def smallest_steps(limits: Limits) -> list[pb.Step]:
+    """One short prompt, and a decode of it."""
+    length = min(16, limits.block_size, limits.max_step_tokens, limits.max_sequence_tokens)
+    steps = [_prompts(1, length, limits)]
+    if length < min(limits.block_size, limits.max_sequence_tokens):
+        steps.append(pb.Step(decode=pb.Decode(slot=[0], new_blocks=[0])))
+    return steps
+
+
+def largest_steps(limits: Limits) -> list[pb.Step]:
+    """As many tokens as a step may have, in as many sequences as there may be, and a token drawn for each."""
+    count = min(limits.max_sequences, limits.max_step_tokens)
+    length = min(limits.max_step_tokens // count, limits.max_sequence_tokens)
+    return [_prompts(count, length, limits)]
+
+
+def _prompts(count: int, length: int, limits: Limits) -> pb.Step:
+    """`count` new sequences of `length` tokens each, with blocks of their own."""
+    blocks = -(-length // limits.block_size)
+    slots = list(range(count))
+    prefill = pb.Prefill(
+        slot=slots,
+        start=[0] * count,
+        length=[length] * count,
+        tokens=[0] * (count * length),
+        new_blocks=[blocks] * count,
+        blocks=range(count * blocks),
+        sample=[True] * count,
+        next_token=[0] * count,
+    )
+    admissions = [pb.Admission(slot=slot, adapter_slot=-1, sampling=SAMPLING) for slot in slots]
+    return pb.Step(admissions=admissions, prefill=prefill)

@@ -38,7 +38,6 @@ class CpuKernels:
 
     device = torch.device("cpu")
     dtype = torch.float32
-    captures = False
     lora_layout = RANK_MAJOR
 
     def __init__(self, isa: str = "auto") -> None:
@@ -69,6 +68,9 @@ class CpuKernels:
         data = self._slabs.take(self._packed_bytes(weight, code))
         self.library.lk_pack_linear(self.handle, weight.data_ptr(), *weight.shape, code, data.data_ptr())
         return packed_linear(data, weight, code, mode)
+
+    def captures(self, shape: AttentionShape) -> bool:
+        return False
 
     def pack_vector(self, values: Tensor) -> Tensor:
         return values.float()

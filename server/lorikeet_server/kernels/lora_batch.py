@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+RowSlots = Tensor | npt.NDArray[np.int32] | Sequence[int]
 
 
 class LoraBatch(Protocol):
@@ -37,7 +40,7 @@ class LoraSegments:
         return self.segment_slots.shape[0]
 
     @staticmethod
-    def build(row_slots: Tensor | Sequence[int]) -> "LoraSegments":
+    def build(row_slots: RowSlots) -> "LoraSegments":
         """Sort the rows of a step by `row_slots` [T], the adapter slot per row, negative for none."""
         slots = np.asarray(row_slots, dtype=np.int32)
         order = np.argsort(slots, kind="stable").astype(np.int32)

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from torch import Tensor
-
-from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
+from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments, RowSlots
 from lorikeet_server.kernels.lora_table import LoraTable
 
 
@@ -19,7 +17,7 @@ class LoraModule(NamedTuple):
 class LoraBatcher(Protocol):
     """Sorts the rows of one step by adapter. Each call may overwrite what the call before returned."""
 
-    def __call__(self, row_slots: Tensor | Sequence[int]) -> LoraBatch:
+    def __call__(self, row_slots: RowSlots) -> LoraBatch:
         """`row_slots` [T]: the adapter slot of each row, negative for none."""
 
 

@@ -71,8 +71,7 @@ class Kernels(Protocol):
     def dtype(self) -> torch.dtype:
         """act: the dtype of activations, norm weights, biases and of the key/value cache."""
 
-    @property
-    def captures(self) -> bool:
+    def captures(self, shape: AttentionShape) -> bool:
         """Whether the ops of a step that is planned `fixed` may be captured once and replayed: they read
         everything that differs between steps from device memory, at addresses that stay."""
 
@@ -92,7 +91,7 @@ class Kernels(Protocol):
         """`x` act [T, n], `weight` act [n] -> act [T, n]. Rows may also be heads: [T * heads, D]."""
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """`(rms_norm(x + residual), x + residual)`; `residual` may be updated in place and returned."""
+        """`(rms_norm(x + residual), x + residual)`; either argument may be overwritten and returned."""
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """`gate_up` act [T, 2I], gate first -> `silu(gate) * up`, act [T, I]."""

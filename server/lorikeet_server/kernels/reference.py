@@ -6,19 +6,19 @@ are taken in float32 and rounded once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
-from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
-from lorikeet_server.kernels.lora_layout import RANK_MAJOR
+from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments, RowSlots
+from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout
 from lorikeet_server.kernels.lora_table import LoraTable
-from lorikeet_server.kernels.lora_tables import HostLoraTables, LoraModule, LoraTables
+from lorikeet_server.kernels.lora_tables import HostLoraTables, LoraBatcher, LoraModule, LoraTables
 from lorikeet_server.kernels.ops import AttentionPlan, AttentionShape, Greedy, LinearMode, PackedLinear
-from lorikeet_server.kernels.reference_attention import Planner, ReferencePlan, attend
+from lorikeet_server.kernels.reference_attention import Planner, ReferencePlan, attend, upload
 
 CPU = torch.device("cpu")
 
@@ -50,16 +50,32 @@ def round_weight(weight: Tensor, mode: LinearMode) -> Tensor:
     return rounded
 
 
+class TorchLoraTables(HostLoraTables):
+    """Tables that are read on the host, for adapters on any device."""
+
+    def __init__(self, modules: Sequence[LoraModule], num_slots: int, device: torch.device) -> None:
+        super().__init__(modules, num_slots)
+        self._device = device
+
+    def batcher(self) -> LoraBatcher:
+        def build(row_slots: RowSlots) -> LoraBatch:
+            segments = LoraSegments.build(row_slots)
+            return replace(segments, permutation=upload(segments.permutation, self._device))
+
+        return build
+
+
 class ReferenceKernels:
     """The reference backend; see `ops.Kernels` for the meaning and shapes of each op."""
 
     name = "reference"
-    captures = False
-    lora_layout = RANK_MAJOR
 
     def __init__(self, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.dtype = device, dtype
         self._planner = Planner(device)
+
+    def captures(self, shape: AttentionShape) -> bool:
+        return False
 
     def pack_vector(self, values: Tensor) -> Tensor:
         return values.to(self.device, self.dtype)
@@ -102,14 +118,21 @@ class ReferenceKernels:
         num_heads: int,
         num_kv_heads: int,
     ) -> None:
+        self.rotate(qkv, positions, cos_sin, num_heads, num_kv_heads)
         heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, -1)  # [T, H + 2K, D]
+        k, v = heads[:, num_heads:].chunk(2, dim=1)
+        k_cache.view(-1, *k_cache.shape[2:])[slot_mapping] = k.to(k_cache.dtype)
+        v_cache.view(-1, *v_cache.shape[2:])[slot_mapping] = v.to(v_cache.dtype)
+
+    def rotate(
+        self, qkv: Tensor, positions: Tensor, cos_sin: Tensor, num_heads: int, num_kv_heads: int
+    ) -> None:
+        """The first half of `rope_and_cache`."""
+        heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, -1)
         cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)  # [T, 1, D / 2]
         first, second = heads[:, : num_heads + num_kv_heads].chunk(2, dim=-1)
         rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
         heads[:, : num_heads + num_kv_heads] = rotated
-        k, v = heads[:, num_heads:].chunk(2, dim=1)
-        k_cache.view(-1, *k_cache.shape[2:])[slot_mapping] = k.to(k_cache.dtype)
-        v_cache.view(-1, *v_cache.shape[2:])[slot_mapping] = v.to(v_cache.dtype)
 
     def plan(
         self,
@@ -141,16 +164,20 @@ class ReferenceKernels:
         assert isinstance(plan, ReferencePlan)
         return attend(q, k_cache, v_cache, plan, scale, num_heads, num_kv_heads)
 
+    @property
+    def lora_layout(self) -> LoraLayout:
+        return RANK_MAJOR
+
     def lora_tables(self, modules: Sequence[LoraModule], num_slots: int, max_rows: int) -> LoraTables:
-        del max_rows  # the host needs nothing ahead
-        return HostLoraTables(modules, num_slots)
+        del max_rows  # nothing is needed ahead
+        return TorchLoraTables(modules, num_slots, self.device)
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         assert isinstance(batch, LoraSegments)
         starts = batch.segment_starts.tolist()
         columns = torch.split(y, list(table.out_features), dim=1)
         for i, slot in enumerate(batch.segment_slots.tolist()):
-            rows = batch.permutation[starts[i] : starts[i + 1]].long()
+            rows = batch.permutation[starts[i] : starts[i + 1]]
             for slice_index, target in enumerate(columns):
                 if (entry := table.get(slot, slice_index)) is None:
                     continue

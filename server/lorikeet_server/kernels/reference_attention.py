@@ -37,11 +37,12 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Planner:
-    """Makes plans. Fixed ones of as many sequences share their tensors."""
+    """Makes plans. Fixed ones of as many sequences share the tensors of the one with the widest tables, which
+    comes first."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._fixed: dict[tuple[int, ...], ReferencePlan] = {}
+        self._fixed: dict[int, ReferencePlan] = {}
 
     def __call__(
         self, block_tables: Tensor, query_start: Tensor, context_len: Tensor, fixed: bool
@@ -51,10 +52,12 @@ class Planner:
         new = ReferencePlan(tables, contexts, query_start.tolist(), context_len.tolist())
         if not fixed:
             return new
-        plan = self._fixed.setdefault(tuple(block_tables.shape), new)
-        if plan is not new:
-            plan.tables.copy_(tables, non_blocking=True)
-            plan.contexts.copy_(contexts, non_blocking=True)
+        plan = self._fixed.get(block_tables.shape[0])
+        if plan is None or plan.tables.shape[1] < tables.shape[1]:
+            self._fixed[block_tables.shape[0]] = new
+            return new
+        plan.tables[:, : tables.shape[1]].copy_(tables, non_blocking=True)
+        plan.contexts.copy_(contexts, non_blocking=True)
         return plan
 
 

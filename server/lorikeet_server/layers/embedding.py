@@ -51,6 +51,9 @@ class LmHead:
         site.add_target(name, hidden_size, vocab_size, range(hidden_size), rows)
         self.linear = Linear(build, weight, None, site, reduce=False)
 
-    def __call__(self, hidden: torch.Tensor, batch: LoraBatch | None) -> torch.Tensor:
-        """`hidden` `[rows, hidden]` -> `[rows, vocab]` float32."""
-        return self._tp.gather_columns(self.linear(hidden, batch), self._vocab_size).float()
+    def __call__(
+        self, hidden: torch.Tensor, batch: LoraBatch | None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`hidden` `[rows, hidden]` -> `[rows, vocab]` float32, in `out` if given."""
+        logits = self._tp.gather_columns(self.linear(hidden, batch), self._vocab_size)
+        return logits.float() if out is None else out.copy_(logits)

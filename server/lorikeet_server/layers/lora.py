@@ -5,12 +5,12 @@ way round. Its product joins the base's before the base's own all-reduce, so LoR
 """
 
 from lorikeet_server.adapters.targets import LoraTarget
-from lorikeet_server.kernels import LoraTable
+from lorikeet_server.kernels import LoraModule, LoraTable
 
 
 class LoraSite:
     """The adapter table of one fused linear on this rank. The table exists once the number of slots is
-    known."""
+    known; without slots there is none, and LoRA costs nothing."""
 
     def __init__(self, name: str, in_features: int, out_features: tuple[int, ...]) -> None:
         self.name = name
@@ -28,7 +28,7 @@ class LoraSite:
             LoraTarget(name, in_features, out_features, self.name, len(self.targets), inputs, outputs)
         )
 
-    def allocate(self, num_slots: int) -> None:
-        """Replaces the table by an empty one of `num_slots`; without slots there is none, and LoRA costs
-        nothing."""
-        self.table = LoraTable(self.in_features, self.out_features, num_slots) if num_slots else None
+    @property
+    def module(self) -> LoraModule:
+        """What the kernels need to know to make the table."""
+        return LoraModule(self.in_features, self.out_features)

@@ -9,6 +9,7 @@ from lorikeet_server.kernels import (
     DecoderSpec,
     LoraBatch,
     LoraTable,
+    LoraTables,
     StepTensors,
 )
 from lorikeet_server.kvcache.pool import KvPool
@@ -32,6 +33,7 @@ class CausalLM:
         head = embedding if config.tied else "lm_head.weight"
         self._lm_head = LmHead(build, head, config.vocab_size, config.hidden_size)
         self._fused: Decoder | None = None
+        self._adapters: LoraTables | None = None
 
     @property
     def kv_heads(self) -> int:
@@ -48,26 +50,36 @@ class CausalLM:
         """Every linear module that an adapter may target, found where the linears were built."""
         return [target for site in self._sites for target in site.targets]
 
+    @property
+    def adapters(self) -> LoraTables | None:
+        """The adapter tables of all linears; None before `prepare`, and without adapter slots."""
+        return self._adapters
+
     def lora_tables(self) -> dict[str, LoraTable]:
         """The adapter table of each fused linear, by the name that targets give it. Empty before
         `prepare`."""
         return {site.name: site.table for site in self._sites if site.table is not None}
 
-    def prepare(self, pool: KvPool, adapter_slots: int, max_positions: int) -> None:
-        """Attaches the cache, empty adapter tables and rotary tables, replacing any earlier ones."""
+    def prepare(self, pool: KvPool, adapter_slots: int, max_positions: int, max_rows: int) -> None:
+        """Attaches the cache, empty adapter tables and rotary tables, replacing any earlier ones. A step has
+        at most `max_rows` rows."""
+        self.release()
         config = self.config
         cos_sin = cos_sin_table(config.rope, config.head_dim, max_positions).to(self._kernels.device)
-        for site in self._sites:
-            site.allocate(adapter_slots)
+        if adapter_slots:
+            modules = [site.module for site in self._sites]
+            self._adapters = self._kernels.lora_tables(modules, adapter_slots, max_rows)
+            for site, table in zip(self._sites, self._adapters.tables, strict=True):
+                site.table = table
         for block, k_cache, v_cache in zip(self._blocks, pool.keys, pool.values, strict=True):
             block.attention.attach(k_cache, v_cache, cos_sin)
         self._fused = self._fuse(cos_sin)
 
     def release(self) -> None:
         """Lets go of what `prepare` attached, so that another size can be allocated."""
-        self._fused = None
+        self._fused = self._adapters = None
         for site in self._sites:
-            site.allocate(0)
+            site.table = None
         for block in self._blocks:
             block.attention.detach()
 
@@ -82,9 +94,11 @@ class CausalLM:
         assert residual is not None
         return self._kernels.add_rms_norm(x, residual, self._norm, self.config.norm_eps)[0]
 
-    def logits(self, hidden: torch.Tensor, batch: LoraBatch | None) -> torch.Tensor:
-        """`hidden` `[rows, hidden]` from `forward` -> `[rows, vocab]` float32."""
-        return self._lm_head(hidden, batch)
+    def logits(
+        self, hidden: torch.Tensor, batch: LoraBatch | None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`hidden` `[rows, hidden]` from `forward` -> `[rows, vocab]` float32, in `out` if given."""
+        return self._lm_head(hidden, batch, out)
 
     def _fuse(self, cos_sin: torch.Tensor) -> Decoder | None:
         """The blocks as one call, where the backend and the family allow it. Ranks must meet between the

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lorikeet_server.device.base import Device
+
 CANDIDATES = 256
 
 
@@ -30,7 +32,11 @@ class Filters:
 
 
 def draw(
-    scores: torch.Tensor, filters: Filters, filtered: npt.NDArray[np.bool_], short: npt.NDArray[np.bool_]
+    device: Device,
+    scores: torch.Tensor,
+    filters: Filters,
+    filtered: npt.NDArray[np.bool_],
+    short: npt.NDArray[np.bool_],
 ) -> torch.Tensor:
     """Token `[rows]` of each row of `scores` `[rows, vocab]` (already divided by temperature).
 
@@ -41,13 +47,13 @@ def draw(
     if not filtered.any():
         return _invert(scores.softmax(-1), filters.uniform)
     tokens = torch.empty(scores.shape[0], dtype=torch.int64, device=scores.device)
-    plain = torch.from_numpy(np.flatnonzero(~filtered)).to(scores.device)
-    if plain.numel():
-        tokens[plain] = _invert(scores[plain].softmax(-1), filters.uniform[plain])
     if scores.device.type != "cpu" or scores.shape[1] <= CANDIDATES:
         short = np.zeros_like(short)
-    whole = torch.from_numpy(np.flatnonzero(filtered & ~short)).to(scores.device)
-    tried = torch.from_numpy(np.flatnonzero(filtered & short)).to(scores.device)
+    plain, whole, tried = device.upload(
+        np.flatnonzero(~filtered), np.flatnonzero(filtered & ~short), np.flatnonzero(filtered & short)
+    )
+    if plain.numel():
+        tokens[plain] = _invert(scores[plain].softmax(-1), filters.uniform[plain])
     if tried.numel():
         chosen = filters.take(tried)
         subset = scores[tried]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lorikeet_server.device.base import Device
 from lorikeet_server.sampling.penalties import PenaltyCounts
 
 
@@ -37,7 +38,7 @@ class SlotParams:
     everyone else pays nothing.
     """
 
-    def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, slots: int, vocab_size: int, device: Device) -> None:
         self.temperature = np.zeros(slots, np.float32)
         self.top_k = np.zeros(slots, np.int64)
         self.top_p = np.ones(slots, np.float32)
@@ -47,7 +48,7 @@ class SlotParams:
         self.bias: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.penalties = PenaltyCounts(slots, vocab_size, device)
         self._vocab_size = vocab_size
-        self._device = device
+        self.device = device
 
     def admit(self, slot: int, params: SamplingParams, history: Sequence[int], history_output: int) -> None:
         """Sets the parameters of `slot`. `history` matters only where a penalty is on."""
@@ -59,11 +60,10 @@ class SlotParams:
         self.seed[slot] = params.seed
         self.top_logprobs[slot] = min(params.top_logprobs, self._vocab_size)
         if params.bias_tokens:
-            tokens = torch.tensor(params.bias_tokens, dtype=torch.int64, device=self._device)
-            self.bias[slot] = (
-                tokens,
-                torch.tensor(params.bias_values, dtype=torch.float32, device=self._device),
+            tokens, values = self.device.upload(
+                np.array(params.bias_tokens, np.int64), np.array(params.bias_values, np.float32)
             )
+            self.bias[slot] = tokens, values
         if params.penalised:
             self.penalties.admit(
                 slot,

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lorikeet_server.device.base import Device
+
 
 class PenaltyCounts:
     """Token counts `[lanes, vocab]`. A slot with a penalty holds a lane; the others hold none and cost
@@ -14,14 +16,14 @@ class PenaltyCounts:
     Lanes are allocated on demand and doubled, since a count row of a 128k vocabulary takes 640 kB.
     """
 
-    def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, slots: int, vocab_size: int, device: Device) -> None:
         self._vocab_size = vocab_size
         self._device = device
         self._lane = np.full(slots, -1, np.int64)
         self._factors = np.zeros((slots, 3), np.float32)
         self._free: list[int] = []
-        self._output = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
-        self._seen = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
+        self._output = torch.zeros(0, vocab_size, dtype=torch.int32, device=device.where)
+        self._seen = torch.zeros(0, vocab_size, dtype=torch.bool, device=device.where)
 
     @property
     def in_use(self) -> bool:
@@ -39,7 +41,7 @@ class PenaltyCounts:
         self._output[lane].zero_()
         self._seen[lane].zero_()
         if history:
-            tokens = torch.tensor(history, dtype=torch.int64, device=self._device)
+            (tokens,) = self._device.upload(np.array(history, np.int64))
             self._seen[lane].index_fill_(0, tokens, True)
             if history_output:
                 produced = tokens[-history_output:]
@@ -59,9 +61,7 @@ class PenaltyCounts:
         rows = np.flatnonzero(self._lane[slots] >= 0)
         if not rows.size:
             return
-        index = torch.from_numpy(rows).to(self._device)
-        lanes = torch.from_numpy(self._lane[slots[rows]]).to(self._device)
-        factors = torch.from_numpy(self._factors[slots[rows]]).to(self._device)
+        index, lanes, factors = self._device.upload(rows, self._lane[slots[rows]], self._factors[slots[rows]])
         repetition, frequency, presence = factors[:, 0:1], factors[:, 1:2], factors[:, 2:3]
         count = self._output[lanes]
         score = scores[index]
@@ -75,16 +75,16 @@ class PenaltyCounts:
         rows = np.flatnonzero(self._lane[slots] >= 0)
         if not rows.size:
             return
-        lanes = torch.from_numpy(self._lane[slots[rows]]).to(self._device)
-        produced = tokens[torch.from_numpy(rows).to(self._device)]
+        index, lanes = self._device.upload(rows, self._lane[slots[rows]])
+        produced = tokens[index]
         self._seen[lanes, produced] = True
         self._output[lanes, produced] += 1
 
     def _grow(self) -> None:
         old = self._output.shape[0]
         new = max(4, 2 * old)
-        output = torch.zeros(new, self._vocab_size, dtype=torch.int32, device=self._device)
-        seen = torch.zeros(new, self._vocab_size, dtype=torch.bool, device=self._device)
+        output = torch.zeros(new, self._vocab_size, dtype=torch.int32, device=self._device.where)
+        seen = torch.zeros(new, self._vocab_size, dtype=torch.bool, device=self._device.where)
         output[:old], seen[:old] = self._output, self._seen
         self._output, self._seen = output, seen
         self._free.extend(range(old, new))

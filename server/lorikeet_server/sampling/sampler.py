@@ -1,12 +1,13 @@
 """One token per row, with log-probabilities of the model's own distribution."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from lorikeet_server.kernels import Kernels
+from lorikeet_server.kernels import Greedy
 from lorikeet_server.sampling.filters import CANDIDATES, Filters, draw
 from lorikeet_server.sampling.params import SlotParams
 from lorikeet_server.sampling.rng import uniforms
@@ -26,19 +27,32 @@ class Sampled:
     alternative_tokens: torch.Tensor | None
     alternative_logprobs: torch.Tensor | None
 
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Sampled":
+        """The same with every tensor passed through `move`."""
+        tokens, logprobs = self.alternative_tokens, self.alternative_logprobs
+        return Sampled(
+            move(self.tokens),
+            move(self.logprobs),
+            move(self.finite),
+            self.alternative_rows,
+            self.alternative_counts,
+            None if tokens is None else move(tokens),
+            None if logprobs is None else move(logprobs),
+        )
+
 
 def sample(
-    kernels: Kernels,
+    greedy: Greedy,
     logits: torch.Tensor,
     params: SlotParams,
     slots: npt.NDArray[np.int64],
     positions: npt.NDArray[np.int64],
 ) -> Sampled:
-    """Samples one token for each row of `logits` `[rows, vocab]` float32.
+    """Samples one token for each row of `logits` `[rows, vocab]` float32, of which `greedy` knows the best.
 
     `slots` names each row's parameters, `positions` is where in its sequence the new token will stand.
     """
-    best, logprobs, norm = kernels.greedy(logits)
+    best, logprobs, norm = greedy
     scores = _adjust(logits, params, slots)
     tokens = best if scores is logits else scores.argmax(-1)
     drawn = np.flatnonzero(params.temperature[slots] > 0)
@@ -53,7 +67,7 @@ def sample(
     rows = np.flatnonzero(wanted)
     best_tokens = best_logprobs = None
     if rows.size:
-        index = torch.from_numpy(rows).to(logits.device)
+        (index,) = params.device.upload(rows)
         best_logprobs, best_tokens = logits[index].topk(int(wanted.max()), dim=-1)
         best_logprobs = best_logprobs - norm[index].unsqueeze(-1)
     return Sampled(tokens, logprobs, norm.isfinite(), rows, wanted[rows], best_tokens, best_logprobs)
@@ -80,21 +94,19 @@ def _draw(
     drawn: npt.NDArray[np.int64],
 ) -> None:
     """Replaces `tokens` at the rows `drawn`, those with a temperature, by random draws."""
-    device = scores.device
-    index = torch.from_numpy(drawn).to(device)
-    if drawn.size < slots.size:
-        scores, slots, positions = scores[index], slots[drawn], positions[drawn]
+    everyone = drawn.size == slots.size
+    slots, positions = slots[drawn], positions[drawn]
     top_k, top_p, typical_p = params.top_k[slots], params.top_p[slots], params.typical_p[slots]
     filtered = (top_k > 0) | (top_p < 1) | (typical_p < 1)
     short = ((top_k > 0) & (top_k <= CANDIDATES)) | ((top_k == 0) & (top_p < 1))
-    filters = Filters(
-        torch.from_numpy(top_k).to(device),
-        torch.from_numpy(top_p).to(device),
-        torch.from_numpy(typical_p).to(device),
-        torch.from_numpy(uniforms(params.seed[slots], positions)).to(device),
-        any_typical=bool((typical_p < 1).any()),
+    uniform, temperatures = uniforms(params.seed[slots], positions), params.temperature[slots]
+    index, temperature, k, p, typical, uniform_numbers = params.device.upload(
+        drawn, temperatures, top_k, top_p, typical_p, uniform
     )
-    temperature = torch.from_numpy(params.temperature[slots]).to(device).unsqueeze(-1)
+    if not everyone:
+        scores = scores[index]
+    filters = Filters(k, p, typical, uniform_numbers, any_typical=bool((typical_p < 1).any()))
+    temperature = temperature.unsqueeze(-1)
     # Relative to the best score, so that a tiny temperature overflows to probability zero and not to NaN.
     scaled = (scores - scores.amax(-1, keepdim=True)) / temperature
-    tokens[index] = draw(scaled, filters, filtered, short)
+    tokens[index] = draw(params.device, scaled, filters, filtered, short)

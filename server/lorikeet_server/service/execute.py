@@ -3,17 +3,25 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
+from typing import TypeVar
 
 from loguru import logger
 
 from lorikeet_server.engine.engine import Engine
-from lorikeet_server.errors import LorikeetError
+from lorikeet_server.errors import DeviceError, LorikeetError
 from lorikeet_server.pb import shard_pb2 as pb
+from lorikeet_server.service.threads import Pools
+
+T = TypeVar("T")
 
 # The router keeps two steps in flight. Reading a little ahead hides the event loop's latency; reading on
 # without bound would let a broken peer fill the memory.
 STEPS_AHEAD = 4
+
+
+# A step whose result is there, or whose result another thread waits for.
+Launched = pb.StepResult | Future[pb.StepResult]
 
 
 class SupersededError(Exception):
@@ -28,7 +36,7 @@ class Session:
         self.failed = False  # a step was refused: those behind it must not run
         self.permits = asyncio.Semaphore(STEPS_AHEAD)
         # Bounded by the permits. None: no more steps, or ended.
-        self.results: asyncio.Queue[Future[pb.StepResult] | None] = asyncio.Queue()
+        self.results: asyncio.Queue[Future[Launched] | None] = asyncio.Queue()
 
     def end(self) -> None:
         """Steps that have not started will not run. The one that runs is finished, and its result dropped."""
@@ -40,18 +48,19 @@ class Session:
         result: pb.StepResult | None = None
         step = await self.results.get()
         if step is not None and not self.superseded:
-            result = await asyncio.wrap_future(step)
+            launched = await asyncio.wrap_future(step)
+            result = launched if isinstance(launched, pb.StepResult) else await asyncio.wrap_future(launched)
         if self.superseded:
             raise SupersededError
         return result
 
 
 class StepStreams:
-    """Feeds the compute thread from the newest stream. `fatal` is called, on the compute thread, when the
-    engine has failed in a way that leaves its state in doubt."""
+    """Feeds the compute thread from the newest stream. `fatal` is called, on the thread where it happened,
+    when the engine has failed in a way that leaves its state in doubt."""
 
-    def __init__(self, engine: Engine, compute: Executor, fatal: Callable[[], object]) -> None:
-        self._engine, self._compute, self._fatal = engine, compute, fatal
+    def __init__(self, engine: Engine, pools: Pools, fatal: Callable[[], object]) -> None:
+        self._engine, self._compute, self._results, self._fatal = engine, pools.compute, pools.results, fatal
         self._session: Session | None = None
 
     def end_current(self) -> None:
@@ -89,22 +98,40 @@ class StepStreams:
         finally:
             session.results.put_nowait(None)
 
-    def _execute(self, step: pb.Step, session: Session, arrived: int) -> pb.StepResult:
+    def _execute(self, step: pb.Step, session: Session, arrived: int) -> Launched:
+        """Calls for a step. A device that works by itself is not waited for: the next step can be called for
+        while this one runs, and its result is read on another thread."""
         # Checked here and not where steps are read: a step of an ended stream must not run after the reset
         # that opened the next one.
         if session.superseded or session.failed:
             raise SupersededError
-        started = time.perf_counter_ns()
+        queued = (time.perf_counter_ns() - arrived) // 1000
+        pending = self._guarded(lambda: self._engine.launch(step), step.id, session)
+        pending.message.queued_us = queued
+        if pending.done is None:
+            return self._guarded(pending.wait, step.id, session)
+        return self._results.submit(self._guarded, pending.wait, step.id, session)
+
+    def _guarded(self, work: Callable[[], T], step: int, session: Session) -> T:
         try:
-            result = self._engine.execute(step)
+            return work()
+        except DeviceError as error:
+            session.failed = True
+            logger.error("step {}: {}; this shard stops", step, error)
+            self._stop()
+            raise
         except LorikeetError as error:
             session.failed = True
-            logger.error("step {} is refused, the stream ends: {}", step.id, error)
+            logger.error("step {} is refused, the stream ends: {}", step, error)
+            if self._engine.abandon():
+                self._fatal()  # its peers have computed the step: the ranks differ from here on
             raise
         except Exception:
             session.failed = True
-            logger.exception("step {} failed beyond its rows, this shard stops", step.id)
-            self._fatal()
+            logger.exception("step {} failed beyond its rows, this shard stops", step)
+            self._stop()
             raise
-        result.queued_us = (started - arrived) // 1000
-        return result
+
+    def _stop(self) -> None:
+        self._engine.abandon()
+        self._fatal()

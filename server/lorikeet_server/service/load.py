@@ -12,9 +12,10 @@ from lorikeet_server import __version__
 from lorikeet_server.adapters.library import AdapterLibrary, ServedModel
 from lorikeet_server.adapters.store import Store
 from lorikeet_server.config import Dtype, ServeConfig
+from lorikeet_server.device.choose import choose, open_device
 from lorikeet_server.dist import connect
-from lorikeet_server.engine.engine import DEVICE, Engine, Identity
-from lorikeet_server.kernels import Kernels, LinearMode, select
+from lorikeet_server.engine.engine import Engine, Identity
+from lorikeet_server.kernels import LinearMode, select
 from lorikeet_server.models import registry
 from lorikeet_server.weights import Progress, ReportingSource, WeightSource, open_source
 
@@ -28,21 +29,29 @@ def load_engine(config: ServeConfig) -> Engine:
     source = open_source(config.model_path)
     registry.configure(source.config)  # refuse an unknown model before waiting for anything
     mode = storage_mode(config.dtype, source, config.model_path)
-    kernels: Kernels = select()
     group = config.group
-    tp = connect(group.rank, group.world_size, group.address, group.port, DEVICE)
+    where = choose(config.device, group.local_rank)
+    # A CPU computes in float32 whatever the weights are stored in.
+    kernels = select(device=where, dtype=torch.float32 if where.type == "cpu" else getattr(torch, mode))
+    device = open_device(where)
+    tp = connect(group.rank, group.world_size, group.address, group.port, where)
     reporting = ReportingSource(source, reporter(), group.world_size)
     model = registry.load(reporting, kernels, mode, tp)
     dtype = getattr(torch, mode)
     names = [config.model_id, config.model_path.name, str(source.config.get("_name_or_path", ""))]
     served = ServedModel(
-        names=names, targets=model.lora_targets(), adapter_dtype=dtype, layout=kernels.lora_layout
+        names=names,
+        targets=model.lora_targets(),
+        adapter_dtype=dtype,
+        layout=kernels.lora_layout,
+        pinned_memory=device.discrete,
     )
     store = Store(str(config.store_dir), config.disk_bytes)
     library = AdapterLibrary(served, [str(root) for root in config.adapter_roots], store)
     seconds = time.monotonic() - started
     logger.info("loaded {} as {} on {} kernels in {:.1f} s", config.model_id, mode, kernels.name, seconds)
-    return Engine(Identity(config.model_id, source.digest, mode, __version__), model, kernels, tp, library)
+    identity = Identity(config.model_id, source.digest, mode, __version__)
+    return Engine(identity, model, kernels, device, tp, library)
 
 
 def storage_mode(dtype: Dtype, source: WeightSource, path: Path) -> LinearMode:

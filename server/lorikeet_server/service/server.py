@@ -52,7 +52,11 @@ async def serve(config: ServeConfig) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, EXIT_STOPPED)
     pools = Pools.start(config.threads)
-    servicer = ShardServicer(pools, lambda: loop.call_soon_threadsafe(stop, EXIT_FAILED))
+
+    def fail() -> None:
+        loop.call_soon_threadsafe(stop, EXIT_FAILED)
+
+    servicer = ShardServicer(pools, fail)
     health = health_aio.HealthServicer()
     server = await listen(config.uds_path, servicer, health)
 
@@ -66,6 +70,7 @@ async def serve(config: ServeConfig) -> int:
             logger.exception("loading {} failed", config.model_id)
             stop(EXIT_FAILED)
         else:
+            engine.watch(fail)
             servicer.ready(engine)
             await _set_health(health, HealthCheckResponse.SERVING)
 

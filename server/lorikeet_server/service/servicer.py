@@ -33,7 +33,7 @@ class ShardServicer(rpc.ShardServicer):
 
     def ready(self, engine: Engine) -> None:
         """The model is loaded."""
-        self._engine, self._streams = engine, StepStreams(engine, self._pools.compute, self._fatal)
+        self._engine, self._streams = engine, StepStreams(engine, self._pools, self._fatal)
 
     async def Info(self, request: pb.InfoRequest, context: aio.ServicerContext) -> pb.InfoResponse:  # noqa: N802
         engine, _ = await self._loaded(context)

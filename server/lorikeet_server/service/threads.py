@@ -1,4 +1,5 @@
-"""The threads beside the event loop: one that computes, some that wait for files, a few that parse them."""
+"""The threads beside the event loop: one that calls for steps, one that waits for their results, some that
+wait for files, a few that parse them."""
 
 import os
 import sys
@@ -18,9 +19,11 @@ NICENESS = 10
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """Who runs what: steps, Warmup and resets in order on one thread; the rest below its priority."""
+    """Who runs what: steps, Warmup and resets in order on one thread; the results of a device that works by
+    itself on another; files below their priority."""
 
     compute: ThreadPoolExecutor
+    results: ThreadPoolExecutor
     staging: ThreadPoolExecutor
     fetching: ThreadPoolExecutor
 
@@ -36,6 +39,7 @@ class Pools:
 
         return cls(
             ThreadPoolExecutor(1, "compute", prepare_compute),
+            ThreadPoolExecutor(1, "results", prepare_compute),
             ThreadPoolExecutor(STAGING_THREADS, "staging", _step_back),
             ThreadPoolExecutor(FETCHING_THREADS, "fetching", _step_back),
         )

@@ -9,6 +9,7 @@ import adapter_files as build
 import pytest
 import torch
 
+from lorikeet_server.adapters.device_memory import HostMemory
 from lorikeet_server.adapters.slots import AdapterSlots
 from lorikeet_server.adapters.staged import StagedAdapter
 from lorikeet_server.errors import (
@@ -42,8 +43,9 @@ def test_from_directory_to_slot(tmp_path: Path) -> None:
     assert (staged.max_rank, len(staged.pairs)) == (4, 2 * build.LAYERS)
     assert staged.memory_bytes == sum((p.a.numel() + p.b.numel()) * 4 for p in staged.pairs)
     found = tables()
-    slots = AdapterSlots(found, 2, torch.device("cpu"), lib.staged.get)
-    assert slots.move(1, digest) is None
+    slots = AdapterSlots(found, 2, HostMemory(), lib.staged.get)
+    assert slots.move(1, digest) is None and slots.held(1) == ""
+    assert slots.arrived() == ([1], [])
     assert slots.held(1) == digest
     for pair in staged.pairs:
         name = f"base_model.model.{pair.target.name}"
@@ -70,11 +72,12 @@ def test_a_move_replaces_what_was_there(tmp_path: Path) -> None:
     only_k = build.safetensors(build.tensors(["k_proj"]))
     build.write(tmp_path / "root/narrow", build.config(target_modules=["k_proj"]), only_k)
     found = tables()
-    slots = AdapterSlots(found, 2, torch.device("cpu"), lib.staged.get)
+    slots = AdapterSlots(found, 2, HostMemory(), lib.staged.get)
     for name in ("wide", "narrow"):
         digest = build.fetch(lib, name)
         lib.stage(digest)
         assert slots.move(0, digest) is None
+        assert slots.arrived() == ([0], [])
     qkv = found["model.layers.0.self_attn.qkv_proj"]
     assert [qkv.get(0, index) is not None for index in range(3)] == [False, True, False]
 
@@ -84,13 +87,14 @@ def test_a_failed_move_leaves_the_slot_empty(tmp_path: Path) -> None:
     build.write(tmp_path / "root/a", build.config(), build.safetensors(build.tensors()))
     digest = build.fetch(lib, "a")
     found = tables()
-    slots = AdapterSlots(found, 2, torch.device("cpu"), lib.staged.get)
+    slots = AdapterSlots(found, 2, HostMemory(), lib.staged.get)
     failed = slots.move(0, digest)
     assert failed is not None and "not staged" in failed.message
     lib.stage(digest)
     del found["model.layers.1.self_attn.qkv_proj"]  # fails half way
-    failed = slots.move(0, digest)
-    assert failed is not None and slots.held(0) == ""
+    assert slots.move(0, digest) is None
+    ready, (failed,) = slots.arrived()
+    assert ready == [] and failed.slot == 0 and slots.held(0) == ""
     assert all(
         table.get(0, index) is None for table in found.values() for index in range(len(table.out_features))
     )

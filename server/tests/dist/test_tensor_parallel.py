@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import os
 import socket
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -13,10 +14,11 @@ from shard_driver import Driver, expected_tokens, make_engine, prompt_of, tiny_m
 from tiny_adapters import save_adapter, with_adapter
 
 from lorikeet_server.dist import TensorParallel, connect
-from lorikeet_server.errors import ModelError
+from lorikeet_server.errors import ModelError, ProtocolError
 from lorikeet_server.pb import shard_pb2 as pb
 
 CPU = torch.device("cpu")
+LEFT_WITH_THE_GROUP = 7
 PROMPTS = [prompt_of(37, 1), prompt_of(20, 2)]
 
 
@@ -72,6 +74,7 @@ def listening_addresses() -> set[str]:
         (2, {}),
         (2, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
         (4, {}),  # more ranks than key/value heads
+        (4, {"num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 2}),
     ],
 )
 def test_ranks_agree_with_one(size: int, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -95,7 +98,8 @@ def test_ranks_agree_with_one(size: int, settings: dict[str, Any], tmp_path: Pat
     for answer in seen[1:]:
         assert {**answer, "rank": 0} == seen[0]
     assert seen[0]["listening"] == ["0100007F"]  # 127.0.0.1, and no other
-    assert seen[0]["kv_bytes"] == 3 * 2 * max(1, 2 // size) * 12 * 4
+    layers, heads = model.config.num_hidden_layers, model.config.num_key_value_heads
+    assert seen[0]["kv_bytes"] == layers * 2 * max(1, heads // size) * 12 * 4
     adapted = with_adapter(model, tmp_path / "adapters" / "one")
     assert seen[0]["adapted"] == [expected_tokens(adapted, prompt, 8) for prompt in PROMPTS]
     adapted.unload()
@@ -104,6 +108,45 @@ def test_ranks_agree_with_one(size: int, settings: dict[str, Any], tmp_path: Pat
     runs = Driver(alone).generate(PROMPTS, 8, prompt_logprobs=True)
     for run, logprobs in zip(runs, seen[0]["prompt"], strict=True):
         assert logprobs == pytest.approx(run.prompt_logprobs, abs=1e-4)
+
+
+def refuse_or_wait(path: Path, rank: int, port: int, refused: Any, over: Any) -> None:
+    """Rank 1 is sent a step that cannot be, and stays alive; rank 0 computes one that needs both."""
+    torch.set_num_threads(1)
+    tp = connect(rank, 2, "127.0.0.1", port, CPU)
+    engine = make_engine(path / "model", path / f"store{rank}", "reference", [], tp)
+    engine.watch(lambda: os._exit(LEFT_WITH_THE_GROUP))
+    engine.warmup(warmup_request())
+    driver = Driver(engine)
+    if rank == 1:
+        with pytest.raises(ProtocolError):
+            driver.execute(pb.Step(decode=pb.Decode(slot=[5], new_blocks=[0])))
+        assert engine.abandon()
+        refused.set()
+        over.wait(240)
+        return
+    driver.generate(PROMPTS, 4)
+
+
+def test_a_rank_that_leaves_takes_the_others_along(tmp_path: Path) -> None:
+    """At once: a collective would wait for two minutes."""
+    tiny_model(tmp_path / "model")
+    context = multiprocessing.get_context("spawn")
+    refused, over, port = context.Event(), context.Event(), free_port()
+    arguments = [(tmp_path, rank, port, refused, over) for rank in range(2)]
+    waiting, leaving = (context.Process(target=refuse_or_wait, args=given) for given in arguments)
+    for process in (waiting, leaving):
+        process.start()
+    try:
+        assert refused.wait(200)
+        waiting.join(60)
+        assert waiting.exitcode == LEFT_WITH_THE_GROUP
+        over.set()
+        leaving.join(30)
+        assert leaving.exitcode == 0
+    finally:
+        for process in (waiting, leaving):
+            process.kill()
 
 
 def test_heads_that_do_not_divide(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import transformers
 
 from lorikeet_server.adapters.library import AdapterLibrary, ServedModel
 from lorikeet_server.adapters.store import Store
+from lorikeet_server.device.base import Device
+from lorikeet_server.device.choose import open_device
 from lorikeet_server.dist import TensorParallel
 from lorikeet_server.engine.engine import Engine, Identity
-from lorikeet_server.kernels import select
+from lorikeet_server.kernels import Kernels, select
 from lorikeet_server.models import registry
 from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.weights import open_source
@@ -60,14 +62,23 @@ def make_engine(
     roots: Sequence[Path] = (),
     tp: TensorParallel | None = None,
     mode: Any = "float32",
+    kernels: Kernels | None = None,
+    device: Device | None = None,
 ) -> Engine:
     """An engine over the model at `path`, not yet warmed up."""
     tp = tp or TensorParallel()
-    kernels, source = select(backend), open_source(path)
+    kernels, source = kernels or select(backend), open_source(path)
+    device = device or open_device(kernels.device)
     model = registry.load(source, kernels, mode, tp)
-    served = ServedModel(names=["tiny"], targets=model.lora_targets(), adapter_dtype=getattr(torch, mode))
+    served = ServedModel(
+        names=["tiny"],
+        targets=model.lora_targets(),
+        adapter_dtype=getattr(torch, mode),
+        layout=kernels.lora_layout,
+        pinned_memory=kernels.device.type == "cuda",
+    )
     library = AdapterLibrary(served, [str(root) for root in roots], Store(str(store), 0))
-    return Engine(Identity("tiny", source.digest, mode, "test"), model, kernels, tp, library)
+    return Engine(Identity("tiny", source.digest, mode, "test"), model, kernels, device, tp, library)
 
 
 def warmup_request(**settings: int) -> pb.WarmupRequest:

@@ -11,6 +11,7 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
+from lorikeet_server.device.host import HostDevice
 from lorikeet_server.kernels import select
 from lorikeet_server.sampling import filters
 from lorikeet_server.sampling.params import SamplingParams, SlotParams
@@ -18,7 +19,7 @@ from lorikeet_server.sampling.rng import uniforms
 from lorikeet_server.sampling.sampler import Sampled, sample
 
 VOCAB = 1000
-CPU = torch.device("cpu")
+HOST = HostDevice()
 KERNELS = select("reference")
 
 MIXES: list[dict[str, Any]] = [
@@ -46,14 +47,14 @@ def logits_of(rows: int, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
 
 
 def slot_params(rows: list[dict[str, Any]]) -> SlotParams:
-    params = SlotParams(len(rows), VOCAB, CPU)
+    params = SlotParams(len(rows), VOCAB, HOST)
     for slot, row in enumerate(rows):
         params.admit(slot, SamplingParams(seed=slot, **row), (), 0)
     return params
 
 
 def run(logits: torch.Tensor, params: SlotParams, slots: list[int], position: int = 5) -> Sampled:
-    return sample(KERNELS, logits, params, np.array(slots), np.full(len(slots), position))
+    return sample(KERNELS.greedy(logits), logits, params, np.array(slots), np.full(len(slots), position))
 
 
 def kept_distribution(logits: torch.Tensor, row: dict[str, Any]) -> torch.Tensor:
@@ -147,7 +148,7 @@ def test_slots_are_forgotten() -> None:
 
 
 def test_penalty_lanes_are_reused_clean() -> None:
-    params = SlotParams(40, VOCAB, CPU)
+    params = SlotParams(40, VOCAB, HOST)
     penalised = SamplingParams(frequency_penalty=1000.0)
     best = int(logits_of(1).argmax())
     for _ in range(3):

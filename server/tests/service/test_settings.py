@@ -8,7 +8,7 @@ import pytest
 
 from lorikeet_server import config
 from lorikeet_server.config import Dtype, GroupConfig
-from lorikeet_server.engine import memory
+from lorikeet_server.device import memory
 from lorikeet_server.errors import ConfigError
 from lorikeet_server.service.load import storage_mode
 
@@ -27,9 +27,11 @@ def test_threads_come_from_the_flag_then_the_environment_then_the_cores() -> Non
 
 
 def test_group() -> None:
-    assert GroupConfig.from_environment({}) == GroupConfig(0, 1, "127.0.0.1", 0)
+    assert GroupConfig.from_environment({}) == GroupConfig(0, 1, "127.0.0.1", 0, 0)
     given = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "::1", "MASTER_PORT": "29500"}
-    assert GroupConfig.from_environment(given) == GroupConfig(1, 2, "::1", 29500)
+    assert GroupConfig.from_environment(given) == GroupConfig(1, 2, "::1", 29500, 1)
+    # The second machine of two, with a rank each: both use their first GPU.
+    assert GroupConfig.from_environment(given | {"LOCAL_RANK": "0"}).local_rank == 0
 
 
 @pytest.mark.parametrize(

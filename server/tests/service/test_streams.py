@@ -1,11 +1,8 @@
 """The gRPC surface over a real Unix socket, with the server in a thread of this process."""
 
-import asyncio
 import errno
-import queue
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,63 +10,12 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
-from shard_driver import Driver, expected_tokens, make_engine, prompt_of, tiny_model, warmup_request
-from tiny_adapters import save_adapter
+from served_shard import Shard, prefill, wait_for
+from shard_driver import expected_tokens, prompt_of, warmup_request
 
 from lorikeet_server.adapters import intake
-from lorikeet_server.engine.engine import Engine
+from lorikeet_server.engine.result import PendingResult
 from lorikeet_server.pb import shard_pb2 as pb
-from lorikeet_server.pb import shard_pb2_grpc as rpc
-from lorikeet_server.service.server import listen
-from lorikeet_server.service.servicer import ShardServicer
-from lorikeet_server.service.threads import Pools
-
-
-class Shard:
-    """A served engine, and a client of it."""
-
-    def __init__(self, path: Path) -> None:
-        self.model = tiny_model(path / "model")
-        save_adapter(self.model, path / "adapters" / "one", 1)
-        self.engine: Engine = make_engine(path / "model", path / "store", "reference", [path / "adapters"])
-        self.socket = path / "socket"
-        self.fatal = threading.Event()
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-        self.servicer = ShardServicer(Pools.start(1), self.fatal.set)
-        health = health_aio.HealthServicer()
-        self.server = self.call(listen(self.socket, self.servicer, health))
-        self.channel = grpc.insecure_channel(f"unix:{self.socket}")
-        self.stub = rpc.ShardStub(self.channel)  # type: ignore[no-untyped-call]
-
-    def call(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
-
-    def open(self) -> "Stream":
-        return Stream(self.stub)
-
-    def close(self) -> None:
-        self.channel.close()
-        self.call(self.server.stop(0))
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-
-
-class Stream:
-    """One Execute stream of a client."""
-
-    def __init__(self, stub: Any) -> None:
-        self.steps: queue.Queue[pb.Step | None] = queue.Queue()
-        self.results = stub.Execute(iter(self.steps.get, None))
-
-    def send(self, step: pb.Step) -> None:
-        self.steps.put(step)
-
-    def execute(self, step: pb.Step) -> pb.StepResult:
-        self.send(step)
-        return next(self.results)
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +39,6 @@ def code_of(call: Callable[[], object]) -> grpc.StatusCode:
     with pytest.raises(grpc.RpcError) as raised:
         call()
     return raised.value.code()
-
-
-def prefill(slot: int, prompt: list[int], step: pb.Step | None = None) -> pb.Step:
-    step = step or pb.Step()
-    driver = Driver(None)  # type: ignore[arg-type]
-    driver.free = [slot * 10 + i for i in range(10)]
-    driver.prefill(step, driver.admit(step, slot, prompt))
-    return step
 
 
 def test_tokens_over_the_wire(warm: Shard) -> None:
@@ -134,14 +72,14 @@ def held_steps(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int]
     """The steps that have begun from now on, and the gate that they wait at."""
     ran: list[int] = []
     gate = threading.Event()
-    execute = shard.engine.execute
+    launch = shard.engine.launch
 
-    def held(step: pb.Step) -> pb.StepResult:
+    def held(step: pb.Step) -> PendingResult:
         ran.append(step.id)
         gate.wait(10)
-        return execute(step)
+        return launch(step)
 
-    monkeypatch.setattr(shard.engine, "execute", held)
+    monkeypatch.setattr(shard.engine, "launch", held)
     return ran, gate
 
 
@@ -177,6 +115,17 @@ def test_a_refused_step_ends_the_stream_with_its_reason(warm: Shard) -> None:
     assert len(warm.open().execute(prefill(0, prompt_of(5, 1))).token) == 1
 
 
+def test_a_refusal_in_a_group_ends_the_shard(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its peers compute the step that it refused."""
+    with monkeypatch.context() as patch:
+        patch.setattr(warm.engine, "abandon", lambda: True)
+        stream = warm.open()
+        stream.send(pb.Step(id=1, decode=pb.Decode(slot=[3], new_blocks=[0])))
+        assert code_of(lambda: next(stream.results)) == grpc.StatusCode.INVALID_ARGUMENT
+    assert warm.fatal.wait(5)
+    warm.fatal.clear()
+
+
 def test_steps_of_an_ended_stream_do_not_run(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     ran, gate = held_steps(warm, monkeypatch)
     old = warm.open()
@@ -197,7 +146,7 @@ def test_steps_of_an_ended_stream_do_not_run(warm: Shard, monkeypatch: pytest.Mo
 
 def test_an_unexpected_error_is_fatal_and_says_little(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(warm.engine, "execute", lambda _: (_ for _ in ()).throw(RuntimeError("/secret/path")))
+        patch.setattr(warm.engine, "launch", lambda _: (_ for _ in ()).throw(RuntimeError("/secret/path")))
         stream = warm.open()
         stream.send(pb.Step(id=1))
         with pytest.raises(grpc.RpcError) as raised:
@@ -304,10 +253,3 @@ def test_a_stuck_source_holds_up_its_own_fetch_only(warm: Shard, monkeypatch: py
 def test_the_socket_is_private(shard: Shard) -> None:
     mode = shard.socket.stat().st_mode
     assert stat.S_ISSOCK(mode) and stat.S_IMODE(mode) == 0o600
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)

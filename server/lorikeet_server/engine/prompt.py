@@ -1,0 +1,49 @@
+"""Log-probabilities of a prompt's own tokens, for those who ask."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lorikeet_server.device.base import Device
+from lorikeet_server.engine import result as results
+from lorikeet_server.engine.inputs import PromptChunk
+from lorikeet_server.engine.rows import RowAdapters
+from lorikeet_server.models.causal_lm import CausalLM
+from lorikeet_server.pb import shard_pb2 as pb
+
+# Rows of logits at a time: 64 rows of a 128k vocabulary take 33 MB.
+ROWS = 64
+
+
+class PromptScores:
+    """Scores chunks of prompts."""
+
+    def __init__(self, model: CausalLM, device: Device) -> None:
+        self._model, self._device, self._batch = model, device, RowAdapters(model)
+
+    def __call__(
+        self, chunk: PromptChunk, hidden: torch.Tensor, adapters: npt.NDArray[np.int32]
+    ) -> Callable[[pb.StepResult], None]:
+        """`hidden` `[rows, hidden]` and `adapters` `[rows]` are the whole step's. Returns what writes the
+        scores."""
+        if not chunk.targets.size:
+            return lambda _: None
+        logprobs, top_tokens, top_logprobs = [], [], []
+        for start in range(0, chunk.targets.size, ROWS):
+            (targets,) = self._device.upload(chunk.targets[start : start + ROWS])
+            rows = slice(chunk.first + start, chunk.first + start + targets.numel())
+            logits = self._model.logits(hidden[rows], self._batch(adapters[rows]))
+            norm = logits.logsumexp(-1, keepdim=True)
+            logprobs.append((logits.gather(-1, targets.unsqueeze(-1)) - norm).squeeze(-1))
+            if chunk.top:
+                best, tokens = logits.topk(chunk.top, dim=-1)
+                top_tokens.append(tokens)
+                top_logprobs.append(best - norm)
+        download = self._device.download
+        scores = download(torch.cat(logprobs))
+        top = (
+            (download(torch.cat(top_tokens)), download(torch.cat(top_logprobs))) if chunk.top else (None,) * 2
+        )
+        return lambda result: results.write_prompt(result, chunk, scores, *top)

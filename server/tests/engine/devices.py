@@ -1,0 +1,111 @@
+"""Stand-ins for a GPU: work that is called for and done later, and work that is captured."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from lorikeet_server.device.base import Event, Outputs
+from lorikeet_server.device.host import HostDevice
+from lorikeet_server.errors import DeviceError
+
+# What makes a host wait for a device: reading a number, or a shape that depends on numbers.
+WAITS = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::masked_select", "aten::equal"}
+
+
+class Tape(TorchDispatchMode):
+    """Records the operations of some work, as a CUDA graph does: tensors stay, Python is not run again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().split(".")[0]
+        assert name not in WAITS, f"{name} waits for the device"
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self) -> None:
+        for func, args, kwargs, out in self.calls:
+            new = func(*args, **kwargs)
+            for kept, fresh in zip(tree_flatten(out)[0], tree_flatten(new)[0], strict=True):
+                if isinstance(kept, torch.Tensor) and kept.data_ptr() != fresh.data_ptr():
+                    kept.copy_(fresh)
+
+
+class CapturingDevice(HostDevice):
+    """Captures on a tape, and counts how often tapes are played."""
+
+    def __init__(self) -> None:
+        self.captures = self.replays = 0
+
+    def capture(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        self.captures += 1
+        work()
+        tape = Tape()
+        with tape:
+            outputs = work()
+
+        def replay() -> None:
+            self.replays += 1
+            tape.replay()
+
+        return replay, outputs
+
+
+class Later:
+    """An event that the test lets happen. `then` is done as it does."""
+
+    def __init__(self, gate: threading.Event, then: Callable[[], object] = lambda: None) -> None:
+        self._gate, self._then, self._done, self._lock = gate, then, False, threading.Lock()
+        self.joined = False
+
+    def wait(self) -> None:
+        assert self._gate.wait(20), "nobody let the event happen"
+        self._finish()
+
+    def reached(self) -> bool:
+        if self._gate.is_set():
+            self._finish()
+        return self._done
+
+    def join(self) -> None:
+        self.joined = True
+        self._finish()
+
+    def _finish(self) -> None:
+        with self._lock:
+            if not self._done:
+                self._then()
+            self._done = True
+
+
+class LateDevice(HostDevice):
+    """Steps are computed at once and said to be done when `steps` is set; copies from the host begin when
+    `copies` is set, or when a step joins them."""
+
+    discrete = True
+
+    def __init__(self) -> None:
+        self.steps, self.copies = threading.Event(), threading.Event()
+        self.steps.set()
+        self.copies.set()
+        self.failure: DeviceError | None = None
+        self.beside: list[tuple[Later, Event | None]] = []
+
+    def record(self) -> Event | None:
+        return Later(self.steps, self._fail)
+
+    def copy_beside(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event | None:
+        event = Later(self.copies, lambda: target.copy_(source))
+        self.beside.append((event, after))
+        return event
+
+    def _fail(self) -> None:
+        if self.failure is not None:
+            raise self.failure

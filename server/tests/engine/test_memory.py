@@ -1,0 +1,62 @@
+"""The division of memory, and what a Warmup keeps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from devices import LateDevice
+from shard_driver import Driver, make_engine, prompt_of, tiny_model, warmup_request
+
+from lorikeet_server.engine.memory import GPU, HOST, divide
+from lorikeet_server.errors import ConfigError
+
+
+def test_shares_where_no_flag_speaks() -> None:
+    split = divide(1000, 0, 0, 0, HOST)
+    assert (split.kv, split.adapters) == (400, 200)
+    split = divide(1000, 200, 0, 0, GPU)
+    assert (split.kv, split.adapters) == (760 - 76, 76)
+
+
+def test_flags_are_honoured() -> None:
+    assert divide(1000, 200, 300, 100, GPU) == divide(10**9, 0, 300, 100, HOST)
+    split = divide(1000, 200, 0, 500, GPU)
+    assert (split.kv, split.adapters) == (260, 500)
+    assert divide(10, 0, 300, 100, HOST).kv == 300  # a host can swap
+    with pytest.raises(ConfigError, match=r"--kv-cache-bytes.*--max-batch-prefill-tokens"):
+        divide(1000, 200, 700, 100, GPU)
+
+
+def test_the_largest_step_is_measured_before_memory_is_divided(tmp_path: Path) -> None:
+    """The stand-in's largest step needs 100 bytes: beside the 90 that free memory leaves nothing fits."""
+    tiny_model(tmp_path / "model")
+    device = LateDevice()
+    engine = make_engine(tmp_path / "model", tmp_path / "store", device=device)
+    rows: list[int] = []
+    forward = engine._model.forward
+
+    def counted(tokens: torch.Tensor, *rest: object) -> torch.Tensor:
+        rows.append(len(tokens))
+        return forward(tokens, *rest)  # type: ignore[arg-type]
+
+    engine._model.forward = counted  # type: ignore[method-assign]
+    with torch.inference_mode():
+        engine.warmup(warmup_request(max_sequences=6, max_step_tokens=250))
+    assert rows[0] == 6 * (250 // 6)  # then the small ones that warm up
+    assert max(rows[1:]) <= 16
+
+
+def test_an_equal_warmup_keeps_its_memory(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "model")
+    engine = make_engine(tmp_path / "model", tmp_path / "store")
+    with torch.inference_mode():
+        first = engine.warmup(warmup_request())
+        driver = Driver(engine)
+        (run,) = driver.generate([prompt_of(20, 1)], 3)
+        cache = engine._model._blocks[0].attention.k_cache
+        assert engine.warmup(warmup_request()) == first
+        assert engine._model._blocks[0].attention.k_cache is cache
+        (again,) = Driver(engine).generate([prompt_of(20, 1)], 3)
+        assert again.tokens == run.tokens
+        engine.warmup(warmup_request(max_sequences=4))
+        assert engine._model._blocks[0].attention.k_cache is not cache
