@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from lorikeet_server import __version__
 from lorikeet_server.config import physical_cores
-from lorikeet_server.engine.memory import available_bytes
+from lorikeet_server.device.memory import available_bytes
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "grpcio", "gguf")
 
@@ -34,6 +34,8 @@ def examine() -> list[Finding]:
         ("torch threads", _threads),
         ("kernels", _kernels),
         ("cuda", _cuda),
+        ("nvcc", _nvcc),
+        ("flashinfer", _flashinfer),
     ]
     findings = []
     for name, probe in probes:
@@ -75,8 +77,13 @@ def _threads() -> Finding:
 
 
 def _kernels() -> Finding:
+    """Those that `--device auto` comes to."""
+    import torch
+
     from lorikeet_server.kernels import select
 
+    if _has_gpu():
+        return Finding("kernels", select(device=torch.device("cuda", 0), dtype=torch.bfloat16).name)
     try:
         return Finding("kernels", select("cpu").name)
     except Exception as error:
@@ -87,6 +94,36 @@ def _kernels() -> Finding:
 def _cuda() -> Finding:
     import torch
 
-    if not torch.cuda.is_available():
-        return Finding("cuda", "no device; the CPU is used")
-    return Finding("cuda", f"{torch.cuda.get_device_name()}; not used: this build has no CUDA kernels")
+    from lorikeet_server.device.choose import why_no_cuda
+
+    if missing := why_no_cuda():
+        return Finding("cuda", f"not used: {missing}")
+    major, minor = torch.cuda.get_device_capability()
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    return Finding(
+        "cuda",
+        f"{torch.cuda.get_device_name()} (sm_{major}{minor}), driver for CUDA {driver // 1000}."
+        f"{driver % 1000 // 10}, torch built for {torch.version.cuda}",
+    )
+
+
+def _nvcc() -> Finding:
+    from lorikeet_server.kernels.cuda import toolkit
+
+    try:
+        return Finding("nvcc", toolkit.find().nvcc)
+    except RuntimeError as error:
+        return Finding("nvcc", f"none: {error}", toolkit.INSTALL if _has_gpu() else "")
+
+
+def _flashinfer() -> Finding:
+    try:
+        return Finding("flashinfer", version("flashinfer-python"))
+    except PackageNotFoundError:
+        return Finding("flashinfer", "not installed", "pip install 'lorikeet[cuda]'" if _has_gpu() else "")
+
+
+def _has_gpu() -> bool:
+    from lorikeet_server.device.choose import why_no_cuda
+
+    return not why_no_cuda()

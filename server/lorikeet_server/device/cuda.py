@@ -81,7 +81,8 @@ class CudaDevice:
             work()
         torch.cuda.current_stream(self.where).wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._graphs):
+        # Other threads may pin memory meanwhile, which a capture of the whole process would forbid.
+        with torch.cuda.graph(graph, pool=self._graphs, capture_error_mode="thread_local"):
             outputs = work()
         self._graphs = self._graphs or graph.pool()
         return graph.replay, outputs

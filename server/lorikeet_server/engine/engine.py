@@ -91,7 +91,8 @@ class Engine:
         if self._warm is not None and self._warm.request == request:
             self._warm.runner.reset()
             return self._warm.response
-        # What an earlier call allocated is free again before this one measures.
+        # What an earlier call allocated is free again, and nothing reads it, before this one measures.
+        self._device.synchronize()
         self._warm = None
         self._model.release()
         free, activations = self._device.available_bytes(), self._activations(request)
@@ -156,7 +157,11 @@ class Engine:
         model, device = self._model, self._device
         model.prepare(pool, request.adapter_slots, request.max_sequence_tokens, request.max_step_tokens)
         sequences = Sequences(limits, model.config.vocab_size, device)
-        memory = DevicePool(device, adapter_bytes) if device.discrete else HostMemory()
+        memory = (
+            DevicePool(device, adapter_bytes if request.adapter_slots else 0)
+            if device.discrete
+            else HostMemory()
+        )
         slots = AdapterSlots(model.lora_tables(), request.adapter_slots, memory, self.library.staged.get)
         return Runner(model, self._kernels, device, self._tp, sequences, slots)
 

@@ -15,6 +15,7 @@ CPU = torch.device("cpu")
 backends = {
     "reference": "lorikeet_server.kernels.reference:ReferenceKernels",
     "cpu": "lorikeet_server.kernels.cpu:CpuKernels",
+    "cuda": "lorikeet_server.kernels.cuda.backend:CudaKernels",
 }
 
 

@@ -12,7 +12,7 @@ from loguru import logger
 
 from lorikeet_server.adapters.intake import FetchProgress
 from lorikeet_server.engine.engine import Engine
-from lorikeet_server.errors import LorikeetError, NotReadyError
+from lorikeet_server.errors import DeviceError, LorikeetError, NotReadyError
 from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.pb import shard_pb2_grpc as rpc
 from lorikeet_server.service.execute import StepStreams, SupersededError
@@ -111,6 +111,8 @@ class ShardServicer(rpc.ShardServicer):
         try:
             return await asyncio.get_running_loop().run_in_executor(executor, function)
         except Exception as error:
+            if isinstance(error, DeviceError):
+                self._fatal()
             await _abort(context, error)
 
 

@@ -1,0 +1,160 @@
+"""The CUDA backend: base products by cuBLAS, adapters by our SGMV, attention and row ops by FlashInfer.
+
+What cannot be had on this machine is computed by torch instead: correct, slower, and said once in the log.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorikeet_server.config import CUDA_HOME
+from lorikeet_server.kernels.cuda import toolkit
+from lorikeet_server.kernels.cuda.attention import HEAD_DIMS, FlashInferAttention, FlashInferPlan
+from lorikeet_server.kernels.cuda.library import open_library
+from lorikeet_server.kernels.cuda.sgmv import FORMATS, Sgmv
+from lorikeet_server.kernels.cuda.tables import LAYOUT, DeviceLoraTables
+from lorikeet_server.kernels.cuda.tiles import LoraTiles
+from lorikeet_server.kernels.lora_batch import LoraBatch
+from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout
+from lorikeet_server.kernels.lora_table import LoraTable
+from lorikeet_server.kernels.lora_tables import LoraModule, LoraTables
+from lorikeet_server.kernels.ops import AttentionPlan, AttentionShape
+from lorikeet_server.kernels.reference import ReferenceKernels
+
+log = logging.getLogger(__name__)
+
+WIDTH_UNIT = 8  # of the widths that the adapter kernels know
+VECTOR_BYTES = 16  # that FlashInfer's row kernels read at once
+
+
+class CudaKernels(ReferenceKernels):
+    """See `ops.Kernels`. Weights are torch tensors, so base products are `F.linear` as in the reference."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(device, dtype)
+        major, minor = torch.cuda.get_device_capability(device)
+        self.name = f"cuda-sm{major}{minor}"
+        self._library, self._sgmv, self._flashinfer = None, None, None
+        if dtype not in FORMATS:
+            log.warning("the CUDA kernels compute in bfloat16 and float16; %s is left to torch", dtype)
+            return
+        try:
+            self._library = open_library(device)
+            self._sgmv = Sgmv(self._library, device)
+        except (OSError, RuntimeError) as error:
+            log.warning("no CUDA kernels for adapters, torch takes their place, far slower: %s", error)
+        self._flashinfer = open_flashinfer(device, dtype)
+        if self._flashinfer is not None:
+            self._attention = FlashInferAttention(self._flashinfer, device, dtype)
+            self.name += "-flashinfer"
+
+    def captures(self, shape: AttentionShape) -> bool:
+        return self._sgmv is not None and self._attends(shape)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if self._flashinfer is None or not self._vectors(x.shape[1]) or not x.numel():
+            return super().rms_norm(x, weight, eps)
+        normed: Tensor = self._flashinfer.norm.rmsnorm(x, weight, eps)
+        return normed
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        if self._flashinfer is None or not self._vectors(x.shape[1]) or not x.numel():
+            return super().add_rms_norm(x, residual, weight, eps)
+        self._flashinfer.norm.fused_add_rmsnorm(x, residual, weight, eps)
+        return x, residual
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        if self._flashinfer is None or not self._vectors(gate_up.shape[1] // 2) or not gate_up.numel():
+            return super().silu_mul(gate_up)
+        product: Tensor = self._flashinfer.activation.silu_and_mul(gate_up)
+        return product
+
+    def rotate(
+        self, qkv: Tensor, positions: Tensor, cos_sin: Tensor, num_heads: int, num_kv_heads: int
+    ) -> None:
+        dim = cos_sin.shape[1]
+        if self._flashinfer is None or dim not in HEAD_DIMS or not qkv.numel():
+            return super().rotate(qkv, positions, cos_sin, num_heads, num_kv_heads)
+        q, k = qkv[:, : num_heads * dim], qkv[:, num_heads * dim : (num_heads + num_kv_heads) * dim]
+        self._flashinfer.rope.apply_rope_with_cos_sin_cache_inplace(positions, q, k, dim, cos_sin)
+
+    def plan(
+        self,
+        block_tables: Tensor,
+        query_start: Tensor,
+        context_len: Tensor,
+        shape: AttentionShape,
+        block_size: int,
+        *,
+        fixed: bool = False,
+    ) -> AttentionPlan | None:
+        tables = block_tables, query_start, context_len
+        if not self._attends(shape):
+            return super().plan(*tables, shape, block_size, fixed=fixed)
+        return self._attention.plan(*tables, shape, block_size, fixed)
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        query_start: Tensor,
+        context_len: Tensor,
+        scale: float,
+        num_heads: int,
+        num_kv_heads: int,
+        plan: AttentionPlan | None = None,
+    ) -> Tensor:
+        tables = block_tables, query_start, context_len
+        if plan is None:
+            shape = AttentionShape(num_heads, num_kv_heads, q.shape[1] // num_heads, scale)
+            plan = self.plan(*tables, shape, k_cache.shape[1])
+        if isinstance(plan, FlashInferPlan):
+            return plan.attend(q, k_cache, v_cache, num_heads)
+        return super().paged_attention(q, k_cache, v_cache, *tables, scale, num_heads, num_kv_heads, plan)
+
+    @property
+    def lora_layout(self) -> LoraLayout:
+        return LAYOUT if self._sgmv is not None else RANK_MAJOR
+
+    def lora_tables(self, modules: Sequence[LoraModule], num_slots: int, max_rows: int) -> LoraTables:
+        if self._library is None:
+            return super().lora_tables(modules, num_slots, max_rows)
+        return DeviceLoraTables(self._library, modules, num_slots, max_rows, self.dtype, self.device)
+
+    def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
+        if self._sgmv is None or not isinstance(batch, LoraTiles):
+            super().lora(y, x, table, batch)
+        elif not any(width % WIDTH_UNIT for width in (table.in_features, *table.out_features)):
+            self._sgmv(y, x, table, batch)
+        # Else the table is empty: it takes no adapter for such widths.
+
+    def _attends(self, shape: AttentionShape) -> bool:
+        return self._flashinfer is not None and FlashInferAttention.supports(shape)
+
+    def _vectors(self, width: int) -> bool:
+        return width * self.dtype.itemsize % VECTOR_BYTES == 0
+
+
+def open_flashinfer(device: torch.device, dtype: torch.dtype) -> Any:
+    """The module, once one of its kernels has run on `device`; None, with a warning, where that fails."""
+    try:
+        # It compiles its kernels on first use, with the toolkit that this names.
+        os.environ.setdefault(CUDA_HOME, str(toolkit.find().root))
+        import flashinfer
+
+        ones = torch.ones(1, 64, dtype=dtype, device=device)
+        flashinfer.norm.rmsnorm(ones, ones[0], 1e-6)
+    except (ImportError, OSError, RuntimeError) as error:
+        log.warning(
+            "no FlashInfer, torch computes attention, several times slower: %s; it comes with "
+            "pip install 'lorikeet[cuda]'",
+            error,
+        )
+        return None
+    return flashinfer

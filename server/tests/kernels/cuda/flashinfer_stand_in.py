@@ -1,0 +1,188 @@
+"""FlashInfer 0.6.7 as it is documented, in torch: what the backend calls, and where the package is
+installed, with the signatures of its own functions."""
+
+import inspect
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+class Wrapper:
+    """Attention as FlashInfer 0.6.7 documents it, from indptr, indices and last page lengths."""
+
+    real: ClassVar[Any] = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.made = self.bound("__init__", args, kwargs)
+        assert self.made["kv_layout"] == "NHD"
+
+    def bound(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name, as the real method takes them."""
+        signature = inspect.signature(inspect.unwrap(getattr(self.real or Documented[type(self)], method)))
+        call = signature.bind(self, *args, **kwargs)
+        call.apply_defaults()
+        return call.arguments
+
+    def reset_workspace_buffer(self, *args: Any) -> None:
+        given = self.bound("reset_workspace_buffer", args, {})
+        assert given["int_workspace_buffer"].dtype == torch.uint8
+
+    def plan(self, *args: Any, **kwargs: Any) -> None:
+        self.planned = self.bound("plan", args, kwargs)
+        assert self.planned["pos_encoding_mode"] == "NONE"
+        assert self.planned["q_data_type"] == self.planned["kv_data_type"] in (torch.bfloat16, torch.float16)
+
+    def attend(
+        self, q: Tensor, cache: tuple[Tensor, Tensor], out: Tensor, queries: list[int], plan: Any
+    ) -> None:
+        indptr, indices, last = plan
+        k_cache, v_cache = cache
+        groups = self.planned["num_qo_heads"] // self.planned["num_kv_heads"]
+        for s in range(len(last)):
+            pages = indices[indptr[s] : indptr[s + 1]].long()
+            length = (len(pages) - 1) * self.planned["page_size"] + int(last[s])
+            k, v = (
+                c[pages].flatten(0, 1)[:length].float().repeat_interleave(groups, 1)
+                for c in (k_cache, v_cache)
+            )
+            rows = slice(queries[s], queries[s + 1])
+            scores = torch.einsum("nhd,chd->hnc", q[rows].float(), k) * self.planned["sm_scale"]
+            n = scores.shape[1]
+            mask = torch.ones(n, length, dtype=torch.bool).tril(length - n)
+            probability = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+            out[rows] = torch.einsum("hnc,chd->nhd", probability, v).to(out.dtype)
+
+
+class Prefill(Wrapper):
+    def plan(self, *args: Any, **kwargs: Any) -> None:
+        super().plan(*args, **kwargs)
+        assert self.planned["causal"] is True
+        starts = self.planned["qo_indptr"]
+        assert self.planned["max_token_per_sequence"] == int((starts[1:] - starts[:-1]).max())
+
+    def run(self, *args: Any, **kwargs: Any) -> None:
+        given, planned = self.bound("run", args, kwargs), self.planned
+        plan = planned["paged_kv_indptr"], planned["paged_kv_indices"], planned["paged_kv_last_page_len"]
+        queries = planned["qo_indptr"].tolist()
+        self.attend(given["q"], given["paged_kv_cache"], given["out"], queries, plan)
+
+
+class Decode(Wrapper):
+    """Reads its buffers when it runs, as captured work does."""
+
+    def plan(self, *args: Any, **kwargs: Any) -> None:
+        super().plan(*args, **kwargs)
+        self.buffers = [
+            self.made[f"paged_kv_{name}_buffer"] for name in ("indptr", "indices", "last_page_len")
+        ]
+        names = "indptr", "indices", "last_page_len"
+        for buffer, name in zip(self.buffers, names, strict=True):
+            buffer[: len(self.planned[name])] = self.planned[name]
+        assert len(self.buffers[2]) == len(self.planned["last_page_len"])
+        assert self.made["use_cuda_graph"]
+
+    def run(self, *args: Any, **kwargs: Any) -> None:
+        given = self.bound("run", args, kwargs)
+        queries = list(range(len(self.buffers[2]) + 1))
+        self.attend(given["q"], given["paged_kv_cache"], given["out"], queries, self.buffers)
+
+
+class DocumentedPrefill:
+    """The parts of the real signatures that we use, where the package is not installed."""
+
+    def __init__(self, float_workspace_buffer, kv_layout="NHD", use_cuda_graph=False): ...  # type: ignore[no-untyped-def]
+    def reset_workspace_buffer(self, float_workspace_buffer, int_workspace_buffer): ...  # type: ignore[no-untyped-def]
+    def plan(  # type: ignore[no-untyped-def]
+        self,
+        qo_indptr,
+        paged_kv_indptr,
+        paged_kv_indices,
+        paged_kv_last_page_len,
+        num_qo_heads,
+        num_kv_heads,
+        head_dim_qk,
+        page_size,
+        causal=False,
+        pos_encoding_mode="NONE",
+        sm_scale=None,
+        q_data_type="float16",
+        kv_data_type=None,
+        non_blocking=True,
+        seq_lens=None,
+        max_token_per_sequence=None,
+    ): ...
+    def run(self, q, paged_kv_cache, *args, out=None): ...  # type: ignore[no-untyped-def]
+
+
+class DocumentedDecode:
+    """As above."""
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        float_workspace_buffer,
+        kv_layout="NHD",
+        use_cuda_graph=False,
+        use_tensor_cores=False,
+        paged_kv_indptr_buffer=None,
+        paged_kv_indices_buffer=None,
+        paged_kv_last_page_len_buffer=None,
+    ): ...
+    def reset_workspace_buffer(self, float_workspace_buffer, int_workspace_buffer): ...  # type: ignore[no-untyped-def]
+    def plan(  # type: ignore[no-untyped-def]
+        self,
+        indptr,
+        indices,
+        last_page_len,
+        num_qo_heads,
+        num_kv_heads,
+        head_dim,
+        page_size,
+        pos_encoding_mode="NONE",
+        q_data_type="float16",
+        kv_data_type=None,
+        sm_scale=None,
+        non_blocking=True,
+        seq_lens=None,
+    ): ...
+    def run(self, q, paged_kv_cache, *args, out=None): ...  # type: ignore[no-untyped-def]
+
+
+Documented: dict[type, type] = {Prefill: DocumentedPrefill, Decode: DocumentedDecode}
+
+
+def rmsnorm(input: Tensor, weight: Tensor, eps: float) -> Tensor:
+    assert input.dtype == weight.dtype
+    return F.rms_norm(input.float(), weight.shape, weight.float(), eps).to(input.dtype)
+
+
+def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
+    residual += input
+    input.copy_(rmsnorm(residual, weight, eps))
+
+
+def silu_and_mul(input: Tensor) -> Tensor:
+    gate, up = input.float().chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(input.dtype)
+
+
+def apply_rope_with_cos_sin_cache_inplace(
+    positions: Tensor, query: Tensor, key: Tensor, head_size: int, cos_sin_cache: Tensor
+) -> None:
+    assert cos_sin_cache.dtype == torch.float32
+    cos, sin = cos_sin_cache[positions].unsqueeze(1).chunk(2, dim=-1)
+    for part in (query, key):
+        heads = part.view(part.shape[0], -1, head_size)
+        first, second = heads.float().chunk(2, dim=-1)
+        heads.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
+
+
+LIBRARY = SimpleNamespace(
+    BatchPrefillWithPagedKVCacheWrapper=Prefill,
+    BatchDecodeWithPagedKVCacheWrapper=Decode,
+    norm=SimpleNamespace(rmsnorm=rmsnorm, fused_add_rmsnorm=fused_add_rmsnorm),
+    activation=SimpleNamespace(silu_and_mul=silu_and_mul),
+    rope=SimpleNamespace(apply_rope_with_cos_sin_cache_inplace=apply_rope_with_cos_sin_cache_inplace),
+)

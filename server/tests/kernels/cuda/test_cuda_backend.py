@@ -1,0 +1,97 @@
+"""The CUDA backend under a whole engine, on a CPU: its adapter kernels under emulation, FlashInfer by a
+stand-in, decodes through the memory that stays in its place."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_target import Target
+from flashinfer_stand_in import LIBRARY
+from shard_driver import Driver, Run, make_engine, prompt_of, tiny_model, warmup_request
+from tiny_adapters import ATTENTION, save_adapter
+
+from lorikeet_server.kernels import AttentionShape, Kernels, select
+from lorikeet_server.kernels.cuda import backend
+from lorikeet_server.pb import shard_pb2 as pb
+
+CPU = torch.device("cpu")
+ADAPTERS = {"wide": {"r": 16}, "attention": {"r": 3, "target_modules": ATTENTION}}
+SIZES = {
+    "vocab_size": 200,
+    "hidden_size": 128,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+}
+
+
+@pytest.fixture
+def kernels(emulated: Target, monkeypatch: pytest.MonkeyPatch) -> Kernels:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(backend, "open_library", lambda _: emulated.library)
+    monkeypatch.setattr(backend, "open_flashinfer", lambda *_: LIBRARY)
+    return backend.CudaKernels(CPU, torch.float16)
+
+
+def runs_of(path: Path, kernels: Kernels) -> list[Run]:
+    engine = make_engine(
+        path / "model", path / "store", roots=[path / "adapters"], kernels=kernels, mode="float16"
+    )
+    with torch.inference_mode():
+        engine.warmup(warmup_request(max_sequences=4, max_step_tokens=64, max_sequence_tokens=64))
+    driver, moves = Driver(engine), []
+    for slot, name in enumerate(ADAPTERS):
+        *_, last = engine.library.fetch("local", name, 0)
+        engine.library.stage(last.digest)
+        moves.append(pb.AdapterMove(slot=slot, digest=last.digest))
+    step = pb.Step(moves=moves)
+    runs = [
+        driver.admit(step, slot, prompt_of(6 + 3 * slot, slot), adapter_slot=adapter, prompt_logprobs=True)
+        for slot, adapter in enumerate([-1, 0, 1])
+    ]
+    for run in runs:
+        driver.prefill(step, run)
+    driver.execute(step)
+    for chosen in ([0], [2, 1, 0], [2, 1, 0], [0, 1]):
+        step = pb.Step()
+        driver.decode(step, *(runs[i] for i in chosen))
+        driver.execute(step)
+    return runs
+
+
+def test_an_engine_over_it_gives_what_the_reference_gives(kernels: Kernels, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", **SIZES)
+    for seed, (name, settings) in enumerate(ADAPTERS.items()):
+        save_adapter(model, tmp_path / "adapters" / name, seed, **settings)
+    assert kernels.captures(AttentionShape(2, 1, 64, 1.0)) and kernels.name == "cuda-sm90-flashinfer"
+    runs = runs_of(tmp_path, kernels)
+    expected = runs_of(tmp_path, select("reference", dtype=torch.float16))
+    for run, other in zip(runs, expected, strict=True):
+        assert run.errors == []
+        assert run.prompt_logprobs == pytest.approx(other.prompt_logprobs, abs=0.02)
+        # Up to where two tokens are equally likely in float16, and the sequences part.
+        parted = [a != b for a, b in zip(run.tokens, other.tokens, strict=True)]
+        compared = parted.index(True) + 1 if any(parted) else len(parted)
+        assert compared > 1
+        assert run.logprobs[:compared] == pytest.approx(other.logprobs[:compared], abs=0.02)
+
+
+def test_what_is_missing_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_toolkit(*_: object) -> None:
+        raise OSError("no nvcc")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(backend, "open_library", no_toolkit)
+    monkeypatch.setattr(backend.toolkit, "find", no_toolkit)
+    kernels = backend.CudaKernels(CPU, torch.bfloat16)
+    assert "no CUDA kernels for adapters" in caplog.text and "no FlashInfer" in caplog.text
+    assert not kernels.captures(AttentionShape(2, 1, 64, 1.0))
+    assert kernels.lora_layout == select("reference").lora_layout
+    x = torch.randn(3, 64).bfloat16()
+    assert torch.equal(
+        kernels.rms_norm(x, x[0], 1e-6), select("reference", dtype=torch.bfloat16).rms_norm(x, x[0], 1e-6)
+    )
