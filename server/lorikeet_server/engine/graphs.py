@@ -61,10 +61,11 @@ class DecodeGraphs:
     def capture(self) -> None:
         """Captures everything, the largest first: the smaller then find room in its memory."""
         adapters = self._model.adapters
+        batcher = adapters.batcher() if adapters is not None else None
         for bucket in reversed(self._buckets):
             self._captured[bucket, False] = self._capture(bucket, None)
-            if adapters is not None:
-                self._captured[bucket, True] = self._capture(bucket, adapters.batcher())
+            if batcher is not None:
+                self._captured[bucket, True] = self._capture(bucket, batcher)
 
     def holds(self, inputs: StepInputs) -> bool:
         """Whether a step can be replayed: decodes only, not more than the largest bucket."""

@@ -18,12 +18,20 @@ NUMERIC = "the model's output for this sequence is not finite"
 
 
 @dataclass(slots=True)
+class Clock:
+    """When the last step was done, by `perf_counter_ns`: a step that waited for it was not computing."""
+
+    last: int = 0
+
+
+@dataclass(slots=True)
 class PendingResult:
     """A step that has been called for. Its numbers are on their way to the host; `done` is reached when they
     are there (None: they are). `writes` put them into `message`, in order."""
 
     message: pb.StepResult
     started: int  # perf_counter_ns
+    clock: Clock  # of all steps of a runner
     done: Event | None = None
     writes: list[Callable[[pb.StepResult], None]] = field(default_factory=list)
 
@@ -33,7 +41,9 @@ class PendingResult:
             self.done.wait()
         for write in self.writes:
             write(self.message)
-        self.message.compute_us = (time.perf_counter_ns() - self.started) // 1000
+        now = time.perf_counter_ns()
+        self.message.compute_us = (now - max(self.started, self.clock.last)) // 1000
+        self.clock.last = now
         return self.message
 
 

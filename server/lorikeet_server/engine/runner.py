@@ -52,6 +52,7 @@ class Runner:
             else None
         )
         self._filled = np.zeros(sequences.limits.adapter_slots + 1, np.bool_)
+        self._clock = results.Clock()
         self._moved = False  # since the tables were committed
         self._filled[-1] = True  # where rows without an adapter look: index -1
 
@@ -78,7 +79,7 @@ class Runner:
         An exception from the computation fails the rows of this step and no more; with several ranks it goes
         to the caller, since the others are inside collectives that this rank will not join.
         """
-        pending = results.PendingResult(pb.StepResult(id=step.id), time.perf_counter_ns())
+        pending = results.PendingResult(pb.StepResult(id=step.id), time.perf_counter_ns(), self._clock)
         if step.releases:
             self._sequences.release(np.array(step.releases, np.int64))
         for move in step.moves:

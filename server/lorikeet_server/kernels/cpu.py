@@ -24,20 +24,19 @@ from lorikeet_server.kernels.cpu_native import (
     raise_for,
 )
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
+from lorikeet_server.kernels.host_ops import HostOps
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_layout import RANK_MAJOR
 from lorikeet_server.kernels.lora_table import LoraTable
 from lorikeet_server.kernels.lora_tables import HostLoraTables, LoraModule, LoraTables
-from lorikeet_server.kernels.ops import AttentionPlan, AttentionShape, Greedy, LinearMode, PackedLinear
+from lorikeet_server.kernels.ops import AttentionPlan, Greedy, LinearMode, PackedLinear
 from lorikeet_server.kernels.reference import round_weight
 from lorikeet_server.kernels.slab import Slabs
 
 
-class CpuKernels:
+class CpuKernels(HostOps):
     """See `ops.Kernels`. One instance drives one instruction set; all share one pool of threads."""
 
-    device = torch.device("cpu")
-    dtype = torch.float32
     lora_layout = RANK_MAJOR
 
     def __init__(self, isa: str = "auto") -> None:
@@ -68,12 +67,6 @@ class CpuKernels:
         data = self._slabs.take(self._packed_bytes(weight, code))
         self.library.lk_pack_linear(self.handle, weight.data_ptr(), *weight.shape, code, data.data_ptr())
         return packed_linear(data, weight, code, mode)
-
-    def captures(self, shape: AttentionShape) -> bool:
-        return False
-
-    def pack_vector(self, values: Tensor) -> Tensor:
-        return values.float()
 
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         if not isinstance(packed, CpuLinear):
@@ -108,9 +101,6 @@ class CpuKernels:
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return kv_shapes(num_blocks, block_size, kv_heads, head_dim, kv_dtype)
 
-    def spare_place(self, num_blocks: int, block_size: int) -> int:
-        return -1
-
     def rope_and_cache(
         self,
         qkv: Tensor,
@@ -132,18 +122,6 @@ class CpuKernels:
         rope = abi.Rope(*pointers, cos_sin.shape[0], 0)
         heads = native_heads(num_heads, num_kv_heads, dim)
         raise_for(self.library.lk_rope_and_cache(self.handle, qkv.data_ptr(), rows, rope, cache, heads))
-
-    def plan(
-        self,
-        block_tables: Tensor,
-        query_start: Tensor,
-        context_len: Tensor,
-        shape: AttentionShape,
-        block_size: int,
-        *,
-        fixed: bool = False,
-    ) -> AttentionPlan | None:
-        return None
 
     def paged_attention(
         self,

@@ -27,7 +27,6 @@ from lorikeet_server.kernels.reference import ReferenceKernels
 
 log = logging.getLogger(__name__)
 
-WIDTH_UNIT = 8  # of the widths that the adapter kernels know
 VECTOR_BYTES = 16  # that FlashInfer's row kernels read at once
 
 
@@ -128,11 +127,10 @@ class CudaKernels(ReferenceKernels):
         return DeviceLoraTables(self._library, modules, num_slots, max_rows, self.dtype, self.device)
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
-        if self._sgmv is None or not isinstance(batch, LoraTiles):
-            super().lora(y, x, table, batch)
-        elif not any(width % WIDTH_UNIT for width in (table.in_features, *table.out_features)):
+        if self._sgmv is not None and isinstance(batch, LoraTiles):
             self._sgmv(y, x, table, batch)
-        # Else the table is empty: it takes no adapter for such widths.
+        else:
+            super().lora(y, x, table, batch)
 
     def _attends(self, shape: AttentionShape) -> bool:
         return self._flashinfer is not None and FlashInferAttention.supports(shape)
