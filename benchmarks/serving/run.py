@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "integration-tests"))
 
 import report  # noqa: E402 - after the path
 import scenarios  # noqa: E402
+import torch  # noqa: E402
 from facts import facts  # noqa: E402
 from load import Target  # noqa: E402
 from scenarios import Bench  # noqa: E402
@@ -122,7 +123,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--dtype", default="auto", help="as `lorikeet serve` takes it")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "serving")
+    machine = torch.backends.cpu.get_cpu_capability().lower()
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "benchmarks" / "results" / f"serving-{machine}",
+        help="without extension: .md, .json and .svg are written",
+    )
     arguments = parser.parse_args()
     about = facts(
         ", ".join(f"{target.name} ({target.api})" for target in arguments.peer) or "transformers + PEFT only"
