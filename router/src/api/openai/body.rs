@@ -31,7 +31,7 @@ macro_rules! body {
             /// Added to the scores of tokens, by their ids.
             #[serde(default)]
             #[schema(value_type = Option<Object>)]
-            pub logit_bias: Option<indexmap::IndexMap<String, f32>>,
+            pub logit_bias: Option<$crate::api::openai::params::Biases>,
             #[serde(default)]
             pub seed: Option<u64>,
             #[serde(default)]
@@ -87,7 +87,7 @@ macro_rules! body {
                     repetition_penalty: self.repetition_penalty,
                     frequency_penalty: self.frequency_penalty,
                     presence_penalty: self.presence_penalty,
-                    logit_bias: params::biases(self.logit_bias.take())?,
+                    logit_bias: self.logit_bias.take().unwrap_or_default().pairs()?,
                     seed: self.seed,
                     stop: params::stops(self.stop.take()),
                     include_stop: false,
@@ -162,5 +162,12 @@ mod tests {
         for key in ["-1", "a", "", " 1", "+1", "01", "1.0", "4294967296"] {
             assert!(with(key).is_err(), "{key}");
         }
+    }
+
+    #[test]
+    fn biases_beyond_the_bound_are_only_counted() {
+        let many: serde_json::Map<_, _> = (0..5000).map(|token| (token.to_string(), 1.into())).collect();
+        let error = params(json!({"logit_bias": many})).unwrap_err().to_string();
+        assert_eq!(error, "Input validation error: `logit_bias` supports up to 1024 tokens. Given: 5000");
     }
 }

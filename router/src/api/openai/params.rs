@@ -1,10 +1,20 @@
 //! What the bodies of completions and chat have in common.
 
+use std::fmt;
+
 use indexmap::IndexMap;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
 use utoipa::ToSchema;
 
-use crate::{api::adapter, error::Error, infer::AdapterRef, validate::Invalid};
+use crate::{
+    api::adapter,
+    error::Error,
+    infer::AdapterRef,
+    validate::{Invalid, MAX_BIAS},
+};
 
 /// One stop sequence or several.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -23,11 +33,56 @@ pub struct StreamOptions {
     pub continuous_usage_stats: Option<bool>,
 }
 
-/// Biases by token id.
-pub(super) fn biases(given: Option<IndexMap<String, f32>>) -> Result<Vec<(u32, f32)>, Error> {
-    let bias = |(token, bias): (String, f32)| Some((token_id(&token)?, bias));
-    let biases = given.unwrap_or_default().into_iter().map(bias).collect::<Option<_>>();
-    biases.ok_or_else(|| parameter("logit_bias", "must have token ids as its keys"))
+/// Biases by token id. A body has room for a million: more than a request may have are counted and not kept.
+#[derive(Debug, Default)]
+pub struct Biases {
+    kept: IndexMap<u32, f32>,
+    given: usize,
+    unnamed: bool,
+}
+
+impl<'de> Deserialize<'de> for Biases {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Biases;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Biases, A::Error> {
+                let mut biases = Biases::default();
+                while let Some((key, bias)) = map.next_entry::<String, f32>()? {
+                    biases.given += 1;
+                    match token_id(&key) {
+                        Some(token) if biases.given <= MAX_BIAS => {
+                            biases.kept.insert(token, bias);
+                        }
+                        Some(_) => {}
+                        None => biases.unnamed = true,
+                    }
+                }
+                Ok(biases)
+            }
+        }
+
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+impl Biases {
+    pub(super) fn pairs(self) -> Result<Vec<(u32, f32)>, Error> {
+        if self.unnamed {
+            return Err(parameter("logit_bias", "must have token ids as its keys"));
+        }
+        if self.given > MAX_BIAS {
+            // Validation cannot count what was not kept.
+            return Err(Invalid::BiasCount(self.given).into());
+        }
+        Ok(self.kept.into_iter().collect())
+    }
 }
 
 pub(super) fn stops(given: Option<StopField>) -> Vec<String> {
