@@ -1,7 +1,7 @@
 """The shard on a CUDA device, end to end below gRPC. Numbers are compared with float32 on the CPU: bfloat16
 has eight bits, so log-probabilities differ by some hundredths and near ties may fall the other way."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from tiny_adapters import ATTENTION, save_adapter
 
 from lorikeet_server.adapters.library import AdapterLibrary, ServedModel
 from lorikeet_server.adapters.store import Store
-from lorikeet_server.device.base import Device, Outputs
+from lorikeet_server.device.base import Device
 from lorikeet_server.device.choose import open_device
 from lorikeet_server.device.cuda import CudaDevice
+from lorikeet_server.device.host import HostDevice
 from lorikeet_server.dist import TensorParallel
 from lorikeet_server.engine.engine import Engine, Identity
 from lorikeet_server.kernels import Kernels, select
@@ -46,14 +47,7 @@ SAMPLED = pb.Sampling(temperature=0.9, top_p=0.95, seed=11, top_logprobs=2)
 class EagerCuda(CudaDevice):
     """Runs again what it was to capture."""
 
-    def capture(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
-        outputs = work()
-
-        def again() -> None:
-            for kept, new in zip(outputs, work(), strict=True):
-                kept.copy_(new)
-
-        return again, outputs
+    capture = HostDevice.capture
 
 
 @pytest.fixture(autouse=True)
