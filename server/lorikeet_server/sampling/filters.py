@@ -1,8 +1,10 @@
 """Top-k, top-p and typical-p, and the draw from what they leave.
 
 A row is drawn by inverting its cumulative distribution at one uniform number. Sorting a whole vocabulary
-costs milliseconds a row on a CPU, and nearly every row keeps a few tokens, so rows are first tried on their
-`CANDIDATES` best tokens. Whether that is enough depends on the row alone, never on its batch mates.
+costs milliseconds a row, and nearly every row keeps a few tokens, so rows are first tried on their
+`CANDIDATES` best tokens. Whether that is enough depends on the row alone, never on its batch mates. A small
+top-k says it in advance. For top-p alone the scores must say it, and a device that works while the host goes
+on is not asked: there such rows are sorted.
 """
 
 from dataclasses import dataclass
@@ -31,55 +33,86 @@ class Filters:
         return Filters(*parts, self.any_typical)
 
 
-def draw(
-    device: Device,
-    scores: torch.Tensor,
-    filters: Filters,
-    filtered: npt.NDArray[np.bool_],
-    short: npt.NDArray[np.bool_],
-) -> torch.Tensor:
-    """Token `[rows]` of each row of `scores` `[rows, vocab]` (already divided by temperature).
+@dataclass(frozen=True, slots=True)
+class Short:
+    """What is known of the rows `[rows]` on the host: which have any filter on, and which of these keep no
+    more than the candidates, surely or perhaps."""
 
-    `filtered` marks the rows with any filter on, `short` those of them that may fit into the candidates. Both
-    are known on the host, so nothing here waits for a device but the search for rows that did not fit (CPU
-    only).
-    """
-    if not filtered.any():
+    filtered: npt.NDArray[np.bool_]
+    surely: npt.NDArray[np.bool_]
+    perhaps: npt.NDArray[np.bool_]
+
+    @staticmethod
+    def of(
+        top_k: npt.NDArray[np.int64], top_p: npt.NDArray[np.float32], typical_p: npt.NDArray[np.float32]
+    ) -> "Short":
+        return Short(
+            filtered=(top_k > 0) | (top_p < 1) | (typical_p < 1),
+            surely=(top_k > 0) & (top_k <= CANDIDATES),
+            perhaps=(top_k == 0) & (top_p < 1),
+        )
+
+
+def draw(device: Device, scores: torch.Tensor, filters: Filters, short: Short) -> torch.Tensor:
+    """Token `[rows]` of each row of `scores` `[rows, vocab]` (already divided by temperature). Waits for no
+    device."""
+    if not short.filtered.any():
         return _invert(scores.softmax(-1), filters.uniform)
     tokens = torch.empty(scores.shape[0], dtype=torch.int64, device=scores.device)
-    if scores.device.type != "cpu" or scores.shape[1] <= CANDIDATES:
-        short = np.zeros_like(short)
+    tries = short.surely if device.discrete else short.surely | short.perhaps
+    if scores.shape[1] <= CANDIDATES:
+        tries = np.zeros_like(tries)
     plain, whole, tried = device.upload(
-        np.flatnonzero(~filtered), np.flatnonzero(filtered & ~short), np.flatnonzero(filtered & short)
+        np.flatnonzero(~short.filtered), np.flatnonzero(short.filtered & ~tries), np.flatnonzero(tries)
     )
     if plain.numel():
         tokens[plain] = _invert(scores[plain].softmax(-1), filters.uniform[plain])
     if tried.numel():
-        chosen = filters.take(tried)
-        subset = scores[tried]
-        best, ids = subset.topk(CANDIDATES, dim=-1)
-        probability = (best - subset.logsumexp(-1, keepdim=True)).exp()
-        fits = (chosen.top_k > 0) & (chosen.top_k <= CANDIDATES)
-        fits |= (chosen.top_k == 0) & (probability.sum(-1) >= chosen.top_p)
-        tokens[tried] = _draw_sorted(best, ids, probability, chosen)
-        whole = torch.cat((whole, tried[~fits]))
+        chosen, subset = filters.take(tried), scores[tried]
+        best, ids = _first(subset) if device.discrete else subset.topk(CANDIDATES, dim=-1)
+        total = _mass(subset)
+        tokens[tried] = _draw_sorted(best, ids, total, chosen)
+        if not device.discrete:
+            fits = (chosen.top_k > 0) | (_mass(best) >= total * chosen.top_p)
+            whole = torch.cat((whole, tried[~fits]))
     if whole.numel():
         best, ids = scores[whole].sort(dim=-1, descending=True, stable=True)
-        tokens[whole] = _draw_sorted(best, ids, best.softmax(-1), filters.take(whole))
+        tokens[whole] = _draw_sorted(best, ids, _mass(best), filters.take(whole))
     return tokens
 
 
+def _mass(scores: torch.Tensor) -> torch.Tensor:
+    """Probability `[rows]` relative to that of the best score, which is 0. In double precision its sums do
+    not depend on their order, and so not on the number of rows or candidates."""
+    return scores.exp().sum(-1, dtype=torch.float64)
+
+
+def _first(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `CANDIDATES` of a stable sort by falling score, without the sort.
+
+    Which of several equal scores a GPU's `topk` takes depends on the number of rows, and logits that were
+    computed in 16 bits are often equal. So it is given no equals: bits that order as the scores do, then
+    the token, the lowest first.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # there is no -0 in the sum
+    keys = (bits ^ (bits >> 31 & 0x7FFFFFFF)).long()  # the magnitude of a negative number counts downwards
+    keys <<= 32
+    keys |= torch.arange(scores.shape[-1] - 1, -1, -1, device=scores.device)
+    ids = keys.topk(CANDIDATES, dim=-1).indices
+    return scores.gather(-1, ids), ids
+
+
 def _draw_sorted(
-    best: torch.Tensor, ids: torch.Tensor, probability: torch.Tensor, filters: Filters
+    best: torch.Tensor, ids: torch.Tensor, total: torch.Tensor, filters: Filters
 ) -> torch.Tensor:
-    """Draws from rows sorted by falling score; `probability` is each candidate's share of the whole row."""
+    """Draws from rows sorted by falling score; `total` `[rows]` is the mass of the whole rows."""
     keep = _top_k(best.shape[-1], filters.top_k)
-    probability = probability * keep
+    mass = best.exp() * keep
     # Each filter sees the distribution that the one before it left, as in transformers' chain of warpers.
-    limited = (filters.top_k > 0).unsqueeze(-1)
-    probability = torch.where(limited, probability / probability.sum(-1, keepdim=True), probability)
-    before = probability.cumsum(-1) - probability
-    keep &= (before < filters.top_p.unsqueeze(-1)) | (filters.top_p >= 1).unsqueeze(-1)
+    reached = mass.cumsum(-1, dtype=torch.float64)
+    total = torch.where(filters.top_k > 0, reached[:, -1], total)
+    bound = (filters.top_p * total).unsqueeze(-1)
+    keep &= (reached - mass < bound) | (filters.top_p >= 1).unsqueeze(-1)
     if filters.any_typical:
         keep &= _typical(best.masked_fill(~keep, -torch.inf), filters.typical_p)
     index = _invert(best.masked_fill(~keep, -torch.inf).softmax(-1), filters.uniform)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from lorikeet_server.kernels import Greedy
-from lorikeet_server.sampling.filters import CANDIDATES, Filters, draw
+from lorikeet_server.sampling.filters import Filters, Short, draw
 from lorikeet_server.sampling.params import SlotParams
 from lorikeet_server.sampling.rng import uniforms
 
@@ -97,8 +97,6 @@ def _draw(
     everyone = drawn.size == slots.size
     slots, positions = slots[drawn], positions[drawn]
     top_k, top_p, typical_p = params.top_k[slots], params.top_p[slots], params.typical_p[slots]
-    filtered = (top_k > 0) | (top_p < 1) | (typical_p < 1)
-    short = ((top_k > 0) & (top_k <= CANDIDATES)) | ((top_k == 0) & (top_p < 1))
     uniform, temperatures = uniforms(params.seed[slots], positions), params.temperature[slots]
     index, temperature, k, p, typical, uniform_numbers = params.device.upload(
         drawn, temperatures, top_k, top_p, typical_p, uniform
@@ -109,4 +107,4 @@ def _draw(
     temperature = temperature.unsqueeze(-1)
     # Relative to the best score, so that a tiny temperature overflows to probability zero and not to NaN.
     scaled = (scores - scores.amax(-1, keepdim=True)) / temperature
-    tokens[index] = draw(params.device, scaled, filters, filtered, short)
+    tokens[index] = draw(params.device, scaled, filters, Short.of(top_k, top_p, typical_p))

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from devices import Tape
 from transformers.generation.logits_process import (
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -122,6 +123,41 @@ def test_a_whole_row_is_searched_when_candidates_do_not_suffice(monkeypatch: pyt
     short = run(logits, params, list(range(80))).tokens
     monkeypatch.setattr(filters, "CANDIDATES", VOCAB)
     assert torch.equal(run(logits, params, list(range(80))).tokens, short)
+
+
+class Discrete(HostDevice):
+    """Says that it works while the host goes on, as a GPU does; its operations are the host's."""
+
+    discrete = True
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_device_gives_the_token_of_the_full_sort(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting for it, and where scores tie, as those computed in 16 bits do."""
+    logits = logits_of(400, seed=4)
+    if tied:
+        logits = (logits * 2).round() / 2
+        logits[::7] = 0.0
+    params = SlotParams(400, VOCAB, Discrete())
+    for slot in range(400):
+        params.admit(slot, SamplingParams(seed=slot, **MIXES[slot % len(MIXES)]), (), 0)
+    slots = list(range(400))
+    with Tape():
+        tokens = run(logits, params, slots).tokens
+    monkeypatch.setattr(filters, "CANDIDATES", VOCAB)
+    assert torch.equal(run(logits, params, slots).tokens, tokens)
+
+
+@pytest.mark.parametrize("unit", [1e-42, 0.25, 4.0])
+def test_first_candidates_are_those_of_a_stable_sort(unit: float) -> None:
+    scores = (logits_of(50, seed=5) / 3).round() * unit * torch.tensor([[1.0], [-1.0]]).repeat(25, 1)
+    scores[::5, ::3] = -torch.inf
+    scores[1] = 0.0
+    assert (scores == 0).any() and (scores.signbit() & (scores == 0)).any()
+    best, ids = filters._first(scores)
+    expected = scores.sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(ids, expected.indices[:, : filters.CANDIDATES])
+    assert torch.equal(best, expected.values[:, : filters.CANDIDATES])
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
