@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +56,7 @@ class Server:
 
     def __post_init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="lorikeet-it-"))
+        weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
         self.log_path = self.directory / "log"
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = httpx.Client(base_url=self.url, timeout=120, trust_env=False)

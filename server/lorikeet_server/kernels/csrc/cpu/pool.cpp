@@ -112,13 +112,15 @@ void Pool::work_on(uint32_t epoch, int index) {
   const Function function = function_.load(std::memory_order_acquire);
   const void* context = context_.load(std::memory_order_acquire);
   const int stretches = stretch_count_.load(std::memory_order_acquire);
+  int finished = 0;
   for (int i = 0; i < stretches; ++i) {
-    for (int tile; claim(epoch, (index + i) % stretches, &tile);) {
+    for (int tile; claim(epoch, (index + i) % stretches, &tile); ++finished) {
       function(context, tile);
-      done_.fetch_add(1);
-      if (caller_sleeps_.load()) done_.notify_one();
     }
   }
+  if (finished == 0) return;
+  done_.fetch_add(finished);
+  if (caller_sleeps_.load()) done_.notify_one();
 }
 
 void Pool::help(int index) {

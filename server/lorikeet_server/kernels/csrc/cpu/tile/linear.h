@@ -27,7 +27,7 @@ inline void fetch(const char* address) {
 // One step of k. Here and below, loops over accumulators are unrolled by name: left to itself the
 // compiler now and then keeps the sums in memory, at half the speed, after a change elsewhere.
 template <int kRows>
-inline void multiply_add(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
+[[gnu::always_inline]] inline void multiply_add(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
                          const Vec (&w)[kColumns]) {
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
