@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -63,17 +64,17 @@ def loras(model: Model, rows: int) -> Candidates:
 def attention(model: Model, reference: Kernels, rows: int) -> Candidates:
     """Decode attention of all layers over a context of 100, beside torch's SDPA over gathered pages."""
     places, q = step(rows, CONTEXT), torch.randn(rows, HEADS * WIDTH)
-    shared = (places.block_tables, places.query_start, places.context_len, WIDTH**-0.5, HEADS, 3)
+    layers = [layer.attention for layer in model.spec.layers]
     k_shape, v_shape = reference.kv_layout(2048, 16, 3, WIDTH, torch.float16)
     caches = torch.randn(k_shape).half(), torch.randn(v_shape).half()
+    gathered = replace(layers[0], k_cache=caches[0], v_cache=caches[1])
 
     def ours() -> object:
-        layers = model.spec.layers
-        return [model.kernels.paged_attention(q, each.k_cache, each.v_cache, *shared) for each in layers]
+        return [model.kernels.paged_attention(q, layer, places.sequences) for layer in layers]
 
     return {
         "ours": ours,
-        "torch SDPA": lambda: [reference.paged_attention(q, *caches, *shared) for _ in model.packed],
+        "torch SDPA": lambda: [reference.paged_attention(q, gathered, places.sequences) for _ in layers],
     }
 
 

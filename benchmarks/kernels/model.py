@@ -11,6 +11,8 @@ from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from lorikeet_server.kernels import (
+    AttentionLayer,
+    AttentionShape,
     DecoderLayer,
     DecoderSpec,
     Kernels,
@@ -18,12 +20,14 @@ from lorikeet_server.kernels import (
     LoraSegments,
     LoraTable,
     PackedLinear,
+    SequenceTables,
     StepTensors,
     rank_major,
 )
 
 LAYERS, HIDDEN, FFN, HEADS, KV_HEADS, WIDTH, VOCABULARY = 30, 576, 1536, 9, 3, 64, 49152
-QKV = (HEADS + 2 * KV_HEADS) * WIDTH
+SHAPE = AttentionShape(HEADS, KV_HEADS, WIDTH, WIDTH**-0.5)
+QKV = SHAPE.qkv_width
 LINEARS = ((QKV, HIDDEN), (HIDDEN, HIDDEN), (2 * FFN, HIDDEN), (HIDDEN, FFN))  # out, in
 SLICES = ((HEADS * WIDTH, KV_HEADS * WIDTH, KV_HEADS * WIDTH), (HIDDEN,), (FFN, FFN), (HIDDEN,))
 BLOCKS = 2048
@@ -50,9 +54,9 @@ class Model:
             [_table(shape[1], outs, adapters, rank) for shape, outs in zip(LINEARS, SLICES, strict=True)]
             for _ in range(LAYERS)
         ]
-        layers = tuple(_layer(kernels, *each) for each in zip(packed, tables, strict=True))
         cos_sin = torch.randn(4096, WIDTH)
-        spec = DecoderSpec(layers, torch.ones(HIDDEN), cos_sin, HEADS, KV_HEADS, WIDTH, 1e-5, WIDTH**-0.5)
+        layers = tuple(_layer(kernels, *each, cos_sin) for each in zip(packed, tables, strict=True))
+        spec = DecoderSpec(layers, torch.ones(HIDDEN), 1e-5)
         head = kernels.pack_linear(torch.randn(VOCABULARY, HIDDEN) * 0.02, mode)
         quantised = [
             [kernels.pack_linear(_through_q4(weight), mode) for weight in layer] for layer in weights
@@ -68,7 +72,8 @@ def step(sequences: int, context: int, queries: int = 1) -> StepTensors:
     slots = blocks[:, positions // 16].long() * 16 + positions % 16
     starts = torch.arange(0, sequences * queries + 1, queries).int()
     contexts = torch.full((sequences,), context).int()
-    return StepTensors(positions.repeat(sequences), slots.flatten(), blocks, starts, contexts)
+    tables = SequenceTables(blocks, starts, contexts)
+    return StepTensors(positions.repeat(sequences), slots.flatten(), tables)
 
 
 def lora_loop(y: Tensor, x: Tensor, table: LoraTable, batch: LoraSegments) -> None:
@@ -99,7 +104,9 @@ def _table(width: int, outs: tuple[int, ...], adapters: int, rank: int) -> LoraT
     return table
 
 
-def _layer(kernels: Kernels, packed: list[PackedLinear], tables: list[LoraTable]) -> DecoderLayer:
+def _layer(
+    kernels: Kernels, packed: list[PackedLinear], tables: list[LoraTable], cos_sin: Tensor
+) -> DecoderLayer:
     k_shape, v_shape = kernels.kv_layout(BLOCKS, 16, KV_HEADS, WIDTH, torch.float16)
     return DecoderLayer(
         torch.ones(HIDDEN),
@@ -108,8 +115,7 @@ def _layer(kernels: Kernels, packed: list[PackedLinear], tables: list[LoraTable]
         torch.ones(HIDDEN),
         packed[2],
         packed[3],
-        torch.randn(k_shape).half(),
-        torch.randn(v_shape).half(),
+        AttentionLayer(SHAPE, torch.randn(k_shape).half(), torch.randn(v_shape).half(), cos_sin),
         qkv_lora=tables[0],
         o_lora=tables[1],
         gate_up_lora=tables[2],

@@ -21,6 +21,7 @@ from lorikeet_server.kernels import (
     Kernels,
     LoraBatch,
     LoraBatcher,
+    SequenceTables,
     StepTensors,
 )
 from lorikeet_server.models.causal_lm import CausalLM
@@ -110,14 +111,14 @@ class DecodeGraphs:
 
     def _plan(
         self, bucket: int, tables: Array, context: Array
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, AttentionPlan | None]:
-        block_size, shape = self._sequences.limits.block_size, self._model.attention_shape
-        on_host = (
+    ) -> tuple[SequenceTables, AttentionPlan | None]:
+        block_size, shapes = self._sequences.limits.block_size, self._model.attention_shapes
+        sequences = SequenceTables(
             torch.from_numpy(padded(tables, bucket, self._spare // block_size)),
             torch.arange(bucket + 1, dtype=torch.int32),
             torch.from_numpy(padded(context, bucket, 1)),
         )
-        return *on_host, self._kernels.plan(*on_host, shape, block_size, fixed=True)
+        return sequences, self._kernels.plan(sequences, shapes, block_size, fixed=True)
 
 
 def padded(rows: Array, count: int, value: int) -> Array:

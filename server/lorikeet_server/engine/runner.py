@@ -19,7 +19,7 @@ from lorikeet_server.engine.prompt import PromptScores
 from lorikeet_server.engine.rows import RowAdapters
 from lorikeet_server.engine.sequences import Limits, Sequences
 from lorikeet_server.errors import DeviceError, ProtocolError
-from lorikeet_server.kernels import Greedy, Kernels, LoraBatch, StepTensors
+from lorikeet_server.kernels import Greedy, Kernels, LoraBatch, SequenceTables, StepTensors
 from lorikeet_server.models.causal_lm import CausalLM
 from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.sampling.sampler import sample
@@ -48,7 +48,7 @@ class Runner:
         self._prompt = PromptScores(model, device)
         self._graphs = (
             DecodeGraphs(model, kernels, device, sequences)
-            if kernels.captures(model.attention_shape)
+            if kernels.captures(model.attention_shapes)
             else None
         )
         self._filled = np.zeros(sequences.limits.adapter_slots + 1, np.bool_)
@@ -166,11 +166,13 @@ class Runner:
         if inputs.decode_slots.size:
             decoded = self._sequences.last_token[decodes]
             tokens = torch.cat((tokens, decoded)) if inputs.prompt_tokens.size else decoded
-        tables, starts = torch.from_numpy(inputs.tables), torch.from_numpy(inputs.query_start)
-        context, shape = torch.from_numpy(inputs.context), self._model.attention_shape
-        plan = self._kernels.plan(tables, starts, context, shape, self._sequences.limits.block_size)
+        sequences = SequenceTables(
+            *map(torch.from_numpy, (inputs.tables, inputs.query_start, inputs.context))
+        )
+        shapes, block_size = self._model.attention_shapes, self._sequences.limits.block_size
+        plan = self._kernels.plan(sequences, shapes, block_size)
         batch = self._batch(inputs.adapters)
-        step = StepTensors(positions, places, tables, starts, context, plan)
+        step = StepTensors(positions, places, sequences, plan)
         return self._model.forward(tokens, step, batch), batch, rows, slots
 
     def _sample(self, logits: torch.Tensor, greedy: Greedy, slots: torch.Tensor, inputs: StepInputs) -> Write:

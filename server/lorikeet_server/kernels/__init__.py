@@ -4,6 +4,8 @@
 the `lora_*` modules hold what every backend's LoRA product reads. Nothing here knows models or adapters.
 """
 
+from lorikeet_server.kernels.attention_layer import AttentionLayer
+from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.decoder import Decoder, DecoderLayer, DecoderSpec, StepTensors
 from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
 from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, rank_major
@@ -11,16 +13,17 @@ from lorikeet_server.kernels.lora_table import LoraTable
 from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraModule, LoraTables
 from lorikeet_server.kernels.ops import (
     AttentionPlan,
-    AttentionShape,
     Greedy,
     Kernels,
     LinearMode,
     PackedLinear,
 )
 from lorikeet_server.kernels.registry import select
+from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 __all__ = [
     "RANK_MAJOR",
+    "AttentionLayer",
     "AttentionPlan",
     "AttentionShape",
     "Decoder",
@@ -37,6 +40,7 @@ __all__ = [
     "LoraTable",
     "LoraTables",
     "PackedLinear",
+    "SequenceTables",
     "StepTensors",
     "rank_major",
     "select",

@@ -39,12 +39,27 @@ class KvCache(Structure):
     ]
 
 
-class Rope(Structure):
+class Heads(Structure):
     _fields_: ClassVar[list[tuple[Any, ...]]] = [
-        *((name, c_void_p) for name in ("positions", "slot_mapping", "cos_sin")),
+        ("query", c_int32),
+        ("kv", c_int32),
+        ("dim", c_int32),
+        ("scale", c_float),
+    ]
+
+
+class Attention(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        ("heads", Heads),
+        ("cache", KvCache),
+        ("cos_sin", c_void_p),
         ("max_position", c_int32),
         ("padding", c_int32),
     ]
+
+
+class Places(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [(name, c_void_p) for name in ("positions", "slot_mapping")]
 
 
 class Sequences(Structure):
@@ -55,21 +70,12 @@ class Sequences(Structure):
     ]
 
 
-class Heads(Structure):
-    _fields_: ClassVar[list[tuple[Any, ...]]] = [
-        ("query", c_int32),
-        ("kv", c_int32),
-        ("dim", c_int32),
-        ("scale", c_float),
-    ]
-
-
 class DecoderLayer(Structure):
     _fields_: ClassVar[list[tuple[Any, ...]]] = [
         *((name, c_void_p) for name in ("input_norm", "post_norm", "qkv_bias", "q_norm", "k_norm")),
         *((name, Linear) for name in ("qkv", "o", "gate_up", "down")),
         *((name, POINTER(LoraTable)) for name in ("qkv_lora", "o_lora", "gate_up_lora", "down_lora")),
-        ("cache", KvCache),
+        ("attention", Attention),
     ]
 
 
@@ -77,17 +83,14 @@ class Decoder(Structure):
     _fields_: ClassVar[list[tuple[Any, ...]]] = [
         ("layers", POINTER(DecoderLayer)),
         ("final_norm", c_void_p),
-        ("cos_sin", c_void_p),
-        ("heads", Heads),
-        *((name, c_int32) for name in ("count", "hidden", "ffn", "max_position")),
+        *((name, c_int32) for name in ("count", "hidden", "ffn")),
         ("eps", c_float),
-        ("padding", c_int32),
     ]
 
 
 class Step(Structure):
     _fields_: ClassVar[list[tuple[Any, ...]]] = [
-        ("rope", Rope),
+        ("places", Places),
         ("sequences", Sequences),
         ("batch", POINTER(LoraBatch)),
         ("rows", c_int32),
@@ -100,7 +103,7 @@ class GreedyResult(Structure):
     ]
 
 
-STRUCTURES = (Linear, LoraTable, LoraBatch, KvCache, Rope, Sequences, Heads, DecoderLayer, Decoder, Step)
+STRUCTURES = (Linear, LoraTable, LoraBatch, Attention, Places, Sequences, DecoderLayer, Decoder, Step)
 
 # Result and arguments. A c_char_p result is null, or says which argument is out of range. ctypes releases the
 # interpreter lock around each call.
@@ -116,11 +119,11 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "lk_silu_mul": (None, [c_void_p, c_void_p, c_int, c_int, c_void_p]),
     "lk_rope_and_cache": (
         c_char_p,
-        [c_void_p, c_void_p, c_int, POINTER(Rope), POINTER(KvCache), POINTER(Heads)],
+        [c_void_p, c_void_p, c_int, POINTER(Places), POINTER(Attention)],
     ),
     "lk_attention": (
         c_char_p,
-        [c_void_p, c_void_p, c_int64, c_int, POINTER(KvCache), POINTER(Sequences), POINTER(Heads), c_void_p],
+        [c_void_p, c_void_p, c_int64, c_int, POINTER(Attention), POINTER(Sequences), c_void_p],
     ),
     "lk_lora": (None, [c_void_p, c_void_p, c_void_p, POINTER(LoraTable), POINTER(LoraBatch)]),
     "lk_greedy": (None, [c_void_p, c_void_p, c_int, c_int, POINTER(GreedyResult)]),

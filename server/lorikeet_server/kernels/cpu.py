@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lorikeet_server.kernels import abi, build
+from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.cpu_decoder import CpuDecoder
 from lorikeet_server.kernels.cpu_native import (
     BLOCK_STORAGES,
@@ -14,9 +15,9 @@ from lorikeet_server.kernels.cpu_native import (
     CpuLinear,
     check,
     kv_shapes,
+    native_attention,
     native_batch,
-    native_cache,
-    native_heads,
+    native_places,
     native_sequences,
     native_table,
     open_isa,
@@ -31,6 +32,7 @@ from lorikeet_server.kernels.lora_table import LoraTable
 from lorikeet_server.kernels.lora_tables import HostLoraTables, LoraModule, LoraTables
 from lorikeet_server.kernels.ops import AttentionPlan, Greedy, LinearMode, PackedLinear
 from lorikeet_server.kernels.reference import round_weight
+from lorikeet_server.kernels.sequence_tables import SequenceTables
 from lorikeet_server.kernels.slab import Slabs
 
 
@@ -102,51 +104,24 @@ class CpuKernels(HostOps):
         return kv_shapes(num_blocks, block_size, kv_heads, head_dim, kv_dtype)
 
     def rope_and_cache(
-        self,
-        qkv: Tensor,
-        positions: Tensor,
-        cos_sin: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        slot_mapping: Tensor,
-        num_heads: int,
-        num_kv_heads: int,
+        self, qkv: Tensor, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor
     ) -> None:
-        rows, dim = qkv.shape[0], cos_sin.shape[-1]
-        check(qkv, "qkv", (None, (num_heads + 2 * num_kv_heads) * dim))
-        check(cos_sin, "cos_sin", (None, dim))
-        check(positions, "positions", (rows,), torch.int64)
-        check(slot_mapping, "slot_mapping", (rows,), torch.int64)
-        cache = native_cache(k_cache, v_cache, num_kv_heads, dim)
-        pointers = (positions.data_ptr(), slot_mapping.data_ptr(), cos_sin.data_ptr())
-        rope = abi.Rope(*pointers, cos_sin.shape[0], 0)
-        heads = native_heads(num_heads, num_kv_heads, dim)
-        raise_for(self.library.lk_rope_and_cache(self.handle, qkv.data_ptr(), rows, rope, cache, heads))
+        check(qkv, "qkv", (None, layer.shape.qkv_width))
+        rows = qkv.shape[0]
+        native = native_places(positions, slot_mapping, rows), native_attention(layer)
+        raise_for(self.library.lk_rope_and_cache(self.handle, qkv.data_ptr(), rows, *native))
 
     def paged_attention(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        query_start: Tensor,
-        context_len: Tensor,
-        scale: float,
-        num_heads: int,
-        num_kv_heads: int,
-        plan: AttentionPlan | None = None,
+        self, q: Tensor, layer: AttentionLayer, sequences: SequenceTables, plan: AttentionPlan | None = None
     ) -> Tensor:
+        width = layer.shape.q_width
         if q.dtype != torch.float32:
             raise TypeError(f"q must be torch.float32, not {q.dtype}")
-        if q.dim() != 2 or q.shape[1] % num_heads or (q.numel() and q.stride(1) != 1):
-            raise ValueError(f"q must be [rows, {num_heads} * head width], not {list(q.shape)}")
-        dim = q.shape[1] // num_heads
-        heads = native_heads(num_heads, num_kv_heads, dim, scale)
-        cache = native_cache(k_cache, v_cache, num_kv_heads, dim)
-        sequences = native_sequences(block_tables, query_start, context_len)
-        out = torch.empty(q.shape)
-        arguments = (q.data_ptr(), q.stride(0), q.shape[0], cache, sequences, heads, out.data_ptr())
-        raise_for(self.library.lk_attention(self.handle, *arguments))
+        if q.dim() != 2 or q.shape[1] != width or (q.numel() and q.stride(1) != 1):
+            raise ValueError(f"q must be [rows, {width}], not {list(q.shape)}")
+        native, out = (native_attention(layer), native_sequences(sequences)), torch.empty(q.shape)
+        rows = q.data_ptr(), q.stride(0), q.shape[0]
+        raise_for(self.library.lk_attention(self.handle, *rows, *native, out.data_ptr()))
         return out
 
     def lora_tables(self, modules: Sequence[LoraModule], num_slots: int, max_rows: int) -> LoraTables:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, dtype
 
 from lorikeet_server.kernels import abi
+from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
 from lorikeet_server.kernels.lora_table import LoraTable, dtype_codes
 from lorikeet_server.kernels.ops import LinearMode
+from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 # Storage of a packed weight, as `DType` numbers it.
 STORAGES = ("float32", "float16", "bfloat16", "block4", "block8")
@@ -21,6 +23,7 @@ KEY_TILE = 16  # kKeyTile
 MAX_HEAD_DIM = 512  # kMaxDim of the attention tile
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")  # best first
 
+_attentions: WeakKeyDictionary[AttentionLayer, abi.Attention] = WeakKeyDictionary()
 _tables: WeakKeyDictionary[LoraTable, abi.LoraTable] = WeakKeyDictionary()
 
 
@@ -81,31 +84,47 @@ def kv_shapes(
     return k_shape, (blocks, kv_heads, block_size, -(-head_dim // 16) * 16)
 
 
-def native_cache(k_cache: Tensor, v_cache: Tensor, kv_heads: int, head_dim: int) -> abi.KvCache:
-    """Point at the caches of a layer."""
+def native_attention(layer: AttentionLayer) -> abi.Attention:
+    """Point at the attention of a layer; made once per layer, since nothing of it ever moves."""
+    native = _attentions.get(layer)
+    if native is None:
+        heads, kv_heads, dim, scale = layer.shape
+        if kv_heads < 1 or heads % kv_heads:
+            raise ValueError(f"{heads} query heads do not divide among {kv_heads} key/value heads")
+        check(layer.cos_sin, "cos_sin", (None, dim))
+        table = layer.cos_sin.data_ptr(), layer.cos_sin.shape[0], 0
+        native = abi.Attention(abi.Heads(heads, kv_heads, dim, scale), _native_cache(layer), *table)
+        _attentions[layer] = native
+    return native
+
+
+def _native_cache(layer: AttentionLayer) -> abi.KvCache:
+    shape, k_cache, v_cache = layer.shape, layer.k_cache, layer.v_cache
     block_size = v_cache.shape[2] if v_cache.dim() == 4 else 0
-    k_shape, v_shape = kv_shapes(v_cache.shape[0], block_size, kv_heads, head_dim, v_cache.dtype)
+    sizes = v_cache.shape[0], block_size, shape.num_kv_heads, shape.head_dim
+    k_shape, v_shape = kv_shapes(*sizes, v_cache.dtype)
     check(k_cache, "k_cache", k_shape, v_cache.dtype)
     check(v_cache, "v_cache", v_shape, v_cache.dtype)
-    sizes = (dtype_codes[v_cache.dtype], block_size, v_cache.shape[0], 0)
-    return abi.KvCache(k_cache.data_ptr(), v_cache.data_ptr(), *sizes)
+    code = dtype_codes[v_cache.dtype]
+    return abi.KvCache(k_cache.data_ptr(), v_cache.data_ptr(), code, block_size, v_cache.shape[0], 0)
 
 
-def native_heads(num_heads: int, num_kv_heads: int, head_dim: int, scale: float = 0.0) -> abi.Heads:
-    """The head counts, if they fit together."""
-    if num_kv_heads < 1 or num_heads % num_kv_heads:
-        raise ValueError(f"{num_heads} query heads do not divide among {num_kv_heads} key/value heads")
-    return abi.Heads(num_heads, num_kv_heads, head_dim, scale)
+def native_places(positions: Tensor, slot_mapping: Tensor, rows: int) -> abi.Places:
+    """Point at where the rows of a step belong."""
+    check(positions, "positions", (rows,), torch.int64)
+    check(slot_mapping, "slot_mapping", (rows,), torch.int64)
+    return abi.Places(positions.data_ptr(), slot_mapping.data_ptr())
 
 
-def native_sequences(block_tables: Tensor, query_start: Tensor, context_len: Tensor) -> abi.Sequences:
+def native_sequences(sequences: SequenceTables) -> abi.Sequences:
     """Point at the tables of a step."""
-    check(context_len, "context_len", (None,), torch.int32)
-    count = context_len.shape[0]
-    check(query_start, "query_start", (count + 1,), torch.int32)
-    check(block_tables, "block_tables", (count, None), torch.int32)
-    pointers = (block_tables.data_ptr(), query_start.data_ptr(), context_len.data_ptr())
-    return abi.Sequences(*pointers, count, block_tables.shape[1])
+    tables, starts, contexts = sequences.block_tables, sequences.query_start, sequences.context_len
+    check(contexts, "context_len", (None,), torch.int32)
+    count = contexts.shape[0]
+    check(starts, "query_start", (count + 1,), torch.int32)
+    check(tables, "block_tables", (count, None), torch.int32)
+    pointers = (tables.data_ptr(), starts.data_ptr(), contexts.data_ptr())
+    return abi.Sequences(*pointers, count, tables.shape[1])
 
 
 def native_table(table: LoraTable) -> abi.LoraTable:

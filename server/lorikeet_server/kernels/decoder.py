@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_table import LoraTable
+from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 if TYPE_CHECKING:
     from lorikeet_server.kernels.ops import AttentionPlan, PackedLinear
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """Weights and cache of one layer. A missing LoRA table means that no adapter ever targets the module."""
+    """Weights and attention of one layer. Without a LoRA table no adapter ever targets the module."""
 
     input_norm: Tensor  # f32 [hidden]
     qkv: "PackedLinear"  # hidden -> (H + 2K) * D
@@ -26,8 +28,7 @@ class DecoderLayer:
     post_norm: Tensor  # f32 [hidden]
     gate_up: "PackedLinear"  # hidden -> 2I, gate first
     down: "PackedLinear"  # I -> hidden
-    k_cache: Tensor
-    v_cache: Tensor
+    attention: AttentionLayer
     qkv_bias: Tensor | None = None  # f32 [(H + 2K) * D], added after LoRA
     q_norm: Tensor | None = None  # f32 [D], RMS norm of every query head before the rotation
     k_norm: Tensor | None = None  # f32 [D]
@@ -44,24 +45,16 @@ class DecoderSpec:
 
     layers: tuple[DecoderLayer, ...]
     final_norm: Tensor  # f32 [hidden]
-    cos_sin: Tensor  # f32 [max_position, D]
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     eps: float
-    scale: float
 
 
 @dataclass(frozen=True, slots=True)
 class StepTensors:
-    """Where the rows of a step belong; shapes as in `Kernels.rope_and_cache` (on the device) and
-    `Kernels.paged_attention` (on the host)."""
+    """Where the rows of a step belong; shapes as in `Kernels.rope_and_cache`."""
 
     positions: Tensor
     slot_mapping: Tensor
-    block_tables: Tensor
-    query_start: Tensor
-    context_len: Tensor
+    sequences: SequenceTables
     plan: "AttentionPlan | None" = None
 
 

@@ -1,9 +1,13 @@
 """The part of the interface that is nothing to do where kernels read what the host writes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from lorikeet_server.kernels.ops import AttentionPlan, AttentionShape
+from lorikeet_server.kernels.attention_shape import AttentionShape
+from lorikeet_server.kernels.ops import AttentionPlan
+from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 
 class HostOps:
@@ -12,7 +16,7 @@ class HostOps:
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def captures(self, shape: AttentionShape) -> bool:
+    def captures(self, shapes: Sequence[AttentionShape]) -> bool:
         return False
 
     def pack_vector(self, values: Tensor) -> Tensor:
@@ -23,10 +27,8 @@ class HostOps:
 
     def plan(
         self,
-        block_tables: Tensor,
-        query_start: Tensor,
-        context_len: Tensor,
-        shape: AttentionShape,
+        sequences: SequenceTables,
+        shapes: Sequence[AttentionShape],
         block_size: int,
         *,
         fixed: bool = False,

@@ -13,11 +13,14 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lorikeet_server.kernels.attention_layer import AttentionLayer
+from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_layout import LoraLayout
 from lorikeet_server.kernels.lora_table import LoraTable
 from lorikeet_server.kernels.lora_tables import LoraModule, LoraTables
+from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 LinearMode = Literal["float32", "float16", "bfloat16"]
 
@@ -31,15 +34,6 @@ class PackedLinear(Protocol):
     def out_features(self) -> int: ...
     @property
     def mode(self) -> LinearMode: ...
-
-
-class AttentionShape(NamedTuple):
-    """What is the same for every attention of a model on this rank."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    scale: float
 
 
 class AttentionPlan(Protocol):
@@ -71,7 +65,7 @@ class Kernels(Protocol):
     def dtype(self) -> torch.dtype:
         """act: the dtype of activations, norm weights, biases and of the key/value cache."""
 
-    def captures(self, shape: AttentionShape) -> bool:
+    def captures(self, shapes: Sequence[AttentionShape]) -> bool:
         """Whether the ops of a step that is planned `fixed` may be captured once and replayed: they read
         everything that differs between steps from device memory, at addresses that stay."""
 
@@ -110,59 +104,34 @@ class Kernels(Protocol):
         """The entry of `slot_mapping` for a row whose key and value no sequence may ever see."""
 
     def rope_and_cache(
-        self,
-        qkv: Tensor,
-        positions: Tensor,
-        cos_sin: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        slot_mapping: Tensor,
-        num_heads: int,
-        num_kv_heads: int,
+        self, qkv: Tensor, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor
     ) -> None:
         """Rotate q and k inside `qkv` act [T, (H + 2K) * D] in place, and write k and v to the cache.
 
-        `positions` i64 [T]; `cos_sin` f32 [max_position, D], cosines in the first half of a row, sines in the
-        second (the "rotate half" layout of Hugging Face). `slot_mapping` i64 [T] is block * block_size +
-        offset, or `spare_place`.
+        `positions` i64 [T]. `slot_mapping` i64 [T] is block * block_size + offset, or `spare_place`.
         """
 
     def plan(
         self,
-        block_tables: Tensor,
-        query_start: Tensor,
-        context_len: Tensor,
-        shape: AttentionShape,
+        sequences: SequenceTables,
+        shapes: Sequence[AttentionShape],
         block_size: int,
         *,
         fixed: bool = False,
     ) -> AttentionPlan | None:
-        """Prepare a step's attention, once for all layers, from the host tensors of `paged_attention`.
+        """Prepare a step's attention, once for all layers, whose shapes are `shapes`, each named once.
 
         `fixed`: every sequence has one query, and steps with as many sequences share one place in device
         memory, so that captured ops find the newest plan there. None: there is nothing to prepare.
         """
 
     def paged_attention(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        query_start: Tensor,
-        context_len: Tensor,
-        scale: float,
-        num_heads: int,
-        num_kv_heads: int,
-        plan: AttentionPlan | None = None,
+        self, q: Tensor, layer: AttentionLayer, sequences: SequenceTables, plan: AttentionPlan | None = None
     ) -> Tensor:
         """Causal attention of each sequence over its own cache -> act [T, H * D].
 
-        `q` act [T, H * D], rows may be strided (the leading columns of `qkv`). In host memory: `block_tables`
-        i32 [S, max_blocks], `query_start` i32 [S + 1], `context_len` i32 [S]. The queries of sequence s are
-        rows query_start[s] to query_start[s + 1] and its last positions: the last query sees all
-        context_len[s] keys. So decodes and prefill chunks mix in one call. Sequences without queries are
-        allowed. `plan` is what `plan` made of the same tables; without one it is made on the spot.
+        `q` act [T, H * D], rows may be strided (the leading columns of `qkv`). `plan` is what `plan` made of
+        the same sequences; without one it is made on the spot.
         """
 
     @property

@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from lorikeet_server.kernels.attention_layer import AttentionLayer
+from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments, RowSlots
 from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout
 from lorikeet_server.kernels.lora_table import LoraTable
 from lorikeet_server.kernels.lora_tables import HostLoraTables, LoraBatcher, LoraModule, LoraTables
-from lorikeet_server.kernels.ops import AttentionPlan, AttentionShape, Greedy, LinearMode, PackedLinear
+from lorikeet_server.kernels.ops import AttentionPlan, Greedy, LinearMode, PackedLinear
 from lorikeet_server.kernels.reference_attention import Planner, ReferencePlan, attend, upload
+from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 CPU = torch.device("cpu")
 
@@ -74,7 +77,7 @@ class ReferenceKernels:
         self.device, self.dtype = device, dtype
         self._planner = Planner(device)
 
-    def captures(self, shape: AttentionShape) -> bool:
+    def captures(self, shapes: Sequence[AttentionShape]) -> bool:
         return False
 
     def pack_vector(self, values: Tensor) -> Tensor:
@@ -108,61 +111,41 @@ class ReferenceKernels:
         return num_blocks * block_size
 
     def rope_and_cache(
-        self,
-        qkv: Tensor,
-        positions: Tensor,
-        cos_sin: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        slot_mapping: Tensor,
-        num_heads: int,
-        num_kv_heads: int,
+        self, qkv: Tensor, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor
     ) -> None:
-        self.rotate(qkv, positions, cos_sin, num_heads, num_kv_heads)
-        heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, -1)  # [T, H + 2K, D]
-        k, v = heads[:, num_heads:].chunk(2, dim=1)
-        k_cache.view(-1, *k_cache.shape[2:])[slot_mapping] = k.to(k_cache.dtype)
-        v_cache.view(-1, *v_cache.shape[2:])[slot_mapping] = v.to(v_cache.dtype)
+        self.rotate(qkv, layer, positions)
+        shape = layer.shape
+        heads = qkv.view(qkv.shape[0], -1, shape.head_dim)  # [T, H + 2K, D]
+        k_v = heads[:, shape.num_heads :].chunk(2, dim=1)
+        for cache, rows in zip((layer.k_cache, layer.v_cache), k_v, strict=True):
+            cache.view(-1, *cache.shape[2:])[slot_mapping] = rows.to(cache.dtype)
 
-    def rotate(
-        self, qkv: Tensor, positions: Tensor, cos_sin: Tensor, num_heads: int, num_kv_heads: int
-    ) -> None:
+    def rotate(self, qkv: Tensor, layer: AttentionLayer, positions: Tensor) -> None:
         """The first half of `rope_and_cache`."""
-        heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, -1)
-        cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)  # [T, 1, D / 2]
-        first, second = heads[:, : num_heads + num_kv_heads].chunk(2, dim=-1)
-        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        heads[:, : num_heads + num_kv_heads] = rotated
+        shape = layer.shape
+        rotating = shape.num_heads + shape.num_kv_heads
+        heads = qkv.view(qkv.shape[0], -1, shape.head_dim)[:, :rotating]
+        cos, sin = layer.cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)  # [T, 1, D / 2]
+        first, second = heads.chunk(2, dim=-1)
+        heads.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
 
     def plan(
         self,
-        block_tables: Tensor,
-        query_start: Tensor,
-        context_len: Tensor,
-        shape: AttentionShape,
+        sequences: SequenceTables,
+        shapes: Sequence[AttentionShape],
         block_size: int,
         *,
         fixed: bool = False,
     ) -> AttentionPlan | None:
-        return self._planner(block_tables, query_start, context_len, fixed)
+        return self._planner(sequences, fixed)
 
     def paged_attention(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        query_start: Tensor,
-        context_len: Tensor,
-        scale: float,
-        num_heads: int,
-        num_kv_heads: int,
-        plan: AttentionPlan | None = None,
+        self, q: Tensor, layer: AttentionLayer, sequences: SequenceTables, plan: AttentionPlan | None = None
     ) -> Tensor:
         if plan is None:
-            plan = self._planner(block_tables, query_start, context_len, fixed=False)
+            plan = self._planner(sequences, fixed=False)
         assert isinstance(plan, ReferencePlan)
-        return attend(q, k_cache, v_cache, plan, scale, num_heads, num_kv_heads)
+        return attend(q, layer, plan)
 
     @property
     def lora_layout(self) -> LoraLayout:

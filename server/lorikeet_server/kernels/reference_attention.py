@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from lorikeet_server.kernels.attention_layer import AttentionLayer
+from lorikeet_server.kernels.sequence_tables import SequenceTables
+
 # Keys and values of a decode are gathered for some sequences at a time, to bound the memory: this many
 # numbers.
 GATHERED = 1 << 25
@@ -44,62 +47,56 @@ class Planner:
         self._device = device
         self._fixed: dict[int, ReferencePlan] = {}
 
-    def __call__(
-        self, block_tables: Tensor, query_start: Tensor, context_len: Tensor, fixed: bool
-    ) -> ReferencePlan:
-        tables = upload(block_tables.long().clamp_(min=0), self._device)
-        contexts = upload(context_len.long(), self._device)
-        new = ReferencePlan(tables, contexts, query_start.tolist(), context_len.tolist())
+    def __call__(self, sequences: SequenceTables, fixed: bool) -> ReferencePlan:
+        tables = upload(sequences.block_tables.long().clamp_(min=0), self._device)
+        contexts = upload(sequences.context_len.long(), self._device)
+        new = ReferencePlan(tables, contexts, sequences.query_start.tolist(), sequences.context_len.tolist())
         if not fixed:
             return new
-        plan = self._fixed.get(block_tables.shape[0])
+        plan = self._fixed.get(tables.shape[0])
         if plan is None or plan.tables.shape[1] < tables.shape[1]:
-            self._fixed[block_tables.shape[0]] = new
+            self._fixed[tables.shape[0]] = new
             return new
         plan.tables[:, : tables.shape[1]].copy_(tables, non_blocking=True)
         plan.contexts.copy_(contexts, non_blocking=True)
         return plan
 
 
-def attend(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: ReferencePlan, scale: float, heads: int, kv_heads: int
-) -> Tensor:
+def attend(q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:
     """See `ops.Kernels.paged_attention`."""
-    decode = _decode if plan.one_query_each else _mixed
-    return decode(q, k_cache, v_cache, plan, scale, heads, kv_heads)
+    return (_decode if plan.one_query_each else _mixed)(q, layer, plan)
 
 
-def _decode(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: ReferencePlan, scale: float, heads: int, kv_heads: int
-) -> Tensor:
+def _decode(q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:
     """One query per sequence: as few gathers as memory allows, over the whole width of the tables."""
-    rows, width = q.shape
-    gathered = max(1, plan.tables.shape[1] * k_cache[0].numel())
+    (rows, width), kv_heads = q.shape, layer.shape.num_kv_heads
+    caches = layer.k_cache, layer.v_cache
+    gathered = max(1, plan.tables.shape[1] * layer.k_cache[0].numel())
     out = torch.empty(rows, width, dtype=q.dtype, device=q.device)
     step = max(1, GATHERED // gathered)
     for first in range(0, rows, step):
         part = slice(first, first + step)
-        k, v = (c[plan.tables[part]].flatten(1, 2).float() for c in (k_cache, v_cache))  # [S, context, K, D]
+        k, v = (c[plan.tables[part]].flatten(1, 2).float() for c in caches)  # [S, context, K, D]
         seen = torch.arange(k.shape[1], device=q.device) < plan.contexts[part].unsqueeze(1)  # [S, context]
         # A probability of zero does not silence the NaN that an earlier owner of a block may have left.
         v = v.masked_fill(~seen[:, :, None, None], 0)
-        queries = q[part].reshape(k.shape[0], kv_heads, heads // kv_heads, -1).float()
-        scores = torch.einsum("skgd,sckd->skgc", queries, k) * scale
+        queries = q[part].reshape(k.shape[0], kv_heads, -1, layer.shape.head_dim).float()
+        scores = torch.einsum("skgd,sckd->skgc", queries, k) * layer.shape.scale
         probability = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
         out[part] = torch.einsum("skgc,sckd->skgd", probability, v).flatten(1).to(q.dtype)
     return out
 
 
-def _mixed(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: ReferencePlan, scale: float, heads: int, kv_heads: int
-) -> Tensor:
+def _mixed(q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:
     """Sequence by sequence."""
+    heads, kv_heads, dim, scale = layer.shape
+    caches = layer.k_cache, layer.v_cache
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for s, context in enumerate(plan.lengths):
         rows = slice(plan.starts[s], plan.starts[s + 1])
-        queries = q[rows].reshape(-1, heads, q.shape[1] // heads).transpose(0, 1).float()  # [H, n, D]
-        blocks = plan.tables[s, : -(-context // k_cache.shape[1])]
-        k, v = (c[blocks].flatten(0, 1)[:context].float().transpose(0, 1) for c in (k_cache, v_cache))
+        queries = q[rows].reshape(-1, heads, dim).transpose(0, 1).float()  # [H, n, D]
+        blocks = plan.tables[s, : -(-context // layer.k_cache.shape[1])]
+        k, v = (c[blocks].flatten(0, 1)[:context].float().transpose(0, 1) for c in caches)
         k, v = (c.repeat_interleave(heads // kv_heads, 0) for c in (k, v))  # [H, context, D]
         shape = queries.shape[1], context
         mask = torch.ones(shape, dtype=torch.bool, device=q.device).tril(context - queries.shape[1])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from lorikeet_server.errors import ModelError
-from lorikeet_server.kernels import AttentionShape, LoraBatch, StepTensors
+from lorikeet_server.kernels import AttentionLayer, AttentionShape, LoraBatch, StepTensors
 from lorikeet_server.layers.build import Build
 from lorikeet_server.layers.linear import Part, column_parallel, row_parallel
 from lorikeet_server.models.config import ModelConfig
@@ -35,17 +35,9 @@ class Heads:
         query, first = heads // size, rank * kv_heads // size
         return cls(range(rank * query, (rank + 1) * query), range(first, first + 1), config.head_dim)
 
-    @property
-    def num_query(self) -> int:
-        return len(self.query)
-
-    @property
-    def num_key(self) -> int:
-        return len(self.key)
-
     def shape(self, scale: float) -> AttentionShape:
-        """What the kernels need to know to plan a step."""
-        return AttentionShape(self.num_query, self.num_key, self.dim, scale)
+        """What the kernels need to know."""
+        return AttentionShape(len(self.query), len(self.key), self.dim, scale)
 
     @property
     def query_rows(self) -> range:
@@ -62,8 +54,7 @@ class Attention:
     def __init__(self, build: Build, prefix: str, config: ModelConfig) -> None:
         self._kernels = build.kernels
         heads = Heads.of_rank(config, build.tp.rank, build.tp.size)
-        self.heads = heads
-        self.scale = config.head_dim**-0.5
+        self.shape = heads.shape(config.head_dim**-0.5)
         self.eps = config.norm_eps
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         parts = [
@@ -77,43 +68,31 @@ class Attention:
         )
         self.q_norm = build.vector(f"{prefix}.q_norm.weight", config.head_dim) if config.head_norms else None
         self.k_norm = build.vector(f"{prefix}.k_norm.weight", config.head_dim) if config.head_norms else None
-        self.detach()
+        self.layer: AttentionLayer | None = None
 
     def attach(self, k_cache: torch.Tensor, v_cache: torch.Tensor, cos_sin: torch.Tensor) -> None:
         """Gives the layer its cache (the kernels' layout) and the rotary table `[positions, dim]`."""
-        self.k_cache, self.v_cache, self.cos_sin = k_cache, v_cache, cos_sin
+        self.layer = AttentionLayer(self.shape, k_cache, v_cache, cos_sin)
 
     def detach(self) -> None:
         """Lets go of the cache and the table."""
-        self.k_cache = self.v_cache = self.cos_sin = torch.empty(0)
+        self.layer = None
 
     def __call__(self, x: torch.Tensor, step: StepTensors, batch: LoraBatch | None) -> torch.Tensor:
         """`x` `[rows, hidden]` -> `[rows, hidden]`."""
-        kernels, heads = self._kernels, self.heads
+        kernels, layer = self._kernels, self.layer
+        assert layer is not None, "attach comes first"
         qkv = self.qkv(x, batch)  # [rows, (query + 2 key) * dim]
         if self.q_norm is not None and self.k_norm is not None:
             self._norm_heads(qkv, self.q_norm, self.k_norm)
-        caches = self.k_cache, self.v_cache
-        kernels.rope_and_cache(
-            qkv, step.positions, self.cos_sin, *caches, step.slot_mapping, heads.num_query, heads.num_key
-        )
-        attended = kernels.paged_attention(
-            qkv[:, : heads.num_query * heads.dim],
-            *caches,
-            step.block_tables,
-            step.query_start,
-            step.context_len,
-            self.scale,
-            heads.num_query,
-            heads.num_key,
-            step.plan,
-        )
-        return self.o(attended, batch)
+        kernels.rope_and_cache(qkv, layer, step.positions, step.slot_mapping)
+        q = qkv[:, : layer.shape.q_width]
+        return self.o(kernels.paged_attention(q, layer, step.sequences, step.plan), batch)
 
     def _norm_heads(self, qkv: torch.Tensor, q_norm: torch.Tensor, k_norm: torch.Tensor) -> None:
         """RMS norm of each query and key head, in place."""
-        dim, q_end = self.heads.dim, self.heads.num_query * self.heads.dim
-        k_end = q_end + self.heads.num_key * dim
+        dim, q_end = self.shape.head_dim, self.shape.q_width
+        k_end = q_end + self.shape.num_kv_heads * dim
         for columns, weight in ((slice(0, q_end), q_norm), (slice(q_end, k_end), k_norm)):
             part = qkv[:, columns]
             normed = self._kernels.rms_norm(part.reshape(-1, dim), weight, self.eps)

@@ -33,9 +33,15 @@ class Block:
         return self.mlp(x, batch), residual
 
     def as_data(self) -> DecoderLayer | None:
-        """None where the layer has a part that the fused form does not: a bias after o, gate, up or down."""
+        """None before the cache is attached, and where the layer has a part that the fused form does not: a
+        bias after o, gate, up or down."""
         attention, mlp = self.attention, self.mlp
-        if attention.o.bias is not None or mlp.gate_up.bias is not None or mlp.down.bias is not None:
+        if (
+            attention.layer is None
+            or attention.o.bias is not None
+            or mlp.gate_up.bias is not None
+            or mlp.down.bias is not None
+        ):
             return None
         return DecoderLayer(
             input_norm=self._input_norm,
@@ -44,8 +50,7 @@ class Block:
             post_norm=self._post_norm,
             gate_up=mlp.gate_up.packed,
             down=mlp.down.packed,
-            k_cache=attention.k_cache,
-            v_cache=attention.v_cache,
+            attention=attention.layer,
             qkv_bias=attention.qkv.bias,
             q_norm=attention.q_norm,
             k_norm=attention.k_norm,

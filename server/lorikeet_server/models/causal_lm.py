@@ -29,6 +29,7 @@ class CausalLM:
         embedding = "model.embed_tokens.weight"
         self._embedding = Embedding(build, embedding, config.vocab_size, config.hidden_size)
         self._blocks = [Block(build, f"model.layers.{i}", config) for i in range(config.num_layers)]
+        self._shapes = tuple(dict.fromkeys(block.attention.shape for block in self._blocks))
         self._norm = build.vector("model.norm.weight", config.hidden_size)
         head = embedding if config.tied else "lm_head.weight"
         self._lm_head = LmHead(build, head, config.vocab_size, config.hidden_size)
@@ -38,13 +39,12 @@ class CausalLM:
     @property
     def kv_heads(self) -> int:
         """Key/value heads on this rank."""
-        return self._blocks[0].attention.heads.num_key
+        return self._blocks[0].attention.shape.num_kv_heads
 
     @property
-    def attention_shape(self) -> AttentionShape:
-        """What a step's attention is planned from; all layers are alike."""
-        attention = self._blocks[0].attention
-        return attention.heads.shape(attention.scale)
+    def attention_shapes(self) -> tuple[AttentionShape, ...]:
+        """What a step's attention is planned from: the shape of every layer, each named once."""
+        return self._shapes
 
     def lora_targets(self) -> list[LoraTarget]:
         """Every linear module that an adapter may target, found where the linears were built."""
@@ -73,7 +73,7 @@ class CausalLM:
                 site.table = table
         for block, k_cache, v_cache in zip(self._blocks, pool.keys, pool.values, strict=True):
             block.attention.attach(k_cache, v_cache, cos_sin)
-        self._fused = self._fuse(cos_sin)
+        self._fused = self._fuse()
 
     def release(self) -> None:
         """Lets go of what `prepare` attached, so that another size can be allocated."""
@@ -100,7 +100,7 @@ class CausalLM:
         """`hidden` `[rows, hidden]` from `forward` -> `[rows, vocab]` float32, in `out` if given."""
         return self._lm_head(hidden, batch, out)
 
-    def _fuse(self, cos_sin: torch.Tensor) -> Decoder | None:
+    def _fuse(self) -> Decoder | None:
         """The blocks as one call, where the backend and the family allow it. Ranks must meet between the
         ops."""
         layers = [block.as_data() for block in self._blocks]
@@ -109,16 +109,4 @@ class CausalLM:
         known = tuple(layer for layer in layers if layer is not None)
         if len(known) < len(layers):
             return None
-        attention = self._blocks[0].attention
-        return self._kernels.decoder(
-            DecoderSpec(
-                layers=known,
-                final_norm=self._norm,
-                cos_sin=cos_sin,
-                num_heads=attention.heads.num_query,
-                num_kv_heads=attention.heads.num_key,
-                head_dim=self.config.head_dim,
-                eps=self.config.norm_eps,
-                scale=attention.scale,
-            )
-        )
+        return self._kernels.decoder(DecoderSpec(known, self._norm, self.config.norm_eps))

@@ -60,7 +60,7 @@ class GatherTables(HostLoraTables):
 
 
 class GatherKernels(ReferenceKernels):
-    def captures(self, shape: AttentionShape) -> bool:
+    def captures(self, shapes: Sequence[AttentionShape]) -> bool:
         return True
 
     def lora_tables(self, modules: Sequence[LoraModule], num_slots: int, max_rows: int) -> LoraTables:

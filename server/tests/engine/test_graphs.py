@@ -101,7 +101,7 @@ def test_padding_leaves_every_block_alone(path: Path) -> None:
     caches = [
         cache
         for block in engine._model._blocks
-        for cache in (block.attention.k_cache, block.attention.v_cache)
+        for cache in (block.attention.layer.k_cache, block.attention.layer.v_cache)
     ]
     before = [cache.clone() for cache in caches]
     step = pb.Step()

@@ -53,10 +53,10 @@ def test_an_equal_warmup_keeps_its_memory(tmp_path: Path) -> None:
         first = engine.warmup(warmup_request())
         driver = Driver(engine)
         (run,) = driver.generate([prompt_of(20, 1)], 3)
-        cache = engine._model._blocks[0].attention.k_cache
+        cache = engine._model._blocks[0].attention.layer.k_cache
         assert engine.warmup(warmup_request()) == first
-        assert engine._model._blocks[0].attention.k_cache is cache
+        assert engine._model._blocks[0].attention.layer.k_cache is cache
         (again,) = Driver(engine).generate([prompt_of(20, 1)], 3)
         assert again.tokens == run.tokens
         engine.warmup(warmup_request(max_sequences=4))
-        assert engine._model._blocks[0].attention.k_cache is not cache
+        assert engine._model._blocks[0].attention.layer.k_cache is not cache

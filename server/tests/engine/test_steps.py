@@ -161,8 +161,8 @@ def test_a_poisoned_row_fails_alone(served: tuple[Any, Engine], driver: Driver) 
         driver.prefill(step, run)
     driver.execute(step)
     for cache in (
-        driver.engine._model._blocks[1].attention.v_cache,
-        driver.engine._model._blocks[1].attention.k_cache,
+        driver.engine._model._blocks[1].attention.layer.v_cache,
+        driver.engine._model._blocks[1].attention.layer.k_cache,
     ):
         cache[bad.blocks] = torch.nan
     for _ in range(3):

@@ -1,12 +1,12 @@
 """Rotation, cache writes and paged attention over ragged contexts, chunked prefill and permuted blocks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from lorikeet_server.kernels import Kernels
+from lorikeet_server.kernels import AttentionLayer, AttentionShape, Kernels, SequenceTables
 
 BLOCK = 16
 MAX_BLOCKS = 64
@@ -30,30 +30,23 @@ class Paged:
     """One layer's cache, filled with the same random keys and values through the backend's own writes."""
 
     kernels: Kernels
-    heads: tuple[int, int, int]
-    k_cache: Tensor
-    v_cache: Tensor
-    cos_sin: Tensor
+    layer: AttentionLayer
 
     @staticmethod
     def make(kernels: Kernels, heads: tuple[int, int, int], dtype: torch.dtype, blocks: int) -> "Paged":
         k_shape, v_shape = kernels.kv_layout(blocks, BLOCK, heads[1], heads[2], dtype)
         cos_sin = torch.randn(MAX_BLOCKS * BLOCK, heads[2], generator=torch.Generator().manual_seed(1))
-        return Paged(
-            kernels, heads, torch.zeros(k_shape, dtype=dtype), torch.zeros(v_shape, dtype=dtype), cos_sin
-        )
+        caches = torch.zeros(k_shape, dtype=dtype), torch.zeros(v_shape, dtype=dtype)
+        return Paged(kernels, AttentionLayer(AttentionShape(*heads, heads[2] ** -0.5), *caches, cos_sin))
 
     def write(self, qkv: Tensor, positions: Tensor, blocks: Tensor) -> None:
         slots = blocks.long()[positions // BLOCK] * BLOCK + positions % BLOCK
-        caches = self.k_cache, self.v_cache
-        self.kernels.rope_and_cache(qkv, positions, self.cos_sin, *caches, slots, *self.heads[:2])
+        self.kernels.rope_and_cache(qkv, self.layer, positions, slots)
 
     def attend(self, q: Tensor, blocks: Tensor, lengths: list[tuple[int, int]]) -> Tensor:
         starts = torch.tensor([0] + [n for n, _ in lengths]).cumsum(0).int()
         contexts = torch.tensor([context for _, context in lengths]).int()
-        caches = self.k_cache, self.v_cache
-        scale = self.heads[2] ** -0.5
-        return self.kernels.paged_attention(q, *caches, blocks, starts, contexts, scale, *self.heads[:2])
+        return self.kernels.paged_attention(q, self.layer, SequenceTables(blocks, starts, contexts))
 
 
 def tables(lengths: list[tuple[int, int]]) -> Tensor:
@@ -123,10 +116,9 @@ def test_many_sequences_give_the_bits_of_one(kernels: Kernels) -> None:
 def test_negative_slots_write_nothing(kernels: Kernels) -> None:
     paged = Paged.make(kernels, (2, 1, 16), torch.float32, 2)
     slots = torch.tensor([-1, 5])
-    caches = paged.k_cache, paged.v_cache
-    kernels.rope_and_cache(torch.ones(2, 64), torch.tensor([0, 1]), paged.cos_sin, *caches, slots, 2, 1)
-    assert paged.k_cache.count_nonzero() == 16
-    assert paged.v_cache.count_nonzero() == 16
+    kernels.rope_and_cache(torch.ones(2, 64), paged.layer, torch.tensor([0, 1]), slots)
+    assert paged.layer.k_cache.count_nonzero() == 16
+    assert paged.layer.v_cache.count_nonzero() == 16
 
 
 def test_wrong_arguments(kernels: Kernels) -> None:
@@ -146,7 +138,8 @@ def test_wrong_arguments(kernels: Kernels) -> None:
     with pytest.raises(ValueError, match="q must be"):
         paged.attend(torch.randn(1, 33), blocks, [(1, 32)])
     with pytest.raises(ValueError, match="k_cache must be"):
-        Paged(kernels, (2, 2, 16), paged.k_cache, paged.v_cache, paged.cos_sin).attend(q, blocks, [(1, 32)])
+        other = replace(paged.layer, shape=AttentionShape(2, 2, 16, 1.0))
+        Paged(kernels, other).attend(q, blocks, [(1, 32)])
     with pytest.raises(ValueError, match="positions"):
         paged.write(torch.randn(1, 64), torch.tensor([MAX_BLOCKS * BLOCK]), torch.zeros(MAX_BLOCKS + 1))
     with pytest.raises(ValueError, match="slot_mapping"):

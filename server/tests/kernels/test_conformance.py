@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorikeet_server.kernels import AttentionShape, Kernels, LinearMode, select
+from lorikeet_server.kernels import (
+    AttentionLayer,
+    AttentionPlan,
+    AttentionShape,
+    Kernels,
+    LinearMode,
+    SequenceTables,
+    select,
+)
 
 BLOCK, BLOCKS, WIDTH = 16, 40, 64
 ULP = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -103,6 +111,7 @@ def test_attention(pair: Pair, heads: tuple[int, int, int], kind: str, planned: 
             tables[row, column] = next(free)
     starts = torch.tensor([0, *(n for n, _ in lengths)]).cumsum(0).int()
     contexts = torch.tensor([context for _, context in lengths]).int()
+    sequences, shape = SequenceTables(tables, starts, contexts), AttentionShape(query, kv, dim, dim**-0.5)
     cos_sin = torch.randn(256, dim)
     parts = [pair.random(context, (query + 2 * kv) * dim) for _, context in lengths]
     queries = pair.random(int(starts[-1]), (query + 2 * kv) * dim)
@@ -112,19 +121,14 @@ def test_attention(pair: Pair, heads: tuple[int, int, int], kind: str, planned: 
         # What an earlier owner left where no context reaches must not matter.
         k_cache = torch.full(k_shape, torch.nan, dtype=kernels.dtype, device=kernels.device)
         v_cache = torch.full(v_shape, torch.nan, dtype=kernels.dtype, device=kernels.device)
+        layer = AttentionLayer(shape, k_cache, v_cache, cos_sin.to(kernels.device))
         for row, (_, context) in enumerate(lengths):
             positions = torch.arange(context)
             places = tables[row].long()[positions // BLOCK] * BLOCK + positions % BLOCK
-            on_device = [t.to(kernels.device) for t in (positions, places, cos_sin)]
-            kernels.rope_and_cache(
-                parts[row][i].clone(), on_device[0], on_device[2], k_cache, v_cache, on_device[1], query, kv
-            )
-        shape = AttentionShape(query, kv, dim, dim**-0.5)
-        plan = kernels.plan(tables, starts, contexts, shape, BLOCK) if planned else None
-        q = queries[i][:, : query * dim]
-        outputs.append(
-            kernels.paged_attention(q, k_cache, v_cache, tables, starts, contexts, dim**-0.5, query, kv, plan)
-        )
+            on_device = [t.to(kernels.device) for t in (positions, places)]
+            kernels.rope_and_cache(parts[row][i].clone(), layer, *on_device)
+        plan = kernels.plan(sequences, (shape,), BLOCK) if planned else None
+        outputs.append(kernels.paged_attention(queries[i][:, : query * dim], layer, sequences, plan))
     assert outputs[0].dtype == pair.tested.dtype
     pair.close(outputs[0], outputs[1], 4)  # keys and values were rounded too
 
@@ -137,8 +141,8 @@ def test_rotation(pair: Pair) -> None:
         caches = [torch.zeros(s, dtype=kernels.dtype, device=kernels.device) for s in (k_shape, v_shape)]
         places = torch.arange(33)
         places[7] = kernels.spare_place(3, BLOCK)
-        arguments = [t.to(kernels.device) for t in (positions, cos_sin, places)]
-        kernels.rope_and_cache(rows, arguments[0], arguments[1], *caches, arguments[2], 2, 1)
+        layer = AttentionLayer(AttentionShape(2, 1, WIDTH, 1.0), *caches, cos_sin.to(kernels.device))
+        kernels.rope_and_cache(rows, layer, positions.to(kernels.device), places.to(kernels.device))
         for cache in caches:
             used = cache[:3].flatten(2).flatten(0, 1).abs().sum(1) > 0
             assert used.nonzero().flatten().tolist() == [i for i in range(33) if i != 7]
@@ -163,13 +167,16 @@ def test_fixed_plans_stay_in_place(pair: Pair) -> None:
     k_shape, v_shape = pair.tested.kv_layout(BLOCKS, BLOCK, 2, WIDTH, pair.tested.dtype)
     caches = [torch.randn(shape).to(pair.tested.device, pair.tested.dtype) for shape in (k_shape, v_shape)]
     q, _ = pair.random(2, 4 * WIDTH)
+    layer = AttentionLayer(shape, *caches, torch.empty(0))
 
-    def attend(blocks: Tensor, contexts: Tensor, plan: object) -> Tensor:
-        return pair.tested.paged_attention(q, *caches, blocks, one, contexts, WIDTH**-0.5, 4, 2, plan)
+    def tables(blocks: list[list[int]], contexts: list[int]) -> SequenceTables:
+        return SequenceTables(torch.tensor(blocks).int(), one, torch.tensor(contexts).int())
 
-    first = torch.tensor([[3, 4, 0], [5, 0, 0]], dtype=torch.int32), torch.tensor([20, 9]).int()
-    second = torch.tensor([[8, 9, 7], [1, 2, 0]], dtype=torch.int32), torch.tensor([45, 31]).int()
-    kept = pair.tested.plan(first[0], one, first[1], shape, BLOCK, fixed=True)
-    pair.close(attend(*first, kept), attend(*first, None))
-    pair.tested.plan(second[0], one, second[1], shape, BLOCK, fixed=True)
-    pair.close(attend(*first, kept), attend(*second, None))
+    def attend(sequences: SequenceTables, plan: AttentionPlan | None = None) -> Tensor:
+        return pair.tested.paged_attention(q, layer, sequences, plan)
+
+    first, second = tables([[3, 4, 0], [5, 0, 0]], [20, 9]), tables([[8, 9, 7], [1, 2, 0]], [45, 31])
+    kept = pair.tested.plan(first, (shape,), BLOCK, fixed=True)
+    pair.close(attend(first, kept), attend(first))
+    pair.tested.plan(second, (shape,), BLOCK, fixed=True)
+    pair.close(attend(first, kept), attend(second))

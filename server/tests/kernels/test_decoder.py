@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from lorikeet_server.kernels import (
+    AttentionLayer,
+    AttentionShape,
     DecoderLayer,
     DecoderSpec,
     Kernels,
@@ -14,11 +16,13 @@ from lorikeet_server.kernels import (
     LoraSegments,
     LoraTable,
     PackedLinear,
+    SequenceTables,
     StepTensors,
 )
 
 HIDDEN, FFN, HEADS, KV_HEADS, WIDTH, LAYERS, BLOCKS = 48, 80, 4, 2, 16, 3, 12
-QKV = (HEADS + 2 * KV_HEADS) * WIDTH
+SHAPE = AttentionShape(HEADS, KV_HEADS, WIDTH, WIDTH**-0.5)
+QKV = SHAPE.qkv_width
 
 
 def spec_of(kernels: Kernels, mode: LinearMode, *, full: bool) -> DecoderSpec:
@@ -38,7 +42,7 @@ def spec_of(kernels: Kernels, mode: LinearMode, *, full: bool) -> DecoderSpec:
                 table.set_slot(slot, index, random(2 + slot, width), random(out, 2 + slot), 1.5)
         return table
 
-    layers = []
+    layers, cos_sin = [], random(256, WIDTH)
     for _ in range(LAYERS):
         k_shape, v_shape = kernels.kv_layout(BLOCKS, 16, KV_HEADS, WIDTH, torch.float32)
         layer = DecoderLayer(
@@ -48,8 +52,7 @@ def spec_of(kernels: Kernels, mode: LinearMode, *, full: bool) -> DecoderSpec:
             random(HIDDEN),
             pack(2 * FFN, HIDDEN),
             pack(HIDDEN, FFN),
-            torch.zeros(k_shape),
-            torch.zeros(v_shape),
+            AttentionLayer(SHAPE, torch.zeros(k_shape), torch.zeros(v_shape), cos_sin),
         )
         if full:
             layer = replace(
@@ -63,8 +66,7 @@ def spec_of(kernels: Kernels, mode: LinearMode, *, full: bool) -> DecoderSpec:
                 down_lora=table(FFN, HIDDEN),
             )
         layers.append(layer)
-    cos_sin = random(256, WIDTH)
-    return DecoderSpec(tuple(layers), random(HIDDEN), cos_sin, HEADS, KV_HEADS, WIDTH, 1e-5, WIDTH**-0.5)
+    return DecoderSpec(tuple(layers), random(HIDDEN), 1e-5)
 
 
 @dataclass
@@ -102,10 +104,8 @@ class OpByOp:
             if norm is not None:
                 part_heads = heads[:, part].reshape(-1, WIDTH)
                 heads[:, part] = kernels.rms_norm(part_heads, norm, spec.eps).view(len(qkv), -1, WIDTH)
-        caches, counts = (layer.k_cache, layer.v_cache), (HEADS, KV_HEADS)
-        kernels.rope_and_cache(qkv, step.positions, spec.cos_sin, *caches, step.slot_mapping, *counts)
-        q, places = qkv[:, : HEADS * WIDTH], (step.block_tables, step.query_start, step.context_len)
-        return kernels.paged_attention(q, *caches, *places, spec.scale, *counts)
+        kernels.rope_and_cache(qkv, layer.attention, step.positions, step.slot_mapping)
+        return kernels.paged_attention(qkv[:, : HEADS * WIDTH], layer.attention, step.sequences)
 
     def _linear(
         self, x: Tensor, packed: PackedLinear, table: LoraTable | None, batch: LoraSegments | None
@@ -125,7 +125,9 @@ def steps() -> list[StepTensors]:
         slots = [blocks[s][p // 16].long() * 16 + p % 16 for s, p in enumerate(positions)]
         starts = torch.tensor([0] + [n for n, _ in lengths]).cumsum(0).int()
         contexts = torch.tensor([context for _, context in lengths]).int()
-        result.append(StepTensors(torch.cat(positions), torch.cat(slots), blocks, starts, contexts))
+        result.append(
+            StepTensors(torch.cat(positions), torch.cat(slots), SequenceTables(blocks, starts, contexts))
+        )
     return result
 
 
@@ -152,7 +154,7 @@ def test_nothing_to_do(kernels: Kernels) -> None:
     fused = kernels.decoder(spec_of(kernels, "float16", full=True))
     assert fused is not None
     none, start = torch.empty(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)
-    step = StepTensors(none, none, torch.empty(0, 1, dtype=torch.int32), start, start[:0])
+    step = StepTensors(none, none, SequenceTables(torch.empty(0, 1, dtype=torch.int32), start, start[:0]))
     assert fused(torch.empty(0, HIDDEN), step, LoraSegments.build([])).shape == (0, HIDDEN)
 
 
@@ -168,7 +170,8 @@ def test_wrong_arguments(kernels: Kernels, reference: Kernels) -> None:
     with pytest.raises(ValueError, match="LoRA batch"):
         fused(hidden, step, LoraSegments.build([0]))
     with pytest.raises(ValueError, match="outside the cache"):
-        fused(hidden, replace(step, block_tables=step.block_tables + BLOCKS), None)
+        tables = step.sequences.block_tables + BLOCKS
+        fused(hidden, replace(step, sequences=replace(step.sequences, block_tables=tables)), None)
     with pytest.raises(ValueError, match="packed by this backend"):
         kernels.decoder(spec_of(reference, "float16", full=False))
     with pytest.raises(ValueError, match="packed by this backend"):

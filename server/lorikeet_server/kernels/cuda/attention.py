@@ -1,19 +1,21 @@
-"""Paged attention by FlashInfer: from the tables of a step to its plans, one for all layers.
+"""Paged attention by FlashInfer: from the tables of a step to its plans, one for all layers of a shape.
 
-Decodes that are captured have a wrapper for each number of sequences, with buffers that stay in their place;
-everything else goes through one wrapper that takes any mixture of prompts and decodes.
+Decodes that are captured have wrappers for each number of sequences, with buffers that stay in their place;
+everything else goes through wrappers that take any mixture of prompts and decodes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lorikeet_server.kernels.ops import AttentionShape
+from lorikeet_server.kernels.attention_layer import AttentionLayer
+from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.reference_attention import upload
+from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 HEAD_DIMS = (64, 128, 256)  # that FlashInfer's templates are made for
 WORKSPACE_BYTES = 128 << 20  # as its documentation recommends
@@ -23,15 +25,16 @@ TENSOR_CORE_GROUP = 4  # query heads per key head from which tensor cores pay in
 
 @dataclass(frozen=True, slots=True)
 class FlashInferPlan:
-    """A wrapper that has been planned for the step."""
+    """The wrappers that have been planned for the step."""
 
-    wrapper: Any
+    wrappers: dict[AttentionShape, Any]
 
-    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, heads: int) -> Tensor:
+    def attend(self, q: Tensor, layer: AttentionLayer) -> Tensor:
         """`q` [T, H * D], rows may be strided -> [T, H * D]."""
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        shape = q.shape[0], heads, -1
-        self.wrapper.run(q.view(shape), (k_cache, v_cache), out=out.view(shape))
+        heads = q.shape[0], layer.shape.num_heads, layer.shape.head_dim
+        caches = layer.k_cache, layer.v_cache
+        self.wrappers[layer.shape].run(q.view(heads), caches, out=out.view(heads))
         return out
 
 
@@ -43,18 +46,24 @@ class Pages:
     indices: Tensor  # i32, device
     last_page_len: Tensor  # i32 [S], host
     lengths: Tensor  # i32 [S], host
+    size: int  # keys of a page
 
     @staticmethod
-    def of(tables: npt.NDArray[np.int32], context: Tensor, block_size: int, device: torch.device) -> "Pages":
-        """From tables [S, max_blocks], whose entries past a context mean nothing."""
-        lengths = context.numpy()
-        pages = -(-lengths // block_size)
+    def of(sequences: SequenceTables, size: int, device: torch.device) -> "Pages":
+        """From block tables."""
+        tables, lengths = sequences.block_tables.numpy(), sequences.context_len.numpy()
+        pages = -(-lengths // size)
         indptr = np.zeros(lengths.size + 1, np.int32)
         np.cumsum(pages, out=indptr[1:])
-        indices = tables[np.arange(tables.shape[1]) < pages[:, None]]
-        last = (lengths - 1) % block_size + 1
-        starts, ends = (pinned(torch.from_numpy(array), device) for array in (indptr, last.astype(np.int32)))
-        return Pages(starts, upload(torch.from_numpy(indices), device), ends, pinned(context, device))
+        indices = upload(torch.from_numpy(tables[np.arange(tables.shape[1]) < pages[:, None]]), device)
+        last = ((lengths - 1) % size + 1).astype(np.int32)
+        starts, ends = (pinned(torch.from_numpy(array), device) for array in (indptr, last))
+        return Pages(starts, indices, ends, pinned(sequences.context_len, device), size)
+
+    @property
+    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As FlashInfer takes them."""
+        return self.indptr, self.indices, self.last_page_len
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
@@ -67,11 +76,12 @@ class FlashInferAttention:
 
     def __init__(self, library: Any, device: torch.device, dtype: torch.dtype) -> None:
         self._library, self._device, self._dtype = library, device, dtype
-        # One step runs at a time, so all wrappers may share their scratch memory.
+        # One layer runs at a time, so all wrappers may share their scratch memory.
         self._workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
-        self._plans = torch.empty(PLAN_BYTES, dtype=torch.uint8, device=device)
-        self._any = self._shared(library.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "NHD"))
-        self._fixed: dict[int, tuple[int, Any]] = {}
+        # One step runs at a time, so all wrappers of a shape may share the memory of their plans.
+        self._plans: dict[AttentionShape, Tensor] = {}
+        self._any: dict[AttentionShape, Any] = {}
+        self._fixed: dict[tuple[AttentionShape, int], tuple[int, Any]] = {}
         self._copied: torch.cuda.Event | None = None
 
     @staticmethod
@@ -80,70 +90,68 @@ class FlashInferAttention:
         return shape.head_dim in HEAD_DIMS
 
     def plan(
-        self,
-        block_tables: Tensor,
-        query_start: Tensor,
-        context_len: Tensor,
-        shape: AttentionShape,
-        block_size: int,
-        fixed: bool,
+        self, sequences: SequenceTables, shapes: Sequence[AttentionShape], block_size: int, fixed: bool
     ) -> FlashInferPlan:
         """See `ops.Kernels.plan`."""
         if self._copied is not None:
             # A wrapper writes its plan into one pinned buffer, whose copy for the last step must have begun.
             # The router sends a step once the step before the last is answered: this hardly ever waits.
             self._copied.synchronize()
-        pages = Pages.of(block_tables.numpy(), context_len, block_size, self._device)
-        sizes = shape.num_heads, shape.num_kv_heads, shape.head_dim, block_size
+        pages = Pages.of(sequences, block_size, self._device)
         if fixed:
-            count, width = block_tables.shape
-            wrapper = self._decode_wrapper(count, width, shape)
-            wrapper.plan(
-                pages.indptr, pages.indices, pages.last_page_len, *sizes, **self._options(shape, pages)
-            )
+            planned = FlashInferPlan({shape: self._plan_decodes(shape, sequences, pages) for shape in shapes})
         else:
-            wrapper = self._any
-            starts = query_start.numpy()
-            wrapper.plan(
-                pinned(query_start, self._device),
-                pages.indptr,
-                pages.indices,
-                pages.last_page_len,
-                *sizes,
-                causal=True,
-                max_token_per_sequence=int((starts[1:] - starts[:-1]).max()),
-                **self._options(shape, pages),
+            starts = sequences.query_start
+            longest, starts = int(starts.diff().max()), pinned(starts, self._device)
+            planned = FlashInferPlan(
+                {shape: self._plan_any(shape, starts, longest, pages) for shape in shapes}
             )
         if self._device.type == "cuda":
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
-        return FlashInferPlan(wrapper)
+        return planned
+
+    def _plan_any(self, shape: AttentionShape, starts: Tensor, longest: int, pages: Pages) -> Any:
+        """For sequences whose queries begin at `starts` [S + 1], at most `longest` of one."""
+        if shape not in self._any:
+            wrapper = self._library.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "NHD")
+            self._any[shape] = self._shared(wrapper, shape)
+        sizes = shape.num_heads, shape.num_kv_heads, shape.head_dim, pages.size
+        options = {"causal": True, "max_token_per_sequence": longest, **self._options(shape, pages)}
+        self._any[shape].plan(starts, *pages.tables, *sizes, **options)
+        return self._any[shape]
+
+    def _plan_decodes(self, shape: AttentionShape, sequences: SequenceTables, pages: Pages) -> Any:
+        """For one query each. The first call for a number of sequences has the widest tables."""
+        count, width = sequences.block_tables.shape
+        room, wrapper = self._fixed.get((shape, count), (0, None))
+        if room < count * width:
+            wrapper = self._shared(self._decode_wrapper(shape, count, width), shape)
+            self._fixed[shape, count] = count * width, wrapper
+        sizes = shape.num_heads, shape.num_kv_heads, shape.head_dim, pages.size
+        wrapper.plan(*pages.tables, *sizes, **self._options(shape, pages))
+        return wrapper
+
+    def _decode_wrapper(self, shape: AttentionShape, count: int, width: int) -> Any:
+        sizes = {"indptr": count + 1, "indices": count * width, "last_page_len": count}
+        buffers = {
+            f"paged_kv_{name}_buffer": torch.empty(size, dtype=torch.int32, device=self._device)
+            for name, size in sizes.items()
+        }
+        return self._library.BatchDecodeWithPagedKVCacheWrapper(
+            self._workspace,
+            "NHD",
+            use_cuda_graph=True,
+            use_tensor_cores=shape.num_heads // shape.num_kv_heads >= TENSOR_CORE_GROUP,
+            **buffers,
+        )
 
     def _options(self, shape: AttentionShape, pages: Pages) -> dict[str, Any]:
         kinds = {"q_data_type": self._dtype, "kv_data_type": self._dtype}
         return {"sm_scale": shape.scale, "seq_lens": pages.lengths, "non_blocking": True, **kinds}
 
-    def _decode_wrapper(self, count: int, width: int, shape: AttentionShape) -> Any:
-        """For `count` sequences of up to `width` blocks; the first call for a count has the largest width."""
-        room, wrapper = self._fixed.get(count, (0, None))
-        if room < count * width:
-            sizes = count + 1, count * width, count
-            buffers = (torch.empty(size, dtype=torch.int32, device=self._device) for size in sizes)
-            indptr, indices, last_page_len = buffers
-            wrapper = self._shared(
-                self._library.BatchDecodeWithPagedKVCacheWrapper(
-                    self._workspace,
-                    "NHD",
-                    use_cuda_graph=True,
-                    use_tensor_cores=shape.num_heads // shape.num_kv_heads >= TENSOR_CORE_GROUP,
-                    paged_kv_indptr_buffer=indptr,
-                    paged_kv_indices_buffer=indices,
-                    paged_kv_last_page_len_buffer=last_page_len,
-                )
-            )
-            self._fixed[count] = count * width, wrapper
-        return wrapper
-
-    def _shared(self, wrapper: Any) -> Any:
-        wrapper.reset_workspace_buffer(self._workspace, self._plans)
+    def _shared(self, wrapper: Any, shape: AttentionShape) -> Any:
+        if shape not in self._plans:
+            self._plans[shape] = torch.empty(PLAN_BYTES, dtype=torch.uint8, device=self._device)
+        wrapper.reset_workspace_buffer(self._workspace, self._plans[shape])
         return wrapper

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from lorikeet_server.config import CUDA_HOME
+from lorikeet_server.kernels.attention_layer import AttentionLayer
+from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.cuda import toolkit
-from lorikeet_server.kernels.cuda.attention import HEAD_DIMS, FlashInferAttention, FlashInferPlan
+from lorikeet_server.kernels.cuda.attention import FlashInferAttention, FlashInferPlan
 from lorikeet_server.kernels.cuda.library import open_library
 from lorikeet_server.kernels.cuda.sgmv import FORMATS, Sgmv
 from lorikeet_server.kernels.cuda.tables import LAYOUT, DeviceLoraTables
@@ -22,8 +24,9 @@ from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout
 from lorikeet_server.kernels.lora_table import LoraTable
 from lorikeet_server.kernels.lora_tables import LoraModule, LoraTables
-from lorikeet_server.kernels.ops import AttentionPlan, AttentionShape
+from lorikeet_server.kernels.ops import AttentionPlan
 from lorikeet_server.kernels.reference import ReferenceKernels
+from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +54,8 @@ class CudaKernels(ReferenceKernels):
             self._attention = FlashInferAttention(self._flashinfer, device, dtype)
             self.name += "-flashinfer"
 
-    def captures(self, shape: AttentionShape) -> bool:
-        return self._sgmv is not None and self._attends(shape)
+    def captures(self, shapes: Sequence[AttentionShape]) -> bool:
+        return self._sgmv is not None and self._attends(shapes)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if self._flashinfer is None or not self._vectors(x.shape[1]) or not x.numel():
@@ -72,50 +75,34 @@ class CudaKernels(ReferenceKernels):
         product: Tensor = self._flashinfer.activation.silu_and_mul(gate_up)
         return product
 
-    def rotate(
-        self, qkv: Tensor, positions: Tensor, cos_sin: Tensor, num_heads: int, num_kv_heads: int
-    ) -> None:
-        dim = cos_sin.shape[1]
-        if self._flashinfer is None or dim not in HEAD_DIMS or not qkv.numel():
-            return super().rotate(qkv, positions, cos_sin, num_heads, num_kv_heads)
-        q, k = qkv[:, : num_heads * dim], qkv[:, num_heads * dim : (num_heads + num_kv_heads) * dim]
-        self._flashinfer.rope.apply_rope_with_cos_sin_cache_inplace(positions, q, k, dim, cos_sin)
+    def rotate(self, qkv: Tensor, layer: AttentionLayer, positions: Tensor) -> None:
+        shape = layer.shape
+        if self._flashinfer is None or not FlashInferAttention.supports(shape) or not qkv.numel():
+            return super().rotate(qkv, layer, positions)
+        q, k = qkv[:, : shape.q_width], qkv[:, shape.q_width : (shape.q_width + shape.qkv_width) // 2]
+        rotate = self._flashinfer.rope.apply_rope_with_cos_sin_cache_inplace
+        rotate(positions, q, k, shape.head_dim, layer.cos_sin)
 
     def plan(
         self,
-        block_tables: Tensor,
-        query_start: Tensor,
-        context_len: Tensor,
-        shape: AttentionShape,
+        sequences: SequenceTables,
+        shapes: Sequence[AttentionShape],
         block_size: int,
         *,
         fixed: bool = False,
     ) -> AttentionPlan | None:
-        tables = block_tables, query_start, context_len
-        if not self._attends(shape):
-            return super().plan(*tables, shape, block_size, fixed=fixed)
-        return self._attention.plan(*tables, shape, block_size, fixed)
+        if not self._attends(shapes):
+            return super().plan(sequences, shapes, block_size, fixed=fixed)
+        return self._attention.plan(sequences, shapes, block_size, fixed)
 
     def paged_attention(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        query_start: Tensor,
-        context_len: Tensor,
-        scale: float,
-        num_heads: int,
-        num_kv_heads: int,
-        plan: AttentionPlan | None = None,
+        self, q: Tensor, layer: AttentionLayer, sequences: SequenceTables, plan: AttentionPlan | None = None
     ) -> Tensor:
-        tables = block_tables, query_start, context_len
         if plan is None:
-            shape = AttentionShape(num_heads, num_kv_heads, q.shape[1] // num_heads, scale)
-            plan = self.plan(*tables, shape, k_cache.shape[1])
+            plan = self.plan(sequences, (layer.shape,), layer.k_cache.shape[1])
         if isinstance(plan, FlashInferPlan):
-            return plan.attend(q, k_cache, v_cache, num_heads)
-        return super().paged_attention(q, k_cache, v_cache, *tables, scale, num_heads, num_kv_heads, plan)
+            return plan.attend(q, layer)
+        return super().paged_attention(q, layer, sequences, plan)
 
     @property
     def lora_layout(self) -> LoraLayout:
@@ -132,8 +119,8 @@ class CudaKernels(ReferenceKernels):
         else:
             super().lora(y, x, table, batch)
 
-    def _attends(self, shape: AttentionShape) -> bool:
-        return self._flashinfer is not None and FlashInferAttention.supports(shape)
+    def _attends(self, shapes: Sequence[AttentionShape]) -> bool:
+        return self._flashinfer is not None and all(map(FlashInferAttention.supports, shapes))
 
     def _vectors(self, width: int) -> bool:
         return width * self.dtype.itemsize % VECTOR_BYTES == 0

@@ -65,7 +65,7 @@ def test_an_engine_over_it_gives_what_the_reference_gives(kernels: Kernels, tmp_
     model = tiny_model(tmp_path / "model", **SIZES)
     for seed, (name, settings) in enumerate(ADAPTERS.items()):
         save_adapter(model, tmp_path / "adapters" / name, seed, **settings)
-    assert kernels.captures(AttentionShape(2, 1, 64, 1.0)) and kernels.name == "cuda-sm90-flashinfer"
+    assert kernels.captures([AttentionShape(2, 1, 64, 1.0)]) and kernels.name == "cuda-sm90-flashinfer"
     runs = runs_of(tmp_path, kernels)
     expected = runs_of(tmp_path, select("reference", dtype=torch.float16))
     for run, other in zip(runs, expected, strict=True):
@@ -89,7 +89,7 @@ def test_what_is_missing_is_left_to_torch(
     monkeypatch.setattr(backend.toolkit, "find", no_toolkit)
     kernels = backend.CudaKernels(CPU, torch.bfloat16)
     assert "no CUDA kernels for adapters" in caplog.text and "no FlashInfer" in caplog.text
-    assert not kernels.captures(AttentionShape(2, 1, 64, 1.0))
+    assert not kernels.captures([AttentionShape(2, 1, 64, 1.0)])
     assert kernels.lora_layout == select("reference").lora_layout
     x = torch.randn(3, 64).bfloat16()
     assert torch.equal(

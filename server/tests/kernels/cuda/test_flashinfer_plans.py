@@ -8,7 +8,7 @@ import torch
 from flashinfer_stand_in import LIBRARY, Decode, Prefill
 from torch import Tensor
 
-from lorikeet_server.kernels import AttentionShape, select
+from lorikeet_server.kernels import AttentionLayer, AttentionShape, SequenceTables, select
 from lorikeet_server.kernels.cuda.attention import FlashInferAttention
 
 BLOCK, BLOCKS, CPU = 16, 30, torch.device("cpu")
@@ -24,58 +24,58 @@ def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return FlashInferAttention(LIBRARY, CPU, torch.bfloat16)
 
 
-def step(lengths: list[tuple[int, int]], width: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Block tables, query starts and contexts for pairs of (queries, context)."""
+def step(lengths: list[tuple[int, int]], width: int, seed: int = 0) -> SequenceTables:
+    """Sequences for pairs of (queries, context)."""
     free = iter(torch.randperm(BLOCKS, generator=torch.Generator().manual_seed(seed)).tolist())
     tables = torch.full((len(lengths), width), -1, dtype=torch.int32)
     for row, (_, context) in enumerate(lengths):
         for column in range(-(-context // BLOCK)):
             tables[row, column] = next(free)
     starts = torch.tensor([0, *(n for n, _ in lengths)]).cumsum(0).int()
-    return tables, starts, torch.tensor([context for _, context in lengths]).int()
+    return SequenceTables(tables, starts, torch.tensor([context for _, context in lengths]).int())
 
 
-def caches() -> tuple[Tensor, Tensor]:
+def layer_of(shape: AttentionShape = SHAPE) -> AttentionLayer:
     reference = select("reference", dtype=torch.bfloat16)
     k_shape, v_shape = reference.kv_layout(BLOCKS, BLOCK, 2, 64, torch.bfloat16)
-    return torch.randn(k_shape).bfloat16(), torch.randn(v_shape).bfloat16()
+    caches = torch.randn(k_shape).bfloat16(), torch.randn(v_shape).bfloat16()
+    return AttentionLayer(shape, *caches, torch.empty(0))
 
 
-def expected(q: Tensor, cache: tuple[Tensor, Tensor], tables: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    reference = select("reference", dtype=torch.bfloat16)
-    return reference.paged_attention(q, *cache, *tables, SHAPE.scale, SHAPE.num_heads, SHAPE.num_kv_heads)
+def expected(q: Tensor, layer: AttentionLayer, sequences: SequenceTables) -> Tensor:
+    return select("reference", dtype=torch.bfloat16).paged_attention(q, layer, sequences)
 
 
 @pytest.mark.parametrize(
     "lengths", [[(37, 37), (5, 90)], [(1, 61), (20, 52), (1, 3)], [(1, 16)], [(16, 32), (1, 33)]]
 )
 def test_any_step(attention: FlashInferAttention, lengths: list[tuple[int, int]]) -> None:
-    tables, cache = step(lengths, 7), caches()
-    q = torch.randn(int(tables[1][-1]), 10 * 64).bfloat16()[:, : 6 * 64]
-    plan = attention.plan(*tables, SHAPE, BLOCK, fixed=False)
-    result = plan.attend(q, *cache, SHAPE.num_heads)
-    torch.testing.assert_close(result, expected(q, cache, tables), rtol=0.02, atol=0.02)
+    sequences, layer = step(lengths, 7), layer_of()
+    q = torch.randn(int(sequences.query_start[-1]), 10 * 64).bfloat16()[:, : 6 * 64]
+    plan = attention.plan(sequences, (SHAPE,), BLOCK, fixed=False)
+    result = plan.attend(q, layer)
+    torch.testing.assert_close(result, expected(q, layer, sequences), rtol=0.02, atol=0.02)
 
 
 def test_a_plan_that_stays_reads_the_newest_tables(attention: FlashInferAttention) -> None:
-    cache, q = caches(), torch.randn(3, 6 * 64).bfloat16()
+    layer, q = layer_of(), torch.randn(3, 6 * 64).bfloat16()
     widest = step([(1, 1)] * 3, 8)
-    kept = attention.plan(*widest, SHAPE, BLOCK, fixed=True)
+    kept = attention.plan(widest, (SHAPE,), BLOCK, fixed=True)
     for seed, lengths in enumerate([[(1, 61), (1, 5), (1, 16)], [(1, 17), (1, 100), (1, 2)]]):
-        tables = step(lengths, max(-(-context // BLOCK) for _, context in lengths), seed)
-        plan = attention.plan(*tables, SHAPE, BLOCK, fixed=True)
-        assert plan.wrapper is kept.wrapper
-        result = kept.attend(q, *cache, SHAPE.num_heads)
-        torch.testing.assert_close(result, expected(q, cache, tables), rtol=0.02, atol=0.02)
-    other = attention.plan(*step([(1, 1)] * 2, 8), SHAPE, BLOCK, fixed=True)
-    assert other.wrapper is not kept.wrapper
+        sequences = step(lengths, max(-(-context // BLOCK) for _, context in lengths), seed)
+        plan = attention.plan(sequences, (SHAPE,), BLOCK, fixed=True)
+        assert plan.wrappers == kept.wrappers
+        result = kept.attend(q, layer)
+        torch.testing.assert_close(result, expected(q, layer, sequences), rtol=0.02, atol=0.02)
+    other = attention.plan(step([(1, 1)] * 2, 8), (SHAPE,), BLOCK, fixed=True)
+    assert other.wrappers != kept.wrappers
 
 
 def test_tensor_cores_where_heads_share_much(attention: FlashInferAttention) -> None:
     for heads, used in ((6, False), (28, True)):
         shape = AttentionShape(heads, 2 if heads == 6 else 4, 64, 1.0)
-        plan = attention.plan(*step([(1, 4)] * (heads % 5 + 1), 2), shape, BLOCK, fixed=True)
-        assert plan.wrapper.made["use_tensor_cores"] is used
+        plan = attention.plan(step([(1, 4)] * (heads % 5 + 1), 2), (shape,), BLOCK, fixed=True)
+        assert plan.wrappers[shape].made["use_tensor_cores"] is used
 
 
 def test_only_widths_that_it_has_kernels_for() -> None:

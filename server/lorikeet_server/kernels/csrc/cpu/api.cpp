@@ -34,8 +34,8 @@ extern "C" {
 // Sizes of the structures in types.h, so that Python can tell a stale library from a fresh one.
 EXPORT int lk_struct_bytes(int which) {
   constexpr size_t sizes[] = {
-      sizeof(Linear),    sizeof(LoraTable), sizeof(LoraBatch),    sizeof(KvCache), sizeof(Rope),
-      sizeof(Sequences), sizeof(Heads),     sizeof(DecoderLayer), sizeof(Decoder), sizeof(Step)};
+      sizeof(Linear),    sizeof(LoraTable), sizeof(LoraBatch), sizeof(Attention),
+      sizeof(Places), sizeof(Sequences), sizeof(DecoderLayer), sizeof(Decoder), sizeof(Step)};
   return which < int(sizeof(sizes) / sizeof(sizes[0])) ? int(sizes[which]) : -1;
 }
 
@@ -74,18 +74,17 @@ EXPORT void lk_silu_mul(Ops* ops, const float* gate_up, int rows, int n, float* 
   ops->silu_mul(gate_up, rows, n, out);
 }
 
-EXPORT const char* lk_rope_and_cache(Ops* ops, float* qkv, int rows, const Rope* rope,
-                                     const KvCache* cache, const Heads* heads) {
-  if (const char* error = range_error(*rope, rows, *cache)) return error;
-  ops->rope_and_cache(qkv, rows, *rope, *cache, *heads, {});
+EXPORT const char* lk_rope_and_cache(Ops* ops, float* qkv, int rows, const Places* places,
+                                     const Attention* layer) {
+  if (const char* error = range_error(*places, rows, *layer)) return error;
+  ops->rope_and_cache(qkv, rows, *places, *layer, {});
   return nullptr;
 }
 
 EXPORT const char* lk_attention(Ops* ops, const float* q, int64_t q_stride, int rows,
-                                const KvCache* cache, const Sequences* sequences,
-                                const Heads* heads, float* out) {
-  if (const char* error = range_error(*sequences, rows, *cache)) return error;
-  ops->attention(q, q_stride, *cache, *sequences, *heads, out);
+                                const Attention* layer, const Sequences* sequences, float* out) {
+  if (const char* error = range_error(*sequences, rows, layer->cache)) return error;
+  ops->attention(q, q_stride, *layer, *sequences, out);
   return nullptr;
 }
 

@@ -8,7 +8,7 @@
 namespace lorikeet {
 
 struct Step {
-  Rope rope;  // cos_sin is taken from the decoder
+  Places places;
   Sequences sequences;
   const LoraBatch* batch;  // may be null
   int32_t rows;

@@ -82,31 +82,33 @@ void Ops::silu_mul(const float* gate_up, int rows, int n, float* out) {
   });
 }
 
-void Ops::rope_and_cache(float* qkv, int rows, const Rope& rope, const KvCache& cache,
-                         const Heads& heads, const HeadPrologue& prologue) {
+void Ops::rope_and_cache(float* qkv, int rows, const Places& places, const Attention& layer,
+                         const HeadPrologue& prologue) {
+  const Heads& heads = layer.heads;
   const int dim = heads.dim, width = (heads.query + 2 * heads.kv) * dim;
   over_rows(pool_, rows, rows_per_tile(width), [&](int first, int count) {
     for (int64_t row = first; row < first + count; ++row) {
       float* head = qkv + row * width;
       if (prologue.bias) kernels_.add(prologue.bias, head, width);
-      const float* cos_sin = rope.cos_sin + rope.positions[row] * dim;
+      const float* cos_sin = layer.cos_sin + places.positions[row] * dim;
       for (int h = 0; h < heads.query + heads.kv; ++h, head += dim) {
         const float* norm = h < heads.query ? prologue.q_norm : prologue.k_norm;
         if (norm) kernels_.rms_norm(head, nullptr, norm, dim, prologue.eps, head);
         kernels_.rope(head, cos_sin, dim);
       }
-      if (rope.slot_mapping[row] < 0) continue;
+      const int64_t slot = places.slot_mapping[row];
+      if (slot < 0) continue;
       const float *k = qkv + row * width + heads.query * dim, *v = k + heads.kv * dim;
       for (int h = 0; h < heads.kv; ++h) {
-        kernels_.write_kv(k + h * dim, v + h * dim, cache, rope.slot_mapping[row], h, heads.kv,
-                          dim);
+        kernels_.write_kv(k + h * dim, v + h * dim, layer.cache, slot, h, heads.kv, dim);
       }
     }
   });
 }
 
-void Ops::attend(const AttentionPart& part, const float* q, int64_t q_stride, const KvCache& cache,
-                 const Sequences& sequences, const Heads& heads, float* out) {
+void Ops::attend(const AttentionPart& part, const float* q, int64_t q_stride,
+                 const Attention& layer, const Sequences& sequences, float* out) {
+  const Heads& heads = layer.heads;
   const int s = part.sequence, group = heads.query / heads.kv;
   const int first_row = sequences.query_start[s],
             queries = sequences.query_start[s + 1] - first_row;
@@ -120,7 +122,7 @@ void Ops::attend(const AttentionPart& part, const float* q, int64_t q_stride, co
                      part.key_begin,
                      part.key_end,
                      sequences.block_tables + int64_t{s} * sequences.max_blocks,
-                     cache,
+                     layer.cache,
                      part.kv_head,
                      heads.kv,
                      heads.dim,
@@ -136,8 +138,9 @@ void Ops::attend(const AttentionPart& part, const float* q, int64_t q_stride, co
   kernels_.attention(tile);
 }
 
-void Ops::attention(const float* q, int64_t q_stride, const KvCache& cache,
-                    const Sequences& sequences, const Heads& heads, float* out) {
+void Ops::attention(const float* q, int64_t q_stride, const Attention& layer,
+                    const Sequences& sequences, float* out) {
+  const Heads& heads = layer.heads;
   const std::lock_guard lock(pool_.mutex());
   const int group = heads.query / heads.kv;
   parts_.clear();
@@ -168,7 +171,7 @@ void Ops::attention(const float* q, int64_t q_stride, const KvCache& cache,
   if (partial_sums_.size() < rows * size_t(heads.dim))
     partial_sums_.resize(rows * size_t(heads.dim));
   pool_.run(int(parts_.size()),
-            [&](int i) { attend(parts_[size_t(i)], q, q_stride, cache, sequences, heads, out); });
+            [&](int i) { attend(parts_[size_t(i)], q, q_stride, layer, sequences, out); });
 
   for (const AttentionPart& part : split_) {
     const int64_t row = sequences.query_start[part.sequence];

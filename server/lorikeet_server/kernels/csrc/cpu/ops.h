@@ -26,10 +26,10 @@ class Ops {
     const float *bias, *q_norm, *k_norm;
     float eps;
   };
-  void rope_and_cache(float* qkv, int rows, const Rope& rope, const KvCache& cache,
-                      const Heads& heads, const HeadPrologue& prologue);
-  void attention(const float* q, int64_t q_stride, const KvCache& cache, const Sequences& sequences,
-                 const Heads& heads, float* out);
+  void rope_and_cache(float* qkv, int rows, const Places& places, const Attention& layer,
+                      const HeadPrologue& prologue);
+  void attention(const float* q, int64_t q_stride, const Attention& layer,
+                 const Sequences& sequences, float* out);
   void greedy(const float* logits, int rows, int columns, const GreedyResult& result);
 
   Pool& pool() { return pool_; }
@@ -39,8 +39,8 @@ class Ops {
     int sequence, kv_head, first_query, queries, key_begin, key_end,
         partial;  // partial: index, or -1
   };
-  void attend(const AttentionPart& part, const float* q, int64_t q_stride, const KvCache& cache,
-              const Sequences& sequences, const Heads& heads, float* out);
+  void attend(const AttentionPart& part, const float* q, int64_t q_stride, const Attention& layer,
+              const Sequences& sequences, float* out);
 
   const KernelTable& kernels_;
   Pool& pool_;

@@ -6,12 +6,12 @@
 namespace lorikeet {
 
 // Null, or what is wrong.
-inline const char* range_error(const Rope& rope, int rows, const KvCache& cache) {
-  const int64_t slots = int64_t{cache.blocks} * cache.block_size;
+inline const char* range_error(const Places& places, int rows, const Attention& layer) {
+  const int64_t slots = int64_t{layer.cache.blocks} * layer.cache.block_size;
   for (int row = 0; row < rows; ++row) {
-    if (rope.positions[row] < 0 || rope.positions[row] >= rope.max_position)
+    if (places.positions[row] < 0 || places.positions[row] >= layer.max_position)
       return "positions are outside cos_sin";
-    if (rope.slot_mapping[row] >= slots) return "slot_mapping is outside the cache";
+    if (places.slot_mapping[row] >= slots) return "slot_mapping is outside the cache";
   }
   return nullptr;
 }

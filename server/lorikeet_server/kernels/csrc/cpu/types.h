@@ -79,11 +79,22 @@ struct KvCache {
   int32_t block_size, blocks, pad_;
 };
 
-struct Rope {
+struct Heads {
+  int32_t query, kv, dim;
+  float scale;
+};
+
+// The attention of a layer, the same for every step.
+struct Attention {
+  Heads heads;
+  KvCache cache;
+  const float* cos_sin;  // [max_position][head_dim]
+  int32_t max_position, pad_;
+};
+
+struct Places {
   const int64_t* positions;     // [rows]
   const int64_t* slot_mapping;  // [rows], negative = do not write
-  const float* cos_sin;         // [max_position][head_dim]
-  int32_t max_position, pad_;
 };
 
 struct Sequences {
@@ -93,26 +104,18 @@ struct Sequences {
   int32_t count, max_blocks;
 };
 
-struct Heads {
-  int32_t query, kv, dim;
-  float scale;
-};
-
 struct DecoderLayer {
   const float *input_norm, *post_norm, *qkv_bias, *q_norm, *k_norm;  // the last three may be null
   Linear qkv, o, gate_up, down;
   const LoraTable *qkv_lora, *o_lora, *gate_up_lora, *down_lora;  // may be null
-  KvCache cache;
+  Attention attention;
 };
 
 struct Decoder {
   const DecoderLayer* layers;
   const float* final_norm;
-  const float* cos_sin;
-  Heads heads;
-  int32_t count, hidden, ffn, max_position;
+  int32_t count, hidden, ffn;
   float eps;
-  int32_t pad_;
 };
 
 struct GreedyResult {
