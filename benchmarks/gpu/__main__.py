@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 from machine import CARRIED, ROOT, CheckError, Machine
+from process_group import run_group
 
 PARTS = {
     "kernels": "compile what the server compiles",
@@ -65,7 +65,7 @@ def main() -> None:
             work,
             out.resolve(),
         ]
-        if subprocess.run([str(word) for word in command], env=machine.environment, check=False).returncode:
+        if run_group([str(word) for word in command], machine.environment):
             failed.append(name)
     print(f"results in {out}")
     if failed:

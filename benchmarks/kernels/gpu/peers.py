@@ -1,7 +1,7 @@
 """Other implementations of the same product, on the same rows and weights. Each adds to `y` as a server does.
 
-Torch's own are always there. Those of vLLM and SGLang are imported from installed packages, or from the
-directories that `--peers` names, which hold the packages `vllm` and `sglang`. All but SGLang's read the
+Torch's own are always there. Those of vLLM and SGLang (0.5.23) are imported from installed packages, or from
+the directories that `--peers` names, which hold the packages `vllm` and `sglang`. All but SGLang's read the
 largest rank for every adapter.
 """
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.gpu.layers import Layers, Run
+from lorikeet_server.kernels.cuda.tiles import DECODE_ROWS
 
 Peer = Callable[[Layers, int], Run]  # prepared for so many layers
 
@@ -75,10 +76,12 @@ def vllm_triton(layers: Layers, count: int) -> Run:
 
 def sglang_chunked(layers: Layers, count: int) -> Run:
     """SGLang's chunked SGMV, with chunks as its backend chooses them."""
-    from sglang.srt.lora.triton_ops import (  # type: ignore[import-not-found]
+    from sglang.kernels.ops.lora.dense.chunked_sgmv_expand import (  # type: ignore[import-not-found]
         chunked_sgmv_lora_expand_forward as expand,
     )
-    from sglang.srt.lora.triton_ops import chunked_sgmv_lora_shrink_forward as shrink
+    from sglang.kernels.ops.lora.dense.chunked_sgmv_shrink import (  # type: ignore[import-not-found]
+        chunked_sgmv_lora_shrink_forward as shrink,
+    )
 
     cell, device, widths = layers.cell, layers.x.device, layers.cell.shape.out_features
     height = 16 if cell.rows < 64 else 32 if cell.rows < 256 else 128
@@ -114,6 +117,39 @@ def sglang_chunked(layers: Layers, count: int) -> Run:
     return run
 
 
+def sglang_planned(layers: Layers, count: int) -> Run:
+    """SGLang's `triton_v2`, by the plans of its own tables; routes are built once, as for all layers of a
+    step."""
+    from sglang.srt.lora.dense.plan import DenseLoraKind  # type: ignore[import-not-found]
+    from sglang.srt.lora.dense.runner import DenseLoraRunner  # type: ignore[import-not-found]
+    from sglang.srt.lora.utils import Phase  # type: ignore[import-not-found]
+    from sglang.srt.lora.workspace import LoraWorkspace  # type: ignore[import-not-found]
+
+    cell, device, widths = layers.cell, layers.x.device, layers.cell.shape.out_features
+    ranks = [cell.rank_of(slot) for slot in range(cell.adapters)]
+    runner = DenseLoraRunner(LoraWorkspace(), max_loras=cell.adapters, device=device)
+    runner.begin_batch(
+        token_slots=torch.tensor(cell.slots, dtype=torch.int32, device=device),
+        lora_ranks=torch.tensor(ranks, dtype=torch.int32, device=device),
+        scalings=torch.ones(cell.adapters, device=device),
+        num_tokens=cell.rows,
+        phase=Phase.DECODE if cell.rows <= DECODE_ROWS else Phase.PREFILL,
+        graph_mode=False,
+    )
+    largest, total = layers.tables.shared.max_rank, sum(widths)
+    sizes = largest, cell.shape.in_features, total
+    plan = runner.plan_for(DenseLoraKind.LINEAR, *sizes, num_tokens=cell.rows)
+    offsets = (0, *itertools.accumulate(widths))
+    weights = [_chunked_weights(layers, each) for each in _weights(layers, count)]
+
+    def run(layer: int) -> None:
+        a, b = weights[layer]
+        bridge = runner.run_a(layers.x, a, stack=len(widths), plan=plan)
+        runner.run_b(bridge, b, layers.y, offsets=offsets, plan=plan)
+
+    return run
+
+
 def _chunked_weights(layers: Layers, pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """A [adapters, slices * largest rank, in], an adapter's slices without a gap; B [adapters, out, rank]."""
     a = torch.zeros_like(torch.cat([pair[0] for pair in pairs], 1))
@@ -129,6 +165,7 @@ PEERS: dict[str, Peer] = {
     "torch grouped_mm": grouped_mm,
     "vLLM Triton": vllm_triton,
     "SGLang csgmv": sglang_chunked,
+    "SGLang triton_v2": sglang_planned,
 }
 
 
