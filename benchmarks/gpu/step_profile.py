@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "server" / "tests" / "engine"))
 
 from lorikeet_server.config import (  # noqa: E402 - after the path
+    MAX_LORA_RANK,
     Device,
     Dtype,
     GroupConfig,
@@ -52,6 +53,7 @@ def open_engine(arguments: argparse.Namespace, scratch: Path) -> Engine:
         adapter_roots=(arguments.adapter_root,),
         store_dir=scratch / "store",
         disk_bytes=0,
+        max_lora_rank=MAX_LORA_RANK,
         threads=THREADS,
         group=GroupConfig.from_environment({}),
     )

@@ -85,6 +85,15 @@ def test_c4_the_unknown_and_the_forbidden_look_alike(server: Server) -> None:
     assert unknown.json()["error_type"] == "adapter_not_found"
 
 
+def test_c3_a_rank_above_the_bound_is_refused_with_its_flag(tiny: Path, tiny_adapters: Path) -> None:
+    with Server(str(tiny), [tiny_adapters], ["--dtype", "float32", "--max-lora-rank", "8"]) as server:
+        assert server.client.get("/info").json()["max_lora_rank"] == 8
+        assert token_ids(server.generate(PROMPT, "a7", max_new_tokens=2))
+        refused = server.post_generate(PROMPT, "a8")
+        assert refused.status_code == 422
+        assert "r to 9" in refused.json()["error"] and "1 to 8 (--max-lora-rank)" in refused.json()["error"]
+
+
 def test_c6_two_hundred_ask_for_one_cold_adapter(server: Server, roots: list[Path]) -> None:
     write_adapter(roots[1] / "cold", rank=6, seed=99)
     before = server.metrics()

@@ -41,6 +41,7 @@ def refused(*arguments: str) -> str:
         (["--model-id", "smollm2", "--max-best-of", "0"], "--max-best-of"),
         (["--model-id", "smollm2", "--max-batch-size", "0"], "--max-batch-size"),
         (["--model-id", "smollm2", "--max-active-adapters", "-1"], "--max-active-adapters"),
+        (["--model-id", "smollm2", "--max-lora-rank", "1024"], "at most 512"),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else None,
 )

@@ -113,6 +113,7 @@ fn shard(args: &ServeArgs, host: &Host, run: &Run, rank: u32, socket: &Path) -> 
         args.store_dir.clone().unwrap_or_else(|| cache_dir(args, host).join("adapters")),
     );
     command.pair("--disk-bytes", run.config.adapters.adapter_disk_bytes.to_string());
+    command.pair("--max-lora-rank", run.config.adapters.max_lora_rank.to_string());
     // Always: records carry their level, and are written again in the form that was asked for.
     command.flag("--json-output");
 

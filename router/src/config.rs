@@ -13,6 +13,8 @@ const GIB: u64 = 1 << 30;
 pub const MAX_STEPS_IN_FLIGHT: usize = 2;
 /// Tokens per KV block.
 pub const BLOCK_SIZE: u32 = 16;
+/// What the kernels are made for.
+const LARGEST_LORA_RANK: u32 = 512;
 
 /// The router's configuration. `Config::check` must have passed.
 #[derive(Args, Clone, Debug)]
@@ -150,6 +152,9 @@ pub struct Adapters {
     /// Bytes of the largest adapter that is accepted
     #[arg(long, env = "MAX_ADAPTER_BYTES", default_value_t = 2048 * MIB)]
     pub max_adapter_bytes: u64,
+    /// Largest rank of an adapter that is accepted; a GPU sets memory aside for it. The shards decide
+    #[arg(long, env = "MAX_LORA_RANK", default_value_t = LARGEST_LORA_RANK)]
+    pub max_lora_rank: u32,
     /// Seconds an adapter may take from its first request to host memory
     #[arg(long, env = "ADAPTER_LOAD_TIMEOUT", default_value = "60", value_parser = seconds)]
     pub adapter_load_timeout: Duration,
@@ -227,6 +232,14 @@ impl Config {
         at_least("--max-waiting-requests", batching.max_waiting_requests as u64, 1)?;
         at_least("--max-waiting-prompt-tokens", batching.max_waiting_prompt_tokens as u64, 1)?;
         at_least("--max-adapter-names", adapters.max_adapter_names as u64, 1)?;
+        at_least("--max-lora-rank", adapters.max_lora_rank.into(), 1)?;
+        if adapters.max_lora_rank > LARGEST_LORA_RANK {
+            return Err(ConfigError {
+                flag: "--max-lora-rank",
+                given: adapters.max_lora_rank.to_string(),
+                bound: format!("at most {LARGEST_LORA_RANK}, which the kernels are made for"),
+            });
+        }
         for (flag, value) in [
             ("--max-input-length", limits.max_input_length),
             ("--max-batch-size", batching.max_batch_size),
@@ -361,6 +374,11 @@ mod tests {
             (
                 &["--max-adapter-bytes", "9", "--adapter-host-bytes", "8"],
                 "--max-adapter-bytes is 9, it must be at most 8, the value of --adapter-host-bytes",
+            ),
+            (&["--max-lora-rank", "0"], "--max-lora-rank is 0, it must be at least 1"),
+            (
+                &["--max-lora-rank", "513"],
+                "--max-lora-rank is 513, it must be at most 512, which the kernels are made for",
             ),
             (&["--validation-workers", "0"], "--validation-workers is 0, it must be at least 1"),
             (&["--request-timeout", "0"], "--request-timeout is 0, it must be more than 0 seconds"),

@@ -11,6 +11,7 @@ import typer
 from lorikeet_server import __version__
 from lorikeet_server.config import (
     LOG_LEVEL,
+    MAX_LORA_RANK,
     Device,
     Dtype,
     GroupConfig,
@@ -46,6 +47,9 @@ def serve(
         typer.Option(help="Directory below which adapters may be fetched; may be repeated"),
     ] = None,
     disk_bytes: Annotated[int, typer.Option(min=0, help="Bound of the adapter store; 0: none")] = 0,
+    max_lora_rank: Annotated[
+        int, typer.Option(min=1, max=MAX_LORA_RANK, help="Largest rank of an adapter that is accepted")
+    ] = MAX_LORA_RANK,
     dtype: Annotated[
         Dtype, typer.Option(help="How weights are stored; auto: as in the checkpoint")
     ] = Dtype.AUTO,
@@ -71,6 +75,7 @@ def serve(
             adapter_roots=tuple(adapter_root or ()),
             store_dir=store_dir,
             disk_bytes=disk_bytes,
+            max_lora_rank=max_lora_rank,
             threads=prepare_threads(threads),
             group=group,
         )

@@ -35,6 +35,10 @@ SPIN_COUNT = 1_000
 SWITCH_SECONDS = 0.0001
 
 
+# What the kernels are made for; --max-lora-rank may only be less.
+MAX_LORA_RANK = 512
+
+
 class Dtype(StrEnum):
     """How weights are stored. `auto` keeps the precision of the checkpoint."""
 
@@ -88,6 +92,7 @@ class ServeConfig:
     adapter_roots: tuple[Path, ...]
     store_dir: Path
     disk_bytes: int
+    max_lora_rank: int
     threads: int
     group: GroupConfig
 

@@ -81,6 +81,7 @@ fn one_shard_and_the_router() {
         ("--device", "cpu"),
         ("--store-dir", "/cache/adapters"),
         ("--disk-bytes", "68719476736"),
+        ("--max-lora-rank", "512"),
     ] {
         assert_eq!(values(shard, flag), [value], "{flag}");
     }
@@ -100,6 +101,16 @@ fn one_shard_and_the_router() {
     }
     assert_eq!(plan.drain_deadline, Duration::from_secs(12));
     assert_eq!(plan.max_restarts, 5);
+}
+
+#[test]
+fn the_rank_of_adapters_is_bounded_where_they_are_checked() {
+    let args = args(&["--max-lora-rank", "16"]);
+    let mut run = run("127.0.0.1:3000");
+    run.config.adapters.max_lora_rank = 16;
+    let plan = plan(&args, &host(), &run);
+    assert_eq!(values(&plan.shards[0], "--max-lora-rank"), ["16"]);
+    assert_eq!(values(&plan.router, "--max-lora-rank"), ["16"]);
 }
 
 #[test]

@@ -62,6 +62,7 @@ pub struct Info {
     pub adapter_memory_bytes: Option<u64>,
     pub adapter_host_bytes: u64,
     pub max_adapter_bytes: u64,
+    pub max_lora_rank: u32,
     /// Modules that adapters may target.
     pub lora_targets: Vec<String>,
 }
@@ -98,6 +99,7 @@ pub async fn info(State(state): State<AppState>) -> JsonBody<Info> {
         adapter_memory_bytes: model.map(|model| model.adapter_bytes),
         adapter_host_bytes: config.adapters.adapter_host_bytes,
         max_adapter_bytes: config.adapters.max_adapter_bytes,
+        max_lora_rank: config.adapters.max_lora_rank,
         lora_targets: model.map(|model| model.lora_targets.clone()).unwrap_or_default(),
     })
 }

@@ -87,7 +87,7 @@ def _per_module(
 
 def _rank(value: Any, field: str, max_rank: int) -> int:
     if type(value) is not int or not 1 <= value <= max_rank:
-        raise wrong_value(field, value, f"a whole number from 1 to {max_rank}")
+        raise wrong_value(field, value, f"a whole number from 1 to {max_rank} (--max-lora-rank)")
     return value
 
 

@@ -21,10 +21,10 @@ from lorikeet_server.adapters.store import Store
 from lorikeet_server.adapters.strict_json import shown
 from lorikeet_server.adapters.targets import LoraTarget
 from lorikeet_server.adapters.tiers import HostTier
+from lorikeet_server.config import MAX_LORA_RANK
 from lorikeet_server.errors import DataLossError, InvalidAdapterError, SourceUnavailableError
 from lorikeet_server.kernels import RANK_MAJOR, LoraLayout
 
-MAX_RANK = 512
 Plan = tuple[AdapterConfig, dict[str, TensorInfo], tuple[PlannedPair, ...]]
 
 
@@ -35,7 +35,7 @@ class ServedModel:
     names: Sequence[str]
     targets: Sequence[LoraTarget]
     adapter_dtype: torch.dtype
-    max_rank: int = MAX_RANK
+    max_rank: int = MAX_LORA_RANK
     layout: LoraLayout = RANK_MAJOR  # as the kernels want it
     pinned_memory: bool = False  # host memory that a GPU can copy from by itself
 

@@ -43,6 +43,7 @@ def load_engine(config: ServeConfig) -> Engine:
         names=names,
         targets=model.lora_targets(),
         adapter_dtype=dtype,
+        max_rank=config.max_lora_rank,
         layout=kernels.lora_layout,
         pinned_memory=device.discrete,
     )

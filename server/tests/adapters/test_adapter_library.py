@@ -3,6 +3,7 @@ do.
 """
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import adapter_files as build
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from lorikeet_server.adapters.device_memory import HostMemory
+from lorikeet_server.adapters.library import AdapterLibrary
 from lorikeet_server.adapters.slots import AdapterSlots
 from lorikeet_server.adapters.staged import StagedAdapter
 from lorikeet_server.errors import (
@@ -211,6 +213,22 @@ def test_a_bound_on_bytes_holds_before_the_copy(tmp_path: Path) -> None:
     with pytest.raises(TooLargeError, match="at most 100 are fetched"):
         build.fetch(lib, "a", max_bytes=100)
     assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_a_bound_on_ranks_holds_where_an_adapter_comes_in_and_where_it_is_read(tmp_path: Path) -> None:
+    """The store may hold what was fetched under a higher one."""
+    lib = build.library(tmp_path)
+    patterned = build.config(r=2, rank_pattern={"q_proj": 4})
+    values = build.tensors(["q_proj"], rank=4) | build.tensors(["v_proj"], rank=2)
+    build.write(tmp_path / "root/a", patterned, build.safetensors(values))
+    digest = build.fetch(lib, "a")
+    bounded = AdapterLibrary(replace(lib.model, max_rank=3), lib.roots, lib.store)
+    message = r'rank_pattern\["q_proj"\] to 4; expected is a whole number from 1 to 3 \(--max-lora-rank\)'
+    with pytest.raises(InvalidAdapterError, match=message):
+        build.fetch(bounded, "a")
+    with pytest.raises(InvalidAdapterError, match=message):
+        bounded.stage(digest)
+    assert AdapterLibrary(replace(lib.model, max_rank=4), lib.roots, lib.store).stage(digest).max_rank == 4
 
 
 def test_callers_that_meet_get_one_load_or_one_error(tmp_path: Path) -> None:
