@@ -132,7 +132,14 @@ def open_flashinfer(device: torch.device, dtype: torch.dtype) -> Any:
         # It compiles its kernels on first use, with the toolkit that this names.
         os.environ.setdefault(CUDA_HOME, str(toolkit.find().root))
         import flashinfer
+        from flashinfer.jit import env
 
+        # The kernels of one dtype and width take a minute or more each; --warmup-timeout has to cover them.
+        log.info(
+            "FlashInfer keeps compiled kernels in %s; those that are not there yet are compiled now and "
+            "during warm-up, some minutes on a first start",
+            env.FLASHINFER_JIT_DIR,
+        )
         ones = torch.ones(1, 64, dtype=dtype, device=device)
         flashinfer.norm.rmsnorm(ones, ones[0], 1e-6)
     except (ImportError, OSError, RuntimeError) as error:
