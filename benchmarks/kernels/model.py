@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +18,15 @@ from lorikeet_server.kernels import (
     DecoderSpec,
     Kernels,
     LinearMode,
+    LoraAdapter,
+    LoraMatrices,
+    LoraModule,
     LoraSegments,
     LoraTable,
+    LoraTables,
     PackedLinear,
     SequenceTables,
     StepTensors,
-    rank_major,
 )
 
 LAYERS, HIDDEN, FFN, HEADS, KV_HEADS, WIDTH, VOCABULARY = 30, 576, 1536, 9, 3, 64, 49152
@@ -42,7 +46,7 @@ class Model:
     weights: list[list[Tensor]]  # [layer][linear], float32 [out, in]
     packed: list[list[PackedLinear]]
     quantised: list[list[PackedLinear]]  # the same from a GGUF file of type Q4_1, kept in its blocks
-    tables: list[list[LoraTable]]
+    tables: list[Sequence[LoraTable]]
     spec: DecoderSpec
     head: PackedLinear
 
@@ -50,10 +54,8 @@ class Model:
     def make(kernels: Kernels, mode: LinearMode, adapters: int, rank: int) -> Model:
         weights = [[torch.randn(shape) * 0.02 for shape in LINEARS] for _ in range(LAYERS)]
         packed = [[kernels.pack_linear(weight, mode) for weight in layer] for layer in weights]
-        tables = [
-            [_table(shape[1], outs, adapters, rank) for shape, outs in zip(LINEARS, SLICES, strict=True)]
-            for _ in range(LAYERS)
-        ]
+        every = _tables(adapters, rank).tables
+        tables = [every[at : at + len(LINEARS)] for at in range(0, len(every), len(LINEARS))]
         cos_sin = torch.randn(4096, WIDTH)
         layers = tuple(_layer(kernels, *each, cos_sin) for each in zip(packed, tables, strict=True))
         spec = DecoderSpec(layers, torch.ones(HIDDEN), 1e-5)
@@ -94,18 +96,21 @@ def _through_q4(weight: Tensor) -> Tensor:
     return torch.from_numpy(dequantize(quantize(weight.numpy(), kind), kind).astype(np.float32))
 
 
-def _table(width: int, outs: tuple[int, ...], adapters: int, rank: int) -> LoraTable:
-    table = LoraTable(width, outs, SLOTS)
+def _tables(adapters: int, rank: int) -> LoraTables:
+    modules = [LoraModule(shape[1], outs) for shape, outs in zip(LINEARS, SLICES, strict=True)] * LAYERS
+    tables = LoraTables(modules, SLOTS, torch.float32)
+    widths = list(zip(tables.form.inputs, tables.form.outputs, strict=True))
     for slot in range(adapters):
-        for index, out in enumerate(outs):
-            table.set_slot(
-                slot, index, torch.randn(rank, width) * 0.02, rank_major(torch.randn(out, rank) * 0.02), 2.0
-            )
-    return table
+        matrices = {
+            index: LoraMatrices(torch.randn(rank, width) * 0.02, torch.randn(out, rank) * 0.02, 2.0)
+            for index, (width, out) in enumerate(widths)
+        }
+        tables.put(slot, LoraAdapter.of(tables.form, matrices))
+    return tables
 
 
 def _layer(
-    kernels: Kernels, packed: list[PackedLinear], tables: list[LoraTable], cos_sin: Tensor
+    kernels: Kernels, packed: list[PackedLinear], tables: Sequence[LoraTable], cos_sin: Tensor
 ) -> DecoderLayer:
     k_shape, v_shape = kernels.kv_layout(BLOCKS, 16, KV_HEADS, WIDTH, torch.float16)
     return DecoderLayer(

@@ -6,11 +6,13 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.kernels.gpu.shapes import Cell
-from lorikeet_server.kernels.cuda import LAYOUT, DeviceLoraTables, LoraTiles, Sgmv
+from lorikeet_server.kernels import LoraAdapter
+from lorikeet_server.kernels.cuda import DeviceLoraTables, LoraTiles, Sgmv
 
 CALLS = 20
 Run = Callable[[int], object]  # of a layer
@@ -25,9 +27,9 @@ class Pool:
             part.normal_(0, 0.02)
         self.at = 0
 
-    def take(self, rows: int, columns: int) -> Tensor:
-        size = -(-rows * columns // 64) * 64
-        piece = self.memory[self.at : self.at + rows * columns].view(rows, columns)
+    def take(self, size: int) -> Tensor:
+        """The next bytes; `size` is a multiple of 64."""
+        piece = self.memory.view(torch.uint8)[self.at : self.at + size]
         self.at += size
         return piece
 
@@ -50,20 +52,23 @@ class Layers:
         """As many layers as fit the pool, at most `CALLS`. Raises ValueError if not even one does."""
         pool.at = 0
         device, dtype = pool.memory.device, pool.memory.dtype
-        needed = (cell.a_bytes + cell.b_bytes) // 2 + cell.adapters * len(cell.shape.out_features) * 128
-        count = min(CALLS, pool.memory.numel() // needed)
+        needed = cell.a_bytes + cell.b_bytes + cell.adapters * len(cell.shape.out_features) * 256
+        if dora:
+            needed += 4 * cell.adapters * sum(cell.shape.out_features)
+        count = min(CALLS, pool.memory.nbytes // needed)
         if count < 1:
-            raise ValueError(f"a layer needs {needed} values, the pool has {pool.memory.numel()}")
-        largest = LAYOUT.padded(max(cell.ranks))
+            raise ValueError(f"a layer needs {needed} bytes, the pool has {pool.memory.nbytes}")
         modules = [cell.shape] * count
-        tables = DeviceLoraTables(library, modules, cell.adapters, cell.rows, dtype, device, largest)
-        for table in tables.tables:
-            for slot in range(cell.adapters):
-                rank = cell.rank_of(slot)
-                for index, width in enumerate(cell.shape.out_features):
-                    a, b = pool.take(rank, cell.shape.in_features), pool.take(width, rank)
-                    g = torch.ones(width, device=device) if dora else None
-                    table.set_slot(slot, index, a, b, 1.0, g)
+        tables = DeviceLoraTables(library, modules, cell.adapters, cell.rows, dtype, device, max(cell.ranks))
+        slices = len(tables.form.inputs)
+        for slot in range(cell.adapters):
+            ranks, scales = np.full(slices, cell.rank_of(slot)), np.ones(slices, np.float32)
+            adapter = LoraAdapter.allocate(tables.form, ranks, scales, pool.take, np.full(slices, dora))
+            for index in range(slices) if dora else ():
+                held = adapter.get(index)
+                assert held is not None and held.channel_scale is not None
+                held.channel_scale.fill_(1)
+            tables.put(slot, adapter)
         tables.commit()
         x = torch.randn(cell.rows, cell.shape.in_features, device=device).to(dtype)
         y = torch.zeros(cell.rows, sum(cell.shape.out_features), device=device, dtype=dtype)
@@ -92,7 +97,7 @@ class Layers:
 
     def stacked(self, layer: int, index: int) -> tuple[Tensor, Tensor]:
         """A [adapters, largest rank, in] and B [adapters, out, largest rank] of a slice: what peers take."""
-        table, rank = self.tables.tables[layer], self.tables.shared.max_rank
+        table, rank = self.tables.tables[layer], self.tables.max_rank
         a = torch.zeros(self.cell.adapters, rank, table.in_features).to(self.x)
         b = torch.zeros(self.cell.adapters, table.out_features[index], rank).to(self.x)
         for slot in range(self.cell.adapters):

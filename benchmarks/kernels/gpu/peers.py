@@ -64,7 +64,7 @@ def vllm_triton(layers: Layers, count: int) -> Run:
     arguments = meta.meta_args(cell.rows, *specialise)
     weights = [list(zip(*layer, strict=True)) for layer in _weights(layers, count)]
     weights = [[[each.unsqueeze(1) for each in side] for side in layer] for layer in weights]
-    v = torch.zeros(len(cell.shape.out_features), cell.rows, layers.tables.shared.max_rank, device=device)
+    v = torch.zeros(len(cell.shape.out_features), cell.rows, layers.tables.max_rank, device=device)
 
     def run(layer: int) -> None:
         a, b = weights[layer]

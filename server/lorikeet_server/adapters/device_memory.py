@@ -65,7 +65,7 @@ class DevicePool:
             assert at is not None
         target = self._memory[at : at + size]
         # What last lay there may still be read by a step that runs.
-        done = self._device.copy_beside(target, staged.memory.view(torch.uint8), self._released)
+        done = self._device.copy_beside(target, staged.matrices.memory, self._released)
         placed = Placed(staged.at(target), done)
         self._placed[slot] = placed
         return moved | {slot: placed}

@@ -13,7 +13,7 @@ from lorikeet_server.adapters.config import AdapterConfig, parse_config
 from lorikeet_server.adapters.entry import StoredAdapter
 from lorikeet_server.adapters.header import TensorInfo
 from lorikeet_server.adapters.intake import FetchProgress, take_in
-from lorikeet_server.adapters.load import Reader, load_pairs, read_header
+from lorikeet_server.adapters.load import Reader, load, read_header
 from lorikeet_server.adapters.plan import PlannedPair, plan
 from lorikeet_server.adapters.source_local import Peek, open_local
 from lorikeet_server.adapters.staged import StagedAdapter
@@ -23,7 +23,7 @@ from lorikeet_server.adapters.targets import LoraTarget
 from lorikeet_server.adapters.tiers import HostTier
 from lorikeet_server.config import MAX_LORA_RANK
 from lorikeet_server.errors import DataLossError, InvalidAdapterError, SourceUnavailableError
-from lorikeet_server.kernels import RANK_MAJOR, LoraLayout
+from lorikeet_server.kernels import RANK_MAJOR, LoraForm, LoraLayout
 
 Plan = tuple[AdapterConfig, dict[str, TensorInfo], tuple[PlannedPair, ...]]
 
@@ -38,6 +38,13 @@ class ServedModel:
     max_rank: int = MAX_LORA_RANK
     layout: LoraLayout = RANK_MAJOR  # as the kernels want it
     pinned_memory: bool = False  # host memory that a GPU can copy from by itself
+
+    @property
+    def form(self) -> LoraForm:
+        """What its adapters have in common."""
+        inputs = tuple(len(target.inputs) for target in self.targets)
+        outputs = tuple(len(target.outputs) for target in self.targets)
+        return LoraForm(inputs, outputs, self.adapter_dtype, self.layout)
 
 
 @dataclass(slots=True)
@@ -94,11 +101,8 @@ class AdapterLibrary:
 
     def _read(self, digest: str, stored: StoredAdapter) -> StagedAdapter:
         config, tensors, planned = self._plan(stored.config, stored)
-        model = self.model
-        memory, pairs = load_pairs(
-            stored, tensors, planned, model.adapter_dtype, model.layout, model.pinned_memory
-        )
-        return StagedAdapter(digest, config.base_model, memory, pairs, model.layout)
+        matrices = load(stored, tensors, planned, self.model.form, pinned=self.model.pinned_memory)
+        return StagedAdapter(digest, config.base_model, max(pair.rank for pair in planned), matrices)
 
     def _plan(self, config_bytes: bytes, weights: Reader) -> Plan:
         """All checks that need no tensor data."""

@@ -1,28 +1,33 @@
-"""From stored bytes to this rank's slice: read once, each tensor checked, cast and sliced as it passes.
-
-Work on data is done in pieces below torch's threshold for going parallel, so that loading takes one core and
-never the threads of the token path.
+"""From stored bytes to this rank's slice: read once, in runs of tensors, each checked, cast and sliced as it
+passes.
 """
 
-import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lorikeet_server.adapters import values
 from lorikeet_server.adapters.header import LENGTH_BYTES, TensorInfo, header_bytes, parse_header
 from lorikeet_server.adapters.plan import PlannedPair
-from lorikeet_server.adapters.staged import LoraPair, Places
-from lorikeet_server.errors import InvalidAdapterError, NoRoomError
-from lorikeet_server.kernels import LoraLayout
+from lorikeet_server.errors import NoRoomError
+from lorikeet_server.kernels import LoraAdapter, LoraForm
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_SERIAL = 32_768  # elements; at::internal::GRAIN_SIZE
-# The largest float16. No trained LoRA weight comes near, products of two such stay finite in float32, and
-# whether an adapter is accepted does not depend on the dtype that this server happens to run in.
-_MAX_VALUE = 65_504.0
+
+# Read, hashed, checked and cast at once: it stays in a core's cache, and what is done once for each is cheap.
+_RUN_BYTES = 1 << 18
+
+
+class Place(NamedTuple):
+    """Where a part of a tensor goes, in the tensor's own shape."""
+
+    to: values.Bits
+    rows: slice
+    columns: slice
 
 
 class Reader(Protocol):
@@ -44,62 +49,69 @@ def read_header(reader: Reader, num_targets: int) -> dict[str, TensorInfo]:
     return parse_header(reader.read(length), reader.weights_bytes, WEIGHTS_FILE, max_tensors)
 
 
-def load_pairs(
+def load(
     reader: Reader,
-    tensors: dict[str, TensorInfo],
+    tensors: Mapping[str, TensorInfo],
     planned: Sequence[PlannedPair],
-    dtype: torch.dtype,
-    layout: LoraLayout,
+    form: LoraForm,
+    *,
     pinned: bool,
-) -> tuple[Tensor, tuple[LoraPair, ...]]:
+) -> LoraAdapter:
     """Read every tensor into one new allocation.
 
     Raises `InvalidAdapterError` naming the tensor, `NoRoomError`.
     """
-    places = Places(dtype, layout)
+    ranks, scales = np.zeros(len(form.inputs), np.int64), np.zeros(len(form.inputs), np.float32)
     for pair in planned:
-        places.reserve(pair.target, pair.rank)
-    try:
-        memory = torch.zeros(places.elements, dtype=dtype, pin_memory=pinned)
-    except (RuntimeError, MemoryError):
-        needed = places.elements * dtype.itemsize
-        raise NoRoomError(f"the adapter needs {needed} bytes of host memory, which are not there") from None
-    places = Places(dtype, layout)
-    pairs = tuple(places.take(memory, pair.target, pair.rank, pair.scale) for pair in planned)
-    takers = {pair.a: (_fill_a, placed) for pair, placed in zip(planned, pairs, strict=True)}
-    takers |= {pair.b: (_fill_b, placed) for pair, placed in zip(planned, pairs, strict=True)}
-    for name, info in tensors.items():  # in file order, by `parse_header`
-        values = torch.frombuffer(reader.read(info.end - info.begin), dtype=_DTYPES[info.dtype])
-        _check_values(values, name)
-        fill, placed = takers[name]
-        fill(placed, values.view(info.shape))
-    return memory, pairs
+        ranks[pair.index], scales[pair.index] = pair.rank, pair.scale
+
+    def take(size: int) -> Tensor:
+        try:
+            memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        except (RuntimeError, MemoryError):
+            raise NoRoomError(f"the adapter needs {size} bytes of host memory, which are not there") from None
+        memory.numpy().fill(0)  # on one thread: torch.zeros would take those of the steps
+        return memory
+
+    adapter = LoraAdapter.allocate(form, ranks, scales, take)
+    places = dict(_places(adapter, planned))
+    # In file order, by `parse_header`.
+    for (dtype, _), run in groupby(
+        tensors.items(), lambda item: (item[1].dtype, item[1].begin // _RUN_BYTES)
+    ):
+        for name, given in _read(reader, list(run), values.KINDS[dtype], form.dtype):
+            to, rows, columns = places[name]
+            to[...] = given[rows, columns]
+    return adapter
 
 
-def _fill_a(pair: LoraPair, values: Tensor) -> None:
-    held = pair.target.inputs
-    _copy(pair.a[: pair.rank], values[:, held.start : held.stop])
+def _places(adapter: LoraAdapter, planned: Sequence[PlannedPair]) -> Iterator[tuple[str, Place]]:
+    """Where each tensor of the file goes, by name."""
+    form, everything = adapter.form, slice(None)
+    size = form.dtype.itemsize
+    memory = adapter.memory.numpy().view(f"i{size}")
+    starts = [(adapter.entries[side] - adapter.memory.data_ptr()) // size for side in "ab"]
+    at_a, at_b = (each.tolist() for each in starts)
+    for pair in planned:
+        index, rank, inputs, outputs = pair.index, pair.rank, pair.target.inputs, pair.target.outputs
+        stored = int(adapter.entries["rank"][index])
+        a = memory[at_a[index] : at_a[index] + stored * len(inputs)].reshape(stored, -1)
+        b = memory[at_b[index] : at_b[index] + stored * len(outputs)]
+        b = b.reshape(stored, -1).T if form.layout.b_by_rank else b.reshape(-1, stored)
+        yield pair.a, Place(a[:rank], everything, slice(inputs.start, inputs.stop))
+        yield pair.b, Place(b[:, :rank], slice(outputs.start, outputs.stop), everything)
 
 
-def _fill_b(pair: LoraPair, values: Tensor) -> None:
-    held = pair.target.outputs
-    to, given = pair.b[:, : pair.rank], values[held.start : held.stop]
-    if to.stride(0) == 1:  # stored rank by rank
-        to, given = to.t(), given.t()
-    _copy(to, given)
-
-
-def _copy(to: Tensor, given: Tensor) -> None:
-    rows = max(1, _SERIAL // to.shape[1])
-    for at in range(0, to.shape[0], rows):
-        to[at : at + rows].copy_(given[at : at + rows])
-
-
-def _check_values(values: Tensor, name: str) -> None:
-    for at in range(0, values.numel(), _SERIAL):
-        low, high = (bound.item() for bound in values[at : at + _SERIAL].aminmax())
-        peak = max(-low, high) if low == low and high == high else math.nan
-        if not peak <= _MAX_VALUE:
-            raise InvalidAdapterError(
-                f"tensor {name} holds the value {peak:g}; values up to {_MAX_VALUE:g} are accepted"
-            )
+def _read(
+    reader: Reader, run: Sequence[tuple[str, TensorInfo]], kind: values.Kind, dtype: torch.dtype
+) -> Iterator[tuple[str, values.Bits]]:
+    """The next tensors, all of one kind, in `dtype`."""
+    first, size = run[0][1].begin, kind.dtype.itemsize
+    bits = np.frombuffer(reader.read(run[-1][1].end - first), kind.bits)
+    places = [slice((info.begin - first) // size, (info.end - first) // size) for _, info in run]
+    if not values.within_bounds(bits, kind):
+        for (name, _), place in zip(run, places, strict=True):
+            values.check(bits[place], kind, name)
+    made = values.cast(bits, kind, dtype)
+    for (name, info), place in zip(run, places, strict=True):
+        yield name, made[place].reshape(info.shape)

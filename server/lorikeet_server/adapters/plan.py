@@ -30,6 +30,7 @@ class PlannedPair:
     """A and B of one module: their names in the file, and what becomes of them."""
 
     target: LoraTarget
+    index: int  # of the target, and so of the slice
     rank: int
     scale: float
     a: str
@@ -52,10 +53,10 @@ def plan(
         if (module, side) in found:
             raise InvalidAdapterError(f"tensors {found[module, side]} and {name} are the same matrix")
         found[module, side] = name
-    wanted = [target for target in targets if config.targets(target.name)]
+    wanted = [(index, target) for index, target in enumerate(targets) if config.targets(target.name)]
     if not wanted:
         raise InvalidAdapterError("target_modules of adapter_config.json matches no module of this model")
-    pairs = tuple(_pair(config, target, tensors, found) for target in wanted)
+    pairs = tuple(_pair(config, target, index, tensors, found) for index, target in wanted)
     if found:
         raise InvalidAdapterError(
             f"tensor {next(iter(found.values()))} is of a module that adapter_config.json does not target"
@@ -76,6 +77,7 @@ def _module_of(name: str) -> tuple[str, str]:
 def _pair(
     config: AdapterConfig,
     target: LoraTarget,
+    index: int,
     tensors: Mapping[str, TensorInfo],
     found: dict[tuple[str, str], str],
 ) -> PlannedPair:
@@ -96,4 +98,4 @@ def _pair(
                 f"{scaling.rank} (r, rank_pattern) need {list(shape)}"
             )
         sides.append(name)
-    return PlannedPair(target, scaling.rank, scaling.scale, *sides)
+    return PlannedPair(target, index, scaling.rank, scaling.scale, *sides)

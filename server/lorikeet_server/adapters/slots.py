@@ -3,12 +3,14 @@
 Only the compute thread calls this, between steps, so a table never changes under a kernel.
 """
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 from dataclasses import dataclass
+
+import torch
 
 from lorikeet_server.adapters.device_memory import AdapterMemory, Placed
 from lorikeet_server.adapters.staged import StagedAdapter
-from lorikeet_server.kernels import LoraTable
+from lorikeet_server.kernels import LoraTables
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +23,17 @@ class FailedMove:
 
 
 class AdapterSlots:
-    """Applies the router's moves to `tables`, by name of the fused module. `staged` knows the host tier."""
+    """Applies the router's moves to `tables` (None: there are no slots). `staged` knows the host tier."""
 
     def __init__(
         self,
-        tables: Mapping[str, LoraTable],
-        num_slots: int,
+        tables: LoraTables | None,
         memory: AdapterMemory,
         staged: Callable[[str], StagedAdapter | None],
     ) -> None:
-        self._tables, self._num_slots, self._memory, self._staged = tables, num_slots, memory, staged
+        self._tables = tables or LoraTables([], 0, torch.float32)
+        self._num_slots = len(self._tables.held)
+        self._memory, self._staged = memory, staged
         self._held: dict[int, StagedAdapter] = {}  # in the tables
         self._coming: dict[int, Placed] = {}  # on their way
 
@@ -69,7 +72,7 @@ class AdapterSlots:
             try:
                 self._fill(slot, adapter)
                 ready.append(slot)
-            except (ValueError, TypeError, KeyError) as error:
+            except ValueError as error:
                 self._empty(slot)
                 message = f"adapter {adapter.digest} does not fit slot {slot}: {error}"
                 failed.append(FailedMove(slot, adapter.digest, message))
@@ -90,15 +93,12 @@ class AdapterSlots:
         return adapter.digest if adapter is not None else ""
 
     def _fill(self, slot: int, adapter: StagedAdapter) -> None:
-        for pair in adapter.pairs:
-            table = self._tables[pair.target.table]
-            table.set_slot(slot, pair.target.slice_index, pair.a, pair.b, pair.scale)
+        self._tables.put(slot, adapter.matrices)
         self._coming.pop(slot, None)
         self._held[slot] = adapter
 
     def _empty(self, slot: int) -> None:
         self._coming.pop(slot, None)
         self._held.pop(slot, None)
-        for table in self._tables.values():
-            table.clear_slot(slot)
+        self._tables.clear(slot)
         self._memory.release(slot)

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 class LoraTarget:
     """One module as PEFT names it, its full shape, and where its A and B live on this rank.
 
-    `table` and `slice_index` say which fused module's `LoraTable` takes it, and as which slice. `inputs` and
-    `outputs` are the columns of A and the rows of B that this rank holds: everything without tensor
-    parallelism; a column-parallel module narrows `outputs`, a row-parallel one `inputs`.
+    `inputs` and `outputs` are the columns of A and the rows of B that this rank holds: everything without
+    tensor parallelism; a column-parallel module narrows `outputs`, a row-parallel one `inputs`. A model's
+    targets are in the order of its slices (`LoraForm`).
     """
 
     name: str  # "model.layers.3.self_attn.q_proj"
     in_features: int
     out_features: int
-    table: str  # "model.layers.3.self_attn.qkv_proj"
-    slice_index: int
     inputs: range
     outputs: range
 

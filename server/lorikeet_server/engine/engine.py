@@ -162,7 +162,7 @@ class Engine:
             if device.discrete
             else HostMemory()
         )
-        slots = AdapterSlots(model.lora_tables(), request.adapter_slots, memory, self.library.staged.get)
+        slots = AdapterSlots(model.adapters, memory, self.library.staged.get)
         return Runner(model, self._kernels, device, self._tp, sequences, slots)
 
     def _activations(self, request: pb.WarmupRequest) -> int:

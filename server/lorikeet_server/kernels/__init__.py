@@ -7,10 +7,10 @@ the `lora_*` modules hold what every backend's LoRA product reads. Nothing here 
 from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.decoder import Decoder, DecoderLayer, DecoderSpec, StepTensors
+from lorikeet_server.kernels.lora_adapter import LoraAdapter, LoraMatrices
 from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
-from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, rank_major
-from lorikeet_server.kernels.lora_table import LoraTable
-from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraModule, LoraTables
+from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraForm, LoraLayout, LoraModule
+from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraTable, LoraTables
 from lorikeet_server.kernels.ops import (
     AttentionPlan,
     Greedy,
@@ -32,9 +32,12 @@ __all__ = [
     "Greedy",
     "Kernels",
     "LinearMode",
+    "LoraAdapter",
     "LoraBatch",
     "LoraBatcher",
+    "LoraForm",
     "LoraLayout",
+    "LoraMatrices",
     "LoraModule",
     "LoraSegments",
     "LoraTable",
@@ -42,6 +45,5 @@ __all__ = [
     "PackedLinear",
     "SequenceTables",
     "StepTensors",
-    "rank_major",
     "select",
 ]

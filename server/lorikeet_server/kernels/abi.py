@@ -18,8 +18,8 @@ class Linear(Structure):
 
 class LoraTable(Structure):
     _fields_: ClassVar[list[tuple[Any, ...]]] = [
-        *((name, c_void_p) for name in ("columns", "a", "b", "g", "rank", "dtype", "scale")),
-        *((name, c_int32) for name in ("slices", "slots", "in_features", "out_features")),
+        *((name, c_void_p) for name in ("entries", "columns")),
+        *((name, c_int32) for name in ("stride", "slices", "slots", "in_features", "out_features", "dtype")),
     ]
 
 

@@ -27,9 +27,8 @@ from lorikeet_server.kernels.cpu_native import (
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.host_ops import HostOps
 from lorikeet_server.kernels.lora_batch import LoraBatch
-from lorikeet_server.kernels.lora_layout import RANK_MAJOR
-from lorikeet_server.kernels.lora_table import LoraTable
-from lorikeet_server.kernels.lora_tables import HostLoraTables, LoraModule, LoraTables
+from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraModule
+from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 from lorikeet_server.kernels.ops import AttentionPlan, Greedy, LinearMode, PackedLinear
 from lorikeet_server.kernels.reference import round_weight
 from lorikeet_server.kernels.sequence_tables import SequenceTables
@@ -124,9 +123,11 @@ class CpuKernels(HostOps):
         raise_for(self.library.lk_attention(self.handle, *rows, *native, out.data_ptr()))
         return out
 
-    def lora_tables(self, modules: Sequence[LoraModule], num_slots: int, max_rows: int) -> LoraTables:
+    def lora_tables(
+        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, dtype: torch.dtype
+    ) -> LoraTables:
         del max_rows  # the host needs nothing ahead
-        return HostLoraTables(modules, num_slots)
+        return LoraTables(modules, num_slots, dtype)
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         check(x, "x", (batch.num_rows, table.in_features))

@@ -12,7 +12,8 @@ from torch import Tensor, dtype
 from lorikeet_server.kernels import abi
 from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
-from lorikeet_server.kernels.lora_table import LoraTable, dtype_codes
+from lorikeet_server.kernels.lora_layout import dtype_codes
+from lorikeet_server.kernels.lora_tables import LoraTable
 from lorikeet_server.kernels.ops import LinearMode
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
@@ -128,13 +129,14 @@ def native_sequences(sequences: SequenceTables) -> abi.Sequences:
 
 
 def native_table(table: LoraTable) -> abi.LoraTable:
-    """Point at the arrays of a table; made once per table, since they never move."""
+    """Point at the entries of a table; made once per table, since they never move."""
     native = _tables.get(table)
     if native is None:
-        each = table.arrays
-        arrays = (table.columns, each.a, each.b, each.g, each.rank, each.dtype, each.scale)
-        sizes = (len(table.out_features), table.num_slots, table.in_features, sum(table.out_features))
-        native = abi.LoraTable(*(array.data_ptr() for array in arrays), *sizes)
+        entries, columns = table.entries, table.columns
+        slots, slices = entries.shape
+        sizes = (entries.strides[0] // entries.itemsize, slices, slots, table.in_features, columns.sum())
+        pointers = (entries.ctypes.data, columns.ctypes.data)
+        native = abi.LoraTable(*pointers, *sizes, dtype_codes[table.dtype])
         _tables[table] = native
     return native
 

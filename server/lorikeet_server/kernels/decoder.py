@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.lora_batch import LoraBatch
-from lorikeet_server.kernels.lora_table import LoraTable
+from lorikeet_server.kernels.lora_tables import LoraTable
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 if TYPE_CHECKING:

@@ -1,18 +1,25 @@
-"""How a backend wants the matrices of an adapter stored.
+"""What all adapters of a model have in common: the widths of the matrices, and how a backend wants them
+stored.
 
 An adapter is brought into this form once, when it is staged, off the token path; then filling a slot copies
-nothing.
+a few kilobytes of addresses and no matrix.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+import torch
+
+dtype_codes = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
-def rank_major(b: Tensor) -> Tensor:
-    """The same [out, rank] matrix, stored rank by rank: the order that CPU kernels stream."""
-    return b.t().contiguous().t()
+class LoraModule(NamedTuple):
+    """One fused linear: its input width, and the output widths of its slices in column order, which are the
+    fused projections: q, k, v or gate, up."""
+
+    in_features: int
+    out_features: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +29,25 @@ class LoraLayout:
     rank_unit: int  # ranks are padded with zeros to a multiple of it
     b_by_rank: bool  # B is stored rank by rank, as a CPU streams it; else output by output
 
-    def padded(self, rank: int) -> int:
-        """The rank that is stored."""
-        return -(-rank // self.rank_unit) * self.rank_unit
-
-    def place(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """`a` [rank, in] and `b` [out, rank] in this layout; themselves if they are in it already."""
-        if missing := self.padded(a.shape[0]) - a.shape[0]:
-            a, b = F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))
-        return a.contiguous(), rank_major(b) if self.b_by_rank else b.contiguous()
-
 
 RANK_MAJOR = LoraLayout(rank_unit=1, b_by_rank=True)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraForm:
+    """The slices of a model's modules, one after the other, and the form of their A and B."""
+
+    inputs: tuple[int, ...]  # [slices], widths
+    outputs: tuple[int, ...]
+    dtype: torch.dtype
+    layout: LoraLayout = RANK_MAJOR
+
+    def __post_init__(self) -> None:
+        if self.dtype not in dtype_codes:
+            raise TypeError(f"adapters are float32, float16 or bfloat16, not {self.dtype}")
+
+    @classmethod
+    def of(cls, modules: Sequence[LoraModule], dtype: torch.dtype, layout: LoraLayout = RANK_MAJOR) -> Self:
+        """Raises `TypeError` for a dtype that no kernel reads."""
+        inputs = tuple(width for width, outs in modules for _ in outs)
+        return cls(inputs, tuple(out for _, outs in modules for out in outs), dtype, layout)

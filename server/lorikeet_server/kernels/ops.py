@@ -17,9 +17,8 @@ from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch
-from lorikeet_server.kernels.lora_layout import LoraLayout
-from lorikeet_server.kernels.lora_table import LoraTable
-from lorikeet_server.kernels.lora_tables import LoraModule, LoraTables
+from lorikeet_server.kernels.lora_layout import LoraLayout, LoraModule
+from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 LinearMode = Literal["float32", "float16", "bfloat16"]
@@ -138,9 +137,11 @@ class Kernels(Protocol):
     def lora_layout(self) -> LoraLayout:
         """How adapters are to be staged for this backend."""
 
-    def lora_tables(self, modules: Sequence[LoraModule], num_slots: int, max_rows: int) -> LoraTables:
-        """Empty adapter tables for all modules of a model, and whatever its steps of at most `max_rows` rows
-        need."""
+    def lora_tables(
+        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, dtype: torch.dtype
+    ) -> LoraTables:
+        """Empty tables for adapters of `dtype` over all modules of a model, and whatever its steps of at most
+        `max_rows` rows need."""
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         """Add the adapters' products to `y` act [T, sum(out)] in place; `x` act [T, in].

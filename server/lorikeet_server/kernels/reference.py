@@ -16,9 +16,8 @@ from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments, RowSlots
-from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout
-from lorikeet_server.kernels.lora_table import LoraTable
-from lorikeet_server.kernels.lora_tables import HostLoraTables, LoraBatcher, LoraModule, LoraTables
+from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, LoraModule
+from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraTable, LoraTables
 from lorikeet_server.kernels.ops import AttentionPlan, Greedy, LinearMode, PackedLinear
 from lorikeet_server.kernels.reference_attention import Planner, ReferencePlan, attend, upload
 from lorikeet_server.kernels.sequence_tables import SequenceTables
@@ -53,11 +52,13 @@ def round_weight(weight: Tensor, mode: LinearMode) -> Tensor:
     return rounded
 
 
-class TorchLoraTables(HostLoraTables):
+class TorchLoraTables(LoraTables):
     """Tables that are read on the host, for adapters on any device."""
 
-    def __init__(self, modules: Sequence[LoraModule], num_slots: int, device: torch.device) -> None:
-        super().__init__(modules, num_slots)
+    def __init__(
+        self, modules: Sequence[LoraModule], num_slots: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(modules, num_slots, dtype)
         self._device = device
 
     def batcher(self) -> LoraBatcher:
@@ -151,9 +152,11 @@ class ReferenceKernels:
     def lora_layout(self) -> LoraLayout:
         return RANK_MAJOR
 
-    def lora_tables(self, modules: Sequence[LoraModule], num_slots: int, max_rows: int) -> LoraTables:
+    def lora_tables(
+        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, dtype: torch.dtype
+    ) -> LoraTables:
         del max_rows  # nothing is needed ahead
-        return TorchLoraTables(modules, num_slots, self.device)
+        return TorchLoraTables(modules, num_slots, dtype, self.device)
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         assert isinstance(batch, LoraSegments)

@@ -62,7 +62,7 @@ class Attention:
             Part("k_proj", kv_width, heads.key_rows),
             Part("v_proj", kv_width, heads.key_rows),
         ]
-        self.qkv = column_parallel(build, prefix, "qkv_proj", parts, config.hidden_size, bias=config.qkv_bias)
+        self.qkv = column_parallel(build, prefix, parts, config.hidden_size, bias=config.qkv_bias)
         self.o = row_parallel(
             build, f"{prefix}.o_proj", width, config.hidden_size, heads.query_rows, bias=config.output_bias
         )

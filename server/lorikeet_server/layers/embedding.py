@@ -37,17 +37,12 @@ class LmHead:
     rows rounded."""
 
     def __init__(
-        self,
-        build: Build,
-        weight_name: str,
-        vocab_size: int,
-        hidden_size: int,
-        name: str = "lm_head",
+        self, build: Build, weight_name: str, vocab_size: int, hidden_size: int, name: str = "lm_head"
     ) -> None:
         self._tp, self._vocab_size = build.tp, vocab_size
         rows = build.tp.share(vocab_size)
         weight = build.matrix(weight_name, (vocab_size, hidden_size), Slice(0, rows.start, rows.stop))
-        site = LoraSite(name, hidden_size, (len(rows),))
+        site = LoraSite(hidden_size, (len(rows),))
         site.add_target(name, hidden_size, vocab_size, range(hidden_size), rows)
         self.linear = Linear(build, weight, None, site, reduce=False)
 

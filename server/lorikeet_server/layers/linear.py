@@ -49,12 +49,11 @@ class Part:
 
 
 def column_parallel(
-    build: Build, prefix: str, fused: str, parts: Sequence[Part], in_features: int, *, bias: bool
+    build: Build, prefix: str, parts: Sequence[Part], in_features: int, *, bias: bool
 ) -> Linear:
-    """Fuses modules that read the same input; each rank computes some of their outputs. `fused` names the
-    site."""
+    """Fuses modules that read the same input; each rank computes some of their outputs."""
     weights, biases = [], []
-    site = LoraSite(f"{prefix}.{fused}", in_features, tuple(len(part.rows) for part in parts))
+    site = LoraSite(in_features, tuple(len(part.rows) for part in parts))
     for part in parts:
         name, rows = f"{prefix}.{part.module}", Slice(0, part.rows.start, part.rows.stop)
         weights.append(build.matrix(f"{name}.weight", (part.out_features, in_features), rows))
@@ -70,7 +69,7 @@ def row_parallel(
     """Each rank multiplies its columns of the input; the products are summed over the ranks."""
     part = Slice(1, columns.start, columns.stop)
     weight = build.matrix(f"{name}.weight", (out_features, in_features), part)
-    site = LoraSite(name, len(columns), (out_features,))
+    site = LoraSite(len(columns), (out_features,))
     site.add_target(name, in_features, out_features, columns, range(out_features))
     return Linear(
         build, weight, build.vector(f"{name}.bias", out_features) if bias else None, site, reduce=True

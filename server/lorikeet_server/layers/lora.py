@@ -12,8 +12,7 @@ class LoraSite:
     """The adapter table of one fused linear on this rank. The table exists once the number of slots is
     known; without slots there is none, and LoRA costs nothing."""
 
-    def __init__(self, name: str, in_features: int, out_features: tuple[int, ...]) -> None:
-        self.name = name
+    def __init__(self, in_features: int, out_features: tuple[int, ...]) -> None:
         self.in_features = in_features
         self.out_features = out_features
         self.targets: list[LoraTarget] = []
@@ -24,9 +23,7 @@ class LoraSite:
     ) -> None:
         """Appends a module; the order of calls is the order of the fused outputs. Sizes are the whole
         module's."""
-        self.targets.append(
-            LoraTarget(name, in_features, out_features, self.name, len(self.targets), inputs, outputs)
-        )
+        self.targets.append(LoraTarget(name, in_features, out_features, inputs, outputs))
 
     @property
     def module(self) -> LoraModule:

@@ -15,9 +15,7 @@ class GatedMlp:
         self._kernels = build.kernels
         share = build.tp.share(config.intermediate_size)
         parts = [Part(module, config.intermediate_size, share) for module in ("gate_proj", "up_proj")]
-        self.gate_up = column_parallel(
-            build, prefix, "gate_up_proj", parts, config.hidden_size, bias=config.mlp_bias
-        )
+        self.gate_up = column_parallel(build, prefix, parts, config.hidden_size, bias=config.mlp_bias)
         self.down = row_parallel(
             build,
             f"{prefix}.down_proj",

@@ -8,7 +8,6 @@ from lorikeet_server.kernels import (
     Decoder,
     DecoderSpec,
     LoraBatch,
-    LoraTable,
     LoraTables,
     StepTensors,
 )
@@ -26,6 +25,7 @@ class CausalLM:
     def __init__(self, config: ModelConfig, build: Build) -> None:
         self.config = config
         self._kernels, self._tp, self._sites = build.kernels, build.tp, build.sites
+        self._dtype = getattr(torch, build.mode)  # of weights, and of adapters
         embedding = "model.embed_tokens.weight"
         self._embedding = Embedding(build, embedding, config.vocab_size, config.hidden_size)
         self._blocks = [Block(build, f"model.layers.{i}", config) for i in range(config.num_layers)]
@@ -47,18 +47,14 @@ class CausalLM:
         return self._shapes
 
     def lora_targets(self) -> list[LoraTarget]:
-        """Every linear module that an adapter may target, found where the linears were built."""
+        """Every linear module that an adapter may target, found where the linears were built, in the order of
+        the slices of `adapters`."""
         return [target for site in self._sites for target in site.targets]
 
     @property
     def adapters(self) -> LoraTables | None:
         """The adapter tables of all linears; None before `prepare`, and without adapter slots."""
         return self._adapters
-
-    def lora_tables(self) -> dict[str, LoraTable]:
-        """The adapter table of each fused linear, by the name that targets give it. Empty before
-        `prepare`."""
-        return {site.name: site.table for site in self._sites if site.table is not None}
 
     def prepare(self, pool: KvPool, adapter_slots: int, max_positions: int, max_rows: int) -> None:
         """Attaches the cache, empty adapter tables and rotary tables, replacing any earlier ones. A step has
@@ -68,7 +64,7 @@ class CausalLM:
         cos_sin = cos_sin_table(config.rope, config.head_dim, max_positions).to(self._kernels.device)
         if adapter_slots:
             modules = [site.module for site in self._sites]
-            self._adapters = self._kernels.lora_tables(modules, adapter_slots, max_rows)
+            self._adapters = self._kernels.lora_tables(modules, adapter_slots, max_rows, self._dtype)
             for site, table in zip(self._sites, self._adapters.tables, strict=True):
                 site.table = table
         for block, k_cache, v_cache in zip(self._blocks, pool.keys, pool.values, strict=True):

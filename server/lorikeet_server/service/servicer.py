@@ -86,7 +86,7 @@ class ShardServicer(rpc.ShardServicer):
             host_bytes=staged.memory_bytes,
             device_bytes=staged.memory_bytes,
             max_rank=staged.max_rank,
-            modules=len(staged.pairs),
+            modules=staged.modules,
             peft_type="LORA",
             base_model_name_or_path=staged.base_model,
         )

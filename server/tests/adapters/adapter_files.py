@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from lorikeet_server.adapters.library import AdapterLibrary, ServedModel
+from lorikeet_server.adapters.staged import StagedAdapter
 from lorikeet_server.adapters.store import Store
 from lorikeet_server.adapters.targets import LoraTarget
+from lorikeet_server.kernels import LoraMatrices, LoraModule
 
 HIDDEN, KV, MLP, VOCAB, LAYERS = 32, 16, 48, 64, 3
 SHAPES = {  # outputs, inputs
@@ -23,10 +25,7 @@ SHAPES = {  # outputs, inputs
     "mlp.up_proj": (MLP, HIDDEN),
     "mlp.down_proj": (HIDDEN, MLP),
 }
-FUSED = {
-    "q_proj": ("qkv_proj", 0), "k_proj": ("qkv_proj", 1), "v_proj": ("qkv_proj", 2), "o_proj": ("o_proj", 0),
-    "gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 1), "down_proj": ("down_proj", 0),
-}  # fmt: skip
+FUSED = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
 ROW_PARALLEL = ("o_proj", "down_proj")
 DTYPES = {
     "F32": torch.float32,
@@ -37,25 +36,33 @@ DTYPES = {
 }
 
 
-def targets(layers: int = LAYERS, rank: int = 0, world: int = 1) -> list[LoraTarget]:
+def targets(rank: int = 0, world: int = 1) -> list[LoraTarget]:
     """Targets of the tiny Llama, as rank `rank` of `world` holds them."""
     result = []
-    for layer in range(layers):
+    for layer in range(LAYERS):
         for module, (outputs, inputs) in SHAPES.items():
-            block, leaf = module.split(".")
-            table, index = FUSED[leaf]
-            split_in, split_out = (world, 1) if leaf in ROW_PARALLEL else (1, world)
+            split_in, split_out = (world, 1) if module.endswith(ROW_PARALLEL) else (1, world)
             result.append(
                 LoraTarget(
                     f"model.layers.{layer}.{module}", inputs, outputs,
-                    f"model.layers.{layer}.{block}.{table}", index,
                     _part(inputs, rank % split_in, split_in), _part(outputs, rank % split_out, split_out),
                 )
             )  # fmt: skip
-    result.append(
-        LoraTarget("lm_head", HIDDEN, VOCAB, "lm_head", 0, range(HIDDEN), _part(VOCAB, rank, world))
-    )
+    result.append(LoraTarget("lm_head", HIDDEN, VOCAB, range(HIDDEN), _part(VOCAB, rank, world)))
     return result
+
+
+def modules() -> list[LoraModule]:
+    """The fused linears that take these targets, on one rank."""
+    shapes = {module.split(".")[1]: shape for module, shape in SHAPES.items()}
+    fused = [LoraModule(shapes[leaves[0]][1], tuple(shapes[leaf][0] for leaf in leaves)) for leaves in FUSED]
+    return [*fused * LAYERS, LoraModule(HIDDEN, (VOCAB,))]
+
+
+def matrices(staged: StagedAdapter) -> dict[str, LoraMatrices]:
+    """What an adapter does to each module that it targets."""
+    found = {target.name: staged.matrices.get(index) for index, target in enumerate(targets())}
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def _part(size: int, index: int, parts: int) -> range:

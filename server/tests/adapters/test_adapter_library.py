@@ -3,6 +3,7 @@ do.
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,14 +22,21 @@ from lorikeet_server.errors import (
     SourceUnavailableError,
     TooLargeError,
 )
-from lorikeet_server.kernels import LoraTable
+from lorikeet_server.kernels import LoraModule, LoraTables
 
 
-def tables(slots: int = 2) -> dict[str, LoraTable]:
-    shapes: dict[str, tuple[int, list[int]]] = {}
-    for target in build.targets():
-        shapes.setdefault(target.table, (len(target.inputs), []))[1].append(len(target.outputs))
-    return {name: LoraTable(inputs, outputs, slots) for name, (inputs, outputs) in shapes.items()}
+def tables(modules: Sequence[LoraModule] = tuple(build.modules())) -> LoraTables:
+    return LoraTables(modules, 2, torch.float32)
+
+
+def names_in(found: LoraTables, slot: int) -> list[str]:
+    """The modules that a slot changes."""
+    each = [(table, index) for table in found.tables for index in range(len(table.out_features))]
+    return [
+        target.name
+        for target, (table, index) in zip(build.targets(), each, strict=True)
+        if table.get(slot, index) is not None
+    ]
 
 
 def test_from_directory_to_slot(tmp_path: Path) -> None:
@@ -42,30 +50,31 @@ def test_from_directory_to_slot(tmp_path: Path) -> None:
 
     staged = lib.stage(digest)
     assert lib.stage(digest) is staged
-    assert (staged.max_rank, len(staged.pairs)) == (4, 2 * build.LAYERS)
-    assert staged.memory_bytes == sum((p.a.numel() + p.b.numel()) * 4 for p in staged.pairs)
+    matrices = build.matrices(staged)
+    assert (staged.max_rank, staged.modules, len(matrices)) == (4, 2 * build.LAYERS, 2 * build.LAYERS)
+    assert staged.memory_bytes == sum((each.a.numel() + each.b.numel()) * 4 for each in matrices.values())
     found = tables()
-    slots = AdapterSlots(found, 2, HostMemory(), lib.staged.get)
+    slots = AdapterSlots(found, HostMemory(), lib.staged.get)
     assert slots.move(1, digest) is None and slots.held(1) == ""
     assert slots.arrived() == ([1], [])
     assert slots.held(1) == digest
-    for pair in staged.pairs:
-        name = f"base_model.model.{pair.target.name}"
-        got = found[pair.target.table].get(1, pair.target.slice_index)
-        assert got is not None
-        a, b, scale, _ = got
-        assert torch.equal(a, values[f"{name}.lora_A.weight"])
-        assert torch.equal(b, values[f"{name}.lora_B.weight"])
-        assert scale == 2.0
-        assert a.data_ptr() == pair.a.data_ptr() and b.data_ptr() == pair.b.data_ptr()  # nothing was copied
+    assert names_in(found, 1) == list(matrices) and names_in(found, 0) == []
+    for layer in range(build.LAYERS):
+        for index, leaf in ((0, "q_proj"), (2, "v_proj")):
+            name = f"model.layers.{layer}.self_attn.{leaf}"
+            got = found.tables[4 * layer].get(1, index)
+            assert got is not None
+            assert torch.equal(got.a, values[f"base_model.model.{name}.lora_A.weight"])
+            assert torch.equal(got.b, values[f"base_model.model.{name}.lora_B.weight"])
+            assert got.scale == 2.0
+            assert got.a.data_ptr() == matrices[name].a.data_ptr()  # nothing was copied
+            assert got.b.data_ptr() == matrices[name].b.data_ptr()
     lib.drop(digest, from_store=True)
     assert lib.staged.bytes_held == 0
     with pytest.raises(NotFoundError):
         lib.stage(digest)
     assert slots.move(1, "") is None
-    assert all(
-        table.get(1, index) is None for table in found.values() for index in range(len(table.out_features))
-    )
+    assert names_in(found, 1) == []
 
 
 def test_a_move_replaces_what_was_there(tmp_path: Path) -> None:
@@ -74,32 +83,28 @@ def test_a_move_replaces_what_was_there(tmp_path: Path) -> None:
     only_k = build.safetensors(build.tensors(["k_proj"]))
     build.write(tmp_path / "root/narrow", build.config(target_modules=["k_proj"]), only_k)
     found = tables()
-    slots = AdapterSlots(found, 2, HostMemory(), lib.staged.get)
+    slots = AdapterSlots(found, HostMemory(), lib.staged.get)
     for name in ("wide", "narrow"):
         digest = build.fetch(lib, name)
         lib.stage(digest)
         assert slots.move(0, digest) is None
         assert slots.arrived() == ([0], [])
-    qkv = found["model.layers.0.self_attn.qkv_proj"]
-    assert [qkv.get(0, index) is not None for index in range(3)] == [False, True, False]
+    assert [name.endswith("k_proj") for name in names_in(found, 0)] == [True] * build.LAYERS
 
 
 def test_a_failed_move_leaves_the_slot_empty(tmp_path: Path) -> None:
     lib = build.library(tmp_path)
     build.write(tmp_path / "root/a", build.config(), build.safetensors(build.tensors()))
     digest = build.fetch(lib, "a")
-    found = tables()
-    slots = AdapterSlots(found, 2, HostMemory(), lib.staged.get)
+    found = tables(build.modules()[:-1])  # as if for another model
+    slots = AdapterSlots(found, HostMemory(), lib.staged.get)
     failed = slots.move(0, digest)
     assert failed is not None and "not staged" in failed.message
     lib.stage(digest)
-    del found["model.layers.1.self_attn.qkv_proj"]  # fails half way
     assert slots.move(0, digest) is None
     ready, (failed,) = slots.arrived()
-    assert ready == [] and failed.slot == 0 and slots.held(0) == ""
-    assert all(
-        table.get(0, index) is None for table in found.values() for index in range(len(table.out_features))
-    )
+    assert ready == [] and failed.slot == 0 and "the widths of the model" in failed.message
+    assert slots.held(0) == "" and not found.entries["a"].any()
     assert slots.move(7, digest) is not None
 
 
@@ -121,7 +126,7 @@ def test_first_root_wins(tmp_path: Path) -> None:
     build.write(one / "a", build.config(lora_alpha=2), build.safetensors(build.tensors()))
     first = build.fetch(lib, "a")
     assert first != second
-    assert {pair.scale for pair in lib.stage(first).pairs} == {0.5}
+    assert {each.scale for each in build.matrices(lib.stage(first)).values()} == {0.5}
 
 
 def test_a_root_that_is_gone_is_not_an_adapter_that_is_not_there(tmp_path: Path) -> None:

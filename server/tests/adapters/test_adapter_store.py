@@ -100,7 +100,7 @@ def test_a_small_file_system(tmp_path: Path) -> None:
         lib.store = Store(str(small), 0)
         publish(tmp_path / "root", "a", 0)
         publish(tmp_path / "root", "b", 1)
-        wide = build.tensors(list(build.FUSED), rank=64)
+        wide = build.tensors([leaf for leaves in build.FUSED for leaf in leaves], rank=64)
         build.write(
             tmp_path / "root/wide", build.config(target_modules="all-linear", r=64), build.safetensors(wide)
         )

@@ -430,4 +430,5 @@ def test_bit_flips(tmp_path: Path) -> None:
 def test_denormal_values_are_values(tmp_path: Path) -> None:
     lib = build.library(tmp_path)
     tensors({A: torch.full((4, 32), 1e-40)})(tmp_path / "root/a")
-    assert lib.stage(build.fetch(lib, "a")).pairs[0].a[0, 0].item() == pytest.approx(1e-40)
+    found = build.matrices(lib.stage(build.fetch(lib, "a")))
+    assert found["model.layers.0.self_attn.q_proj"].a[0, 0].item() == pytest.approx(1e-40)

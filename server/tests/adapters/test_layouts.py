@@ -26,16 +26,17 @@ def test_staged_as_the_kernels_want_it(tmp_path: Path, layout: LoraLayout, world
     )
     *_, last = library.fetch("local", "a", 0)
     staged = library.stage(last.digest)
-    assert len(staged.pairs) == 2 * build.LAYERS
-    assert staged.memory_bytes >= sum((pair.a.numel() + pair.b.numel()) * 2 for pair in staged.pairs)
-    for pair in staged.pairs:
-        a, b = (values[f"base_model.model.{pair.target.name}.lora_{side}.weight"].bfloat16() for side in "AB")
-        stored = layout.padded(rank)
-        assert pair.rank == rank and pair.a.shape[0] == pair.b.shape[1] == stored
-        inputs, outputs = pair.target.inputs, pair.target.outputs
-        assert torch.equal(pair.a[:rank], a[:, inputs.start : inputs.stop])
-        assert torch.equal(pair.b[:, :rank], b[outputs.start : outputs.stop])
-        assert not pair.a[rank:].any() and not pair.b[:, rank:].any()
-        placed = layout.place(pair.a, pair.b)
-        assert [each.data_ptr() for each in placed] == [pair.a.data_ptr(), pair.b.data_ptr()], "in place"
-        assert pair.a.data_ptr() % 16 == pair.b.data_ptr() % 16 == 0
+    found = build.matrices(staged)
+    assert staged.modules == len(found) == 2 * build.LAYERS and staged.max_rank == rank
+    assert staged.memory_bytes >= sum((each.a.numel() + each.b.numel()) * 2 for each in found.values())
+    for target in build.targets(world - 1, world):
+        if (each := found.get(target.name)) is None:
+            continue
+        a, b = (values[f"base_model.model.{target.name}.lora_{side}.weight"].bfloat16() for side in "AB")
+        assert each.a.shape[0] == each.b.shape[1] == -(-rank // layout.rank_unit) * layout.rank_unit
+        assert torch.equal(each.a[:rank], a[:, target.inputs.start : target.inputs.stop])
+        assert torch.equal(each.b[:, :rank], b[target.outputs.start : target.outputs.stop])
+        assert not each.a[rank:].any() and not each.b[:, rank:].any()
+        assert each.a.is_contiguous()
+        assert (each.b.t() if layout.b_by_rank else each.b).is_contiguous()
+        assert each.a.data_ptr() % 16 == each.b.data_ptr() % 16 == 0

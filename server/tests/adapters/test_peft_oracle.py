@@ -108,12 +108,11 @@ def expected(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
 
 def assert_same(staged: StagedAdapter, model: PeftModel, tolerance: float = 0.0) -> None:
     wanted = dict(expected(model))
-    assert {pair.target.name for pair in staged.pairs} == set(wanted)
-    for pair in staged.pairs:
-        ours = (pair.b.float() @ pair.a.float()) * pair.scale
-        torch.testing.assert_close(
-            ours, wanted[pair.target.name], rtol=1e-5 + tolerance, atol=1e-5 + tolerance
-        )
+    found = build.matrices(staged)
+    assert set(found) == set(wanted)
+    for name, each in found.items():
+        ours = (each.b.float() @ each.a.float()) * each.scale
+        torch.testing.assert_close(ours, wanted[name], rtol=1e-5 + tolerance, atol=1e-5 + tolerance)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -170,7 +169,7 @@ def test_dtypes(stored: torch.dtype, served: torch.dtype, tmp_path: Path) -> Non
     lib = build.library(tmp_path, dtype=served)
     save({"target_modules": ALL}, tmp_path / "root/a", dtype=stored)
     staged = lib.stage(build.fetch(lib, "a"))
-    assert staged.memory.dtype == served
+    assert {each.a.dtype for each in build.matrices(staged).values()} == {served}
     assert_same(staged, load(tmp_path / "root/a"), tolerance=0.0 if served == torch.float32 else 0.15)
 
 
@@ -179,12 +178,12 @@ def test_slices_of_all_ranks_make_the_whole(world: int, tmp_path: Path) -> None:
     whole = build.library(tmp_path)
     save({"target_modules": [*ALL, "lm_head"], "r": 5}, tmp_path / "root/a")
     digest = build.fetch(whole, "a")
-    deltas = {pair.target.name: pair.b @ pair.a for pair in whole.stage(digest).pairs}
-    parts = [build.library(tmp_path, rank=rank, world=world).stage(digest) for rank in range(world)]
+    deltas = {name: each.b @ each.a for name, each in build.matrices(whole.stage(digest)).items()}
+    libraries = [build.library(tmp_path, rank=rank, world=world) for rank in range(world)]
+    parts = [build.matrices(each.stage(digest)) for each in libraries]
     for name, delta in deltas.items():
-        pairs = [next(pair for pair in part.pairs if pair.target.name == name) for part in parts]
         columns = name.endswith(build.ROW_PARALLEL)
-        together = torch.cat([pair.b @ pair.a for pair in pairs], dim=1 if columns else 0)
+        together = torch.cat([part[name].b @ part[name].a for part in parts], dim=1 if columns else 0)
         torch.testing.assert_close(together, delta)
 
 
@@ -227,4 +226,4 @@ def test_keys_with_the_adapter_name(tmp_path: Path) -> None:
     build.write(tmp_path / "root/a", build.config(), build.safetensors(renamed))
     build.write(tmp_path / "root/b", build.config(), build.safetensors(values))
     a, b = (lib.stage(build.fetch(lib, name)) for name in "ab")
-    assert torch.equal(a.memory, b.memory)
+    assert torch.equal(a.matrices.memory, b.matrices.memory)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lorikeet_server.kernels import AttentionShape, LoraBatch, LoraModule, LoraTable, LoraTables
 from lorikeet_server.kernels.lora_batch import RowSlots
-from lorikeet_server.kernels.lora_tables import HostLoraTables, LoraBatcher
+from lorikeet_server.kernels.lora_tables import LoraBatcher
 from lorikeet_server.kernels.reference import ReferenceKernels
 
 RANK = 16
@@ -25,11 +25,11 @@ class Rows:
         return self.slots.shape[0]
 
 
-class GatherTables(HostLoraTables):
+class GatherTables(LoraTables):
     """All slots of a slice as one tensor; the last, -1, is of rows without an adapter and stays zero."""
 
-    def __init__(self, modules: Sequence[LoraModule], num_slots: int) -> None:
-        super().__init__(modules, num_slots)
+    def __init__(self, modules: Sequence[LoraModule], num_slots: int, dtype: torch.dtype) -> None:
+        super().__init__(modules, num_slots, dtype)
         self.num_slots = num_slots
         self.stacked = {
             table: [
@@ -63,8 +63,10 @@ class GatherKernels(ReferenceKernels):
     def captures(self, shapes: Sequence[AttentionShape]) -> bool:
         return True
 
-    def lora_tables(self, modules: Sequence[LoraModule], num_slots: int, max_rows: int) -> LoraTables:
-        self.stacked = GatherTables(modules, num_slots)
+    def lora_tables(
+        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, dtype: torch.dtype
+    ) -> LoraTables:
+        self.stacked = GatherTables(modules, num_slots, dtype)
         return self.stacked
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:

@@ -13,8 +13,12 @@ from lorikeet_server.kernels import (
     DecoderSpec,
     Kernels,
     LinearMode,
+    LoraAdapter,
+    LoraMatrices,
+    LoraModule,
     LoraSegments,
     LoraTable,
+    LoraTables,
     PackedLinear,
     SequenceTables,
     StepTensors,
@@ -36,11 +40,14 @@ def spec_of(kernels: Kernels, mode: LinearMode, *, full: bool) -> DecoderSpec:
         return kernels.pack_linear(random(out, width), mode)
 
     def table(width: int, *outs: int) -> LoraTable:
-        table = LoraTable(width, outs, 4)
+        tables = LoraTables([LoraModule(width, outs)], 4, torch.float32)
         for slot in range(4):
-            for index, out in enumerate(outs):
-                table.set_slot(slot, index, random(2 + slot, width), random(out, 2 + slot), 1.5)
-        return table
+            matrices = {
+                index: LoraMatrices(random(2 + slot, width), random(out, 2 + slot), 1.5)
+                for index, out in enumerate(outs)
+            }
+            tables.put(slot, LoraAdapter.of(tables.form, matrices))
+        return tables.tables[0]
 
     layers, cos_sin = [], random(256, WIDTH)
     for _ in range(LAYERS):
@@ -176,6 +183,6 @@ def test_wrong_arguments(kernels: Kernels, reference: Kernels) -> None:
         kernels.decoder(spec_of(reference, "float16", full=False))
     with pytest.raises(ValueError, match="packed by this backend"):
         kernels.decoder(replace(spec, layers=(replace(spec.layers[0], o=spec.layers[0].qkv),)))
-    table = LoraTable(HIDDEN, (5,), 1)
+    (table,) = LoraTables([LoraModule(HIDDEN, (5,))], 1, torch.float32).tables
     with pytest.raises(ValueError, match="does not fit"):
         kernels.decoder(replace(spec, layers=(replace(spec.layers[0], down_lora=table),)))

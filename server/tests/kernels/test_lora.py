@@ -1,11 +1,17 @@
 """The segmented LoRA product over dtype x hidden x rank x popularity x batch, as in Punica's own tests."""
 
-import itertools
-
 import pytest
 import torch
 
-from lorikeet_server.kernels import Kernels, LoraSegments, LoraTable, rank_major
+from lorikeet_server.kernels import (
+    Kernels,
+    LoraAdapter,
+    LoraMatrices,
+    LoraModule,
+    LoraSegments,
+    LoraTable,
+    LoraTables,
+)
 
 SLOTS = 40
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -28,15 +34,16 @@ def popularity(kind: str, rows: int) -> list[int]:
 
 def filled(hidden: int, out: tuple[int, ...], ranks: list[int], dtype: torch.dtype) -> LoraTable:
     """A table with mixed ranks and absent modules; every third adapter scales its channels as DoRA does."""
-    table = LoraTable(hidden, out, SLOTS)
-    for slot, (index, width) in itertools.product(range(SLOTS), enumerate(out)):
-        if (slot + index) % 5 == 4:
-            continue
-        rank = ranks[slot % len(ranks)]
-        a, b = torch.randn(rank, hidden).to(dtype), torch.randn(width, rank).to(dtype)
-        g = torch.rand(width) if slot % 3 == 0 else None
-        table.set_slot(slot, index, a, rank_major(b) if slot % 2 else b, 0.25 + slot, g)
-    return table
+    tables = LoraTables([LoraModule(hidden, out)], SLOTS, dtype)
+    for slot in range(SLOTS):
+        rank, matrices = ranks[slot % len(ranks)], {}
+        for index, width in enumerate(out):
+            if (slot + index) % 5 != 4:
+                g = torch.rand(width) if slot % 3 == 0 else None
+                a, b = torch.randn(rank, hidden), torch.randn(width, rank)
+                matrices[index] = LoraMatrices(a, b, 0.25 + slot, g)
+        tables.put(slot, LoraAdapter.of(tables.form, matrices))
+    return tables.tables[0]
 
 
 def assert_same(kernels: Kernels, reference: Kernels, table: LoraTable, slots: list[int]) -> None:
@@ -89,8 +96,9 @@ def test_a_row_does_not_depend_on_its_batch(kernels: Kernels) -> None:
 def test_a_slot_may_change_between_calls(kernels: Kernels, reference: Kernels) -> None:
     table = filled(32, (32,), [4], torch.float32)
     assert_same(kernels, reference, table, [0, 1, 2])
-    table.set_slot(1, 0, torch.randn(6, 32), torch.randn(32, 6), 2.0)
-    table.clear_slot(2)
+    changed = {0: LoraMatrices(torch.randn(6, 32), torch.randn(32, 6), 2.0)}
+    table.of.put(1, LoraAdapter.of(table.of.form, changed))
+    table.of.clear(2)
     assert_same(kernels, reference, table, [0, 1, 2])
 
 

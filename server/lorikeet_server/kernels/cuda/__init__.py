@@ -6,7 +6,7 @@ layers or steps, and a call waits for nothing and allocates nothing.
 """
 
 from lorikeet_server.kernels.cuda.sgmv import Sgmv
-from lorikeet_server.kernels.cuda.tables import LAYOUT, DeviceLoraTable, DeviceLoraTables
+from lorikeet_server.kernels.cuda.tables import LAYOUT, DeviceLoraTables
 from lorikeet_server.kernels.cuda.tiles import LoraTiles
 
-__all__ = ["LAYOUT", "DeviceLoraTable", "DeviceLoraTables", "LoraTiles", "Sgmv"]
+__all__ = ["LAYOUT", "DeviceLoraTables", "LoraTiles", "Sgmv"]

@@ -7,15 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lorikeet_server.kernels.lora_adapter import ENTRY
+
 MAX_SLICES = 4
 RANK_UNIT = 8  # of stored ranks
 RANK_TILE = 16  # of the largest rank
 DECODE_TILE, PREFILL_TILE = 8, 64  # rows
 SHRINK, EXPAND = 1, 2  # bits of Call.phases
 
-ENTRY = np.dtype(
-    [("a", np.int64), ("b", np.int64), ("g", np.int64), ("rank", np.int32), ("scale", np.float32)]
-)
 TILE = np.dtype([(name, np.int32) for name in ("first", "count", "slot", "rank")])
 
 

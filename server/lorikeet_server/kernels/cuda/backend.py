@@ -21,9 +21,8 @@ from lorikeet_server.kernels.cuda.sgmv import FORMATS, Sgmv
 from lorikeet_server.kernels.cuda.tables import LAYOUT, DeviceLoraTables
 from lorikeet_server.kernels.cuda.tiles import LoraTiles
 from lorikeet_server.kernels.lora_batch import LoraBatch
-from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout
-from lorikeet_server.kernels.lora_table import LoraTable
-from lorikeet_server.kernels.lora_tables import LoraModule, LoraTables
+from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, LoraModule
+from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 from lorikeet_server.kernels.ops import AttentionPlan
 from lorikeet_server.kernels.reference import ReferenceKernels
 from lorikeet_server.kernels.sequence_tables import SequenceTables
@@ -108,10 +107,12 @@ class CudaKernels(ReferenceKernels):
     def lora_layout(self) -> LoraLayout:
         return LAYOUT if self._sgmv is not None else RANK_MAJOR
 
-    def lora_tables(self, modules: Sequence[LoraModule], num_slots: int, max_rows: int) -> LoraTables:
+    def lora_tables(
+        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, dtype: torch.dtype
+    ) -> LoraTables:
         if self._library is None:
-            return super().lora_tables(modules, num_slots, max_rows)
-        return DeviceLoraTables(self._library, modules, num_slots, max_rows, self.dtype, self.device)
+            return super().lora_tables(modules, num_slots, max_rows, dtype)
+        return DeviceLoraTables(self._library, modules, num_slots, max_rows, dtype, self.device)
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         if self._sgmv is not None and isinstance(batch, LoraTiles):

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from lorikeet_server.kernels.cuda import abi
-from lorikeet_server.kernels.cuda.tables import DeviceLoraTable
+from lorikeet_server.kernels.cuda.tables import DeviceLoraTables
 from lorikeet_server.kernels.cuda.tiles import LoraTiles
 from lorikeet_server.kernels.lora_batch import LoraBatch
-from lorikeet_server.kernels.lora_table import LoraTable
+from lorikeet_server.kernels.lora_tables import LoraTable
 
 FORMATS = {torch.bfloat16: 0, torch.float16: 1}
 
@@ -40,25 +40,27 @@ class Sgmv:
         self._run(table, batch, None, y)
 
     def _run(self, table: LoraTable, batch: LoraBatch, x: Tensor | None, y: Tensor | None) -> None:
-        if not isinstance(table, DeviceLoraTable) or not isinstance(batch, LoraTiles):
+        of = table.of
+        if not isinstance(of, DeviceLoraTables) or not isinstance(batch, LoraTiles):
             raise TypeError(
-                f"expected a table and rows made for this backend, not {type(table).__name__} "
+                f"expected tables and rows made for this backend, not {type(of).__name__} "
                 f"and {type(batch).__name__}"
             )
-        if not table.usable:  # nothing can be in it
+        native = of.native.get(table)
+        if native is None:  # nothing can be in it
             return
-        rows, of = batch.num_rows, table.of
-        call = abi.Call(tables=table.native, tiles=batch.native, v=of.scratch.data_ptr())
-        call.rows, call.tile_rows, call.format = rows, batch.tile_rows, FORMATS[of.dtype]
+        rows, dtype = batch.num_rows, of.form.dtype
+        call = abi.Call(tables=native, tiles=batch.native, v=of.scratch.data_ptr())
+        call.rows, call.tile_rows, call.format = rows, batch.tile_rows, FORMATS[dtype]
         call.live_tiles = batch.live
         # Alone, a kernel may stand where streams meet, which programmatic launches do not cross.
         call.dependent = self._dependent and x is not None and y is not None
         if x is not None:
-            self._check(x, "x", (rows, table.in_features), of.dtype)
+            self._check(x, "x", (rows, table.in_features), dtype)
             call.x, call.x_stride = x.data_ptr(), x.stride(0) if rows > 1 else x.shape[1]
             call.phases |= abi.SHRINK
         if y is not None:
-            self._check(y, "y", (rows, sum(table.out_features)), of.dtype)
+            self._check(y, "y", (rows, sum(table.out_features)), dtype)
             call.y, call.y_stride = y.data_ptr(), y.stride(0) if rows > 1 else y.shape[1]
             call.phases |= abi.EXPAND
         if rows == 0:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lorikeet_server.kernels import LoraModule
-from lorikeet_server.kernels.cuda import DeviceLoraTable, DeviceLoraTables, LoraTiles, Sgmv
+from lorikeet_server.kernels import LoraAdapter, LoraMatrices, LoraModule, LoraTable
+from lorikeet_server.kernels.cuda import DeviceLoraTables, LoraTiles, Sgmv
 
 # Of a row's norm. y is rounded once, and so is v; bfloat16 has 8 bits, float16 11.
 TOLERANCE = {torch.bfloat16: 6e-3, torch.float16: 8e-4}
@@ -36,19 +35,19 @@ class Case:
     ) -> Case:
         """One slot for each of `ranks`. Every third is a DoRA, every fifth leaves the last slice out."""
         tables = DeviceLoraTables(library, modules, len(ranks), max_rows, dtype, device, max_rank)
-        for table, slot in itertools.product(tables.tables, range(len(ranks))):
-            for index, width in enumerate(table.out_features):
-                if not (slot % 5 == 4 and index == len(table.out_features) - 1 > 0):
-                    fill(table, slot, index, ranks[slot], width)
+        last = {table.first + len(table.columns) - 1 for table in tables.tables if len(table.columns) > 1}
+        for slot, rank in enumerate(ranks):
+            slices = set(range(len(tables.form.inputs))) - (last if slot % 5 == 4 else set())
+            fill(tables, slot, dict.fromkeys(slices, rank))
         tables.commit()
-        tables.shared.scratch.fill_(torch.nan)  # nothing may be read that was not written
+        tables.scratch.fill_(torch.nan)  # nothing may be read that was not written
         return Case(tables, Sgmv(library, device))
 
     def inputs(self, rows: int, module: int = 0) -> tuple[Tensor, Tensor]:
         """x and y of one module."""
-        table, of = self.tables.tables[module], self.tables.shared
-        x = torch.randn(rows, table.in_features).to(of.device, of.dtype)
-        return x, torch.randn(rows, sum(table.out_features)).to(of.device, of.dtype)
+        table, of = self.tables.tables[module], self.tables
+        x = torch.randn(rows, table.in_features).to(of.device, table.dtype)
+        return x, torch.randn(rows, sum(table.out_features)).to(of.device, table.dtype)
 
     def run(self, x: Tensor, y: Tensor, slots: Sequence[int], module: int = 0) -> Tensor:
         """A new y, through a new batch."""
@@ -65,15 +64,19 @@ class Case:
         return float(difference.max()) if len(slots) else 0.0
 
 
-def fill(table: DeviceLoraTable, slot: int, index: int, rank: int, width: int) -> None:
-    of = table.of
-    a = (torch.randn(rank, table.in_features) / table.in_features**0.5).to(of.device, of.dtype)
-    b = torch.randn(width, rank).to(of.device, of.dtype)
-    g = (0.5 + torch.rand(width)).to(of.device) if slot % 3 == 2 else None
-    table.set_slot(slot, index, a, b, 2.0 / (1 + slot % 4), g)
+def fill(tables: DeviceLoraTables, slot: int, ranks: Mapping[int, int]) -> None:
+    """Puts random matrices of these ranks into some slices of a slot, and nothing into the others."""
+    form, matrices = tables.form, {}
+    for index, rank in ranks.items():
+        width, out = form.inputs[index], form.outputs[index]
+        g = 0.5 + torch.rand(out) if slot % 3 == 2 else None
+        a, b = torch.randn(rank, width) / width**0.5, torch.randn(out, rank)
+        matrices[index] = LoraMatrices(a, b, 2.0 / (1 + slot % 4), g)
+    adapter = LoraAdapter.of(form, matrices)
+    tables.put(slot, adapter.at(adapter.memory.to(tables.device)))
 
 
-def reference(table: DeviceLoraTable, x: Tensor, y: Tensor, slots: Sequence[int]) -> Tensor:
+def reference(table: LoraTable, x: Tensor, y: Tensor, slots: Sequence[int]) -> Tensor:
     """`Kernels.lora` in fp64."""
     wanted = y.double()
     columns = wanted.split(list(table.out_features), dim=1)

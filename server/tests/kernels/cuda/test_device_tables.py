@@ -12,8 +12,9 @@ import torch
 from cuda_target import Target
 from lora_cases import Case, fill, popularity
 
-from lorikeet_server.kernels import LoraLayout, LoraModule, build
-from lorikeet_server.kernels.cuda import LAYOUT, DeviceLoraTables, abi
+from lorikeet_server.kernels import LoraAdapter, LoraLayout, LoraMatrices, LoraModule, build
+from lorikeet_server.kernels.cuda import DeviceLoraTables, abi
+from lorikeet_server.kernels.lora_adapter import ENTRY
 
 MODULES = [LoraModule(32, (32, 8, 8)), LoraModule(64, (32,))]
 
@@ -23,59 +24,52 @@ def tables(target: Target, modules: list[LoraModule], slots: int = 3, max_rank: 
 
 
 def entries(table: abi.Tables) -> np.ndarray:
-    """What the kernels would read of a model's first module, as [slots, slices of all modules]."""
-    return read(table.entries, abi.ENTRY, table.slots * table.stride).reshape(table.slots, table.stride)
+    """What the kernels would read of a model's first module, as [slots + 1, slices of all modules]."""
+    return read(table.entries, ENTRY, (table.slots + 1) * table.stride).reshape(-1, table.stride)
 
 
 def test_a_move_is_seen_after_the_commit(emulated: Target) -> None:
     found = tables(emulated, MODULES)
-    qkv, o = found.tables
-    assert (qkv.native.slices, qkv.native.stride, o.native.slices) == (3, 4, 1)
-    assert list(qkv.native.column)[:4] == [0, 32, 40, 48]
-    assert o.native.entries == qkv.native.entries + 3 * abi.ENTRY.itemsize, "one buffer for all modules"
-    fill(qkv, 1, 2, 8, 8)
-    fill(o, 1, 0, 5, 32)
-    assert not entries(qkv.native)["a"].any()
+    qkv, o = (found.native[table] for table in found.tables)
+    assert (qkv.slices, qkv.stride, o.slices) == (3, 4, 1)
+    assert list(qkv.column)[:4] == [0, 32, 40, 48]
+    assert o.entries == qkv.entries + 3 * ENTRY.itemsize, "one buffer for all modules"
+    fill(found, 1, {2: 8, 3: 5})
+    assert not entries(qkv)["a"].any()
     found.commit()
-    held = o.get(1, 0)
-    assert held is not None and held[0].shape == (8, 64), "padded"
-    seen = entries(qkv.native)
-    assert seen["rank"].tolist() == [[0, 0, 0, 0], [0, 0, 8, 8], [0, 0, 0, 0]]
-    assert seen["b"][1, 3] == held[1].data_ptr() and seen["scale"][1, 3] == held[2]
-    o.clear_slot(1)
-    assert entries(qkv.native)["a"][1, 3] != 0
+    held = found.tables[1].get(1, 0)
+    assert held is not None and held.a.shape == (8, 64), "padded"
+    seen = entries(qkv)
+    assert seen["rank"].tolist() == [[0, 0, 0, 0], [0, 0, 8, 8], [0, 0, 0, 0], [0, 0, 8, 8]], "largest last"
+    assert seen["b"][1, 3] == held.b.data_ptr() and seen["scale"][1, 3] == held.scale
+    fill(found, 1, {2: 8})
+    assert entries(qkv)["a"][1, 3] != 0
     found.commit()
-    assert entries(qkv.native)["a"][1, 3] == 0 and entries(qkv.native)["a"][1, 2] != 0
-
-
-def test_an_adapter_in_the_layout_is_used_in_place(emulated: Target) -> None:
-    table = tables(emulated, MODULES).tables[0]
-    a, b = LAYOUT.place(torch.randn(12, 32).bfloat16(), torch.randn(8, 12).bfloat16())
-    table.set_slot(0, 1, a, b, 1.0)
-    held = table.get(0, 1)
-    assert held is not None and (held[0].data_ptr(), held[1].data_ptr()) == (a.data_ptr(), b.data_ptr())
-    assert table.arrays.rank[1, 0] == 16
-    assert LoraLayout(rank_unit=8, b_by_rank=False) == LAYOUT
+    assert entries(qkv)["a"][1, 3] == 0 and entries(qkv)["a"][1, 2] != 0
+    found.clear(1)
+    found.commit()
+    assert not entries(qkv)["a"].any() and not entries(qkv)["rank"].any()
 
 
 def test_what_the_kernels_cannot_read_is_refused(emulated: Target) -> None:
     found = tables(emulated, [LoraModule(32, (32,)), LoraModule(36, (32,)), LoraModule(32, (32, 12))])
-    a, b = torch.randn(8, 32).bfloat16(), torch.randn(32, 8).bfloat16()
-    with pytest.raises(TypeError, match="as the activations"):
-        found.tables[0].set_slot(0, 0, a.half(), b.half(), 1.0)
-    with pytest.raises(ValueError, match="rank 33 is above the 32"):
-        found.tables[0].set_slot(0, 0, torch.randn(33, 32).bfloat16(), torch.randn(32, 33).bfloat16(), 1.0)
-    with pytest.raises(ValueError, match="multiples of 8"):
-        found.tables[1].set_slot(0, 0, torch.randn(8, 36).bfloat16(), b, 1.0)
-    with pytest.raises(ValueError, match="multiples of 8"):
-        found.tables[2].set_slot(0, 0, a, b, 1.0)
+    assert found.form.layout == LoraLayout(rank_unit=8, b_by_rank=False)
+    with pytest.raises(ValueError, match="rank 40 is above the 32"):
+        fill(found, 0, {0: 33})
+    with pytest.raises(ValueError, match="multiples of 8, not 36 -> 32"):
+        fill(found, 0, {0: 8, 1: 8})
+    with pytest.raises(ValueError, match="multiples of 8, not 32 -> 32"):
+        fill(found, 0, {2: 8})
+    fits = LoraAdapter.of(found.form, {0: LoraMatrices(torch.randn(8, 32), torch.randn(32, 8), 1.0)})
     with pytest.raises(ValueError, match="16 bytes"):
-        found.tables[0].set_slot(0, 0, torch.randn(8 * 32 + 1).bfloat16()[1:].view(8, 32), b, 1.0)
+        found.put(0, fits.at(torch.empty(fits.memory.nbytes + 2, dtype=torch.uint8)[2:]))
+    with pytest.raises(ValueError, match="must be on cpu, not on meta"):
+        found.put(0, fits.at(fits.memory.to("meta")))
     with pytest.raises(ValueError, match="1 to 4 slices"):
         tables(emulated, [LoraModule(32, (8,) * 5)])
     with pytest.raises(ValueError, match="must all be positive"):
         tables(emulated, MODULES, slots=0)
-    assert not found.shared.touched
+    assert not found.entries["a"].any() and found.held == [None] * 3
 
 
 def test_tiles_hold_every_row_once(emulated: Target) -> None:
@@ -83,7 +77,7 @@ def test_tiles_hold_every_row_once(emulated: Target) -> None:
     for rows, slots in itertools.product((0, 1, 7, 8, 9, 64, 65, 255, 256, 257, 300), (1, 3, 300)):
         found = tables(emulated, [LoraModule(16, (16,))], slots)
         for slot in range(0, slots, 2):
-            fill(found.tables[0], slot, 0, 8 + slot % 3 * 12, 16)
+            fill(found, slot, {0: 8 + slot % 3 * 12})
         found.commit()
         wanted = popularity("half", rows, slots)
         tiles = found.batcher()(wanted)
@@ -105,7 +99,7 @@ def test_tiles_hold_every_row_once(emulated: Target) -> None:
 
 
 def stored_rank(slot: int) -> int:
-    return LAYOUT.padded(8 + slot % 3 * 12) if slot % 2 == 0 else 0
+    return (8, 24, 32)[slot % 3] if slot % 2 == 0 else 0
 
 
 def read(address: int, kind: np.dtype, count: int) -> np.ndarray:

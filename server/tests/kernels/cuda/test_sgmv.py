@@ -113,14 +113,14 @@ def test_shrink_and_expand_may_be_enqueued_apart(target: Target) -> None:
 def test_a_module_that_no_adapter_targets(target: Target) -> None:
     """Nothing is added to it until an adapter comes, nor after it has gone."""
     case = Case.make(target.library, target.device, [LoraModule(64, (64, 8))], [8, 16])
-    table, slots = case.tables.tables[0], [0, 1, 1]
+    slots = [0, 1, 1]
     for rows in (slots, slots * 100):  # decode, prefill
         for slot in (0, 1):
-            table.clear_slot(slot)
+            case.tables.clear(slot)
         case.tables.commit()
         x, y = case.inputs(len(rows))
         assert torch.equal(case.run(x, y, rows), y)
-        fill(table, 1, 1, 8, 8)
+        fill(case.tables, 1, {1: 8})
         case.tables.commit()
         result = case.run(x, y, rows)
         assert not torch.equal(result, y)
@@ -208,9 +208,8 @@ def test_a_captured_graph_serves_every_mix(on_device: Target) -> None:
         ("half", [1, 40]),
     ]:
         for slot in range(32):
-            for table in case.tables.tables:
-                for index, width in enumerate(table.out_features):
-                    fill(table, slot, index, ranks[slot % len(ranks)], width)
+            slices = range(len(case.tables.form.inputs))
+            fill(case.tables, slot, dict.fromkeys(slices, ranks[slot % len(ranks)]))
         case.tables.commit()
         slots = popularity(kind, rows, 32)
         batcher(slots)

@@ -21,7 +21,8 @@ class LoraProduct {
 
  private:
   struct Tile {
-    int slice, slot, first_row, rows;
+    const LoraEntry* entry;
+    int slice, first_row, rows;
     int first, count;  // ranks of a shrink, columns of an expand
     int offset;        // of the slice in y
   };

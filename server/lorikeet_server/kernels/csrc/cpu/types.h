@@ -54,15 +54,19 @@ struct Linear {
   int32_t pad_;
 };
 
+struct LoraEntry {  // one slice of one adapter
+  int64_t a;        // address of A [rank][in], 0 = absent
+  int64_t b;        // address of B^T [rank][columns]
+  int64_t g;        // address of DoRA's scale [columns], 0 = none
+  int32_t rank;
+  float scale;
+};
+
 struct LoraTable {
-  const int32_t* columns;  // [slices], output width of each slice
-  const int64_t* a;        // [slices][slots], address of A [rank][in], 0 = absent
-  const int64_t* b;        // [slices][slots], address of B^T [rank][columns]
-  const int64_t* g;        // [slices][slots], address of DoRA's scale [columns], 0 = none
-  const int32_t* rank;     // [slices][slots]
-  const int32_t* dtype;    // [slices][slots]
-  const float* scale;      // [slices][slots]
-  int32_t slices, slots, in, out;
+  const LoraEntry* entries;  // [slots][stride], the first `slices` of each slot are this module's
+  const int32_t* columns;    // [slices], output width of each slice
+  int32_t stride, slices, slots, in, out;
+  DType dtype;  // of A and B
 };
 
 struct LoraBatch {
