@@ -6,61 +6,59 @@ namespace lorikeet::LORIKEET_ISA {
 
 constexpr int kBlocksAhead = 4096;  // bytes to prefetch
 
-// Calls visit(k, weights) for every k of the block, in ascending order. Inlined by name, as is all
-// that is called with accumulators: as a function of its own it would keep them in memory.
+// Calls visit(k, weights) for every k of the block, in ascending order.
 template <typename Visit>
-[[gnu::always_inline]] inline void for_weights(const Block4<kPanel>& block, Visit visit) {
+LORIKEET_INLINED inline void for_weights(const Block4<kPanel>& block, Visit visit) {
   Vec step[kColumns], low[kColumns];
   for (int c = 0; c < kColumns; ++c) {
     step[c] = Vec::load(block.step + c * kWidth);
     low[c] = Vec::load(block.low + c * kWidth);
   }
   for (int word = 0; word < kBlockDepth / 8; ++word) {
-#pragma GCC unroll 8
-    for (int n = 0; n < 8; ++n) {
+    unrolled<8>([&](auto n) LORIKEET_INLINED {
       Vec w[kColumns];
-#pragma GCC unroll 2
-      for (int c = 0; c < kColumns; ++c) {
+      unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
         w[c] = fma(Vec::load_nibbles(&block.codes[word][c * kWidth], 4 * n), step[c], low[c]);
-      }
+      });
       visit(8 * word + n, w);
-    }
+    });
   }
 }
 
 template <typename Visit>
-[[gnu::always_inline]] inline void for_weights(const Block8<kPanel>& block, Visit visit) {
+LORIKEET_INLINED inline void for_weights(const Block8<kPanel>& block, Visit visit) {
   Vec step[kColumns];
   for (int c = 0; c < kColumns; ++c) step[c] = Vec::load(block.step + c * kWidth);
 #pragma GCC unroll 4
   for (int k = 0; k < kBlockDepth; ++k) {
     Vec w[kColumns];
-#pragma GCC unroll 2
-    for (int c = 0; c < kColumns; ++c)
+    unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
       w[c] = Vec::load_bytes(&block.codes[k][c * kWidth]) * step[c];
+    });
     visit(k, w);
   }
 }
 
 template <int kRows, typename Block>
-inline void accumulate_blocks(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
-                              const Block* panel, int k_count) {
+LORIKEET_INLINED inline void accumulate_blocks(Vec (&sum)[kRows][kColumns], const float* x,
+                                               int64_t x_stride, const Block* panel, int k_count) {
   for (int k = 0; k < k_count; k += kBlockDepth, ++panel) {
     fetch<int(sizeof(Block))>(reinterpret_cast<const char*>(panel) + kBlocksAhead);
-    for_weights(*panel,
-                [&](int step, const Vec(&w)[kColumns]) __attribute__((always_inline)) {
-                  multiply_add(sum, x + k + step, x_stride, w);
-                });
+    for_weights(*panel, [&](int step, const Vec(&w)[kColumns]) LORIKEET_INLINED {
+      multiply_add(sum, x + k + step, x_stride, w);
+    });
   }
 }
 template <int kRows>
-inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
-                       const Block4<kPanel>* panel, int k_count, int) {
+LORIKEET_INLINED inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x,
+                                        int64_t x_stride, const Block4<kPanel>* panel,
+                                        int k_count, int) {
   accumulate_blocks(sum, x, x_stride, panel, k_count);
 }
 template <int kRows>
-inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
-                       const Block8<kPanel>* panel, int k_count, int) {
+LORIKEET_INLINED inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x,
+                                        int64_t x_stride, const Block8<kPanel>* panel,
+                                        int k_count, int) {
   accumulate_blocks(sum, x, x_stride, panel, k_count);
 }
 
@@ -72,19 +70,19 @@ struct Unpacking {
 };
 
 template <int kRows, typename Block>
-inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
-                       const Unpacking<Block>* slice, int k_count, int) {
+LORIKEET_INLINED inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x,
+                                        int64_t x_stride, const Unpacking<Block>* slice,
+                                        int k_count, int) {
   const Block* panel = slice->panel;
   float* weights = slice->weights;
   for (int k = 0; k < k_count; k += kBlockDepth, ++panel, weights += kBlockDepth * kPanel) {
     fetch<int(sizeof(Block))>(reinterpret_cast<const char*>(panel) + kBlocksAhead);
-    for_weights(*panel,
-                [&](int step, const Vec(&w)[kColumns]) __attribute__((always_inline)) {
-#pragma GCC unroll 2
-                  for (int c = 0; c < kColumns; ++c)
-                    w[c].store(weights + step * kPanel + c * kWidth);
-                  multiply_add(sum, x + k + step, x_stride, w);
-                });
+    for_weights(*panel, [&](int step, const Vec(&w)[kColumns]) LORIKEET_INLINED {
+      unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
+        w[c].store(weights + step * kPanel + c * kWidth);
+      });
+      multiply_add(sum, x + k + step, x_stride, w);
+    });
   }
 }
 
@@ -95,8 +93,8 @@ void linear_panel_of_blocks(const float* x, int64_t x_stride, int rows, const Bl
     const PanelArguments arguments{x, x_stride, in, false, 0, y, y_stride, columns};
     return row_block<kMaxRows>(rows, arguments, panel);
   }
-  // The products of the first rows hide the unpacking, for which half of the accumulators' registers
-  // are needed: 12 % faster at 8 rows than unpacking first (measured, Zen 3).
+  // The products of the first rows hide the unpacking, which takes the registers of half of the
+  // sums: 12 % faster at 8 rows than unpacking first (measured, Zen 3).
   constexpr int kFirst = kMaxRows / 2;
   constexpr int kBlocksPerSlice = 24;  // 48 KB as floats, if columns are 16: reread from L2
   alignas(64) float weights[kBlocksPerSlice * kBlockDepth * kPanel];

@@ -24,22 +24,19 @@ inline void fetch(const char* address) {
   for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(address + i, 0, 2);
 }
 
-// One step of k. Here and below, loops over accumulators are unrolled by name: left to itself the
-// compiler now and then keeps the sums in memory, at half the speed, after a change elsewhere.
+// One step of k.
 template <int kRows>
-[[gnu::always_inline]] inline void multiply_add(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
-                         const Vec (&w)[kColumns]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
+LORIKEET_INLINED inline void multiply_add(Vec (&sum)[kRows][kColumns], const float* x,
+                                          int64_t x_stride, const Vec (&w)[kColumns]) {
+  unrolled<kRows>([&](auto r) LORIKEET_INLINED {
     const Vec xk = Vec::set(x[r * x_stride]);
-#pragma GCC unroll 2
-    for (int c = 0; c < kColumns; ++c) sum[r][c] = fma(xk, w[c], sum[r][c]);
-  }
+    unrolled<kColumns>([&](auto c) LORIKEET_INLINED { sum[r][c] = fma(xk, w[c], sum[r][c]); });
+  });
 }
 
 template <int kRows, typename T>
-inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
-                       const T* panel, int k_count, int ahead) {
+LORIKEET_INLINED inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x,
+                                        int64_t x_stride, const T* panel, int k_count, int ahead) {
   for (int k = 0; k < k_count; ++k, panel += kPanel) {
     fetch<kPanel * sizeof(T)>(reinterpret_cast<const char*>(panel) + ahead);
     multiply_add(sum, x + k, x_stride, {Vec::load(panel), Vec::load(panel + kWidth)});
@@ -48,8 +45,9 @@ inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_st
 
 // Columns hold pairs (k, k + 1), so that widening takes no shuffle.
 template <int kRows>
-inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x, int64_t x_stride,
-                       const bfloat16_t* panel, int k_count, int ahead) {
+LORIKEET_INLINED inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x,
+                                        int64_t x_stride, const bfloat16_t* panel, int k_count,
+                                        int ahead) {
   const bfloat16_t* next = panel + kPanel;
   int k = 0;
   for (; k + 2 <= k_count; k += 2, panel += 2 * kPanel, next += 2 * kPanel) {
@@ -78,26 +76,22 @@ struct PanelArguments {
 template <int kRows, typename T>
 inline void block(const PanelArguments& p, const T* panel) {
   Vec sum[kRows][kColumns];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-    for (int c = 0; c < kColumns; ++c) {
-      const int count = p.columns - c * kWidth;
-      const float* y = p.y + r * p.y_stride + c * kWidth;
-      sum[r][c] =
-          p.resume && count > 0 ? load_up_to(y, count < kWidth ? count : kWidth) : Vec::zero();
-    }
-  }
+  // Calls visit(sum, y, count) for each vector of y, of which `count` columns exist.
+  const auto for_sums = [&](auto visit) LORIKEET_INLINED {
+    unrolled<kRows>([&](auto r) LORIKEET_INLINED {
+      unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
+        const int rest = p.columns - c * kWidth;
+        visit(sum[r][c], p.y + r * p.y_stride + c * kWidth, rest < kWidth ? rest : kWidth);
+      });
+    });
+  };
+  for_sums([&](Vec& each, const float* y, int count) LORIKEET_INLINED {
+    each = p.resume && count > 0 ? load_up_to(y, count) : Vec::zero();
+  });
   accumulate(sum, p.x, p.x_stride, panel, p.k_count, p.ahead);
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-    for (int c = 0; c < kColumns; ++c) {
-      const int count = p.columns - c * kWidth;
-      float* y = p.y + r * p.y_stride + c * kWidth;
-      if (count > 0) store_up_to(sum[r][c], y, count < kWidth ? count : kWidth);
-    }
-  }
+  for_sums([&](const Vec& each, float* y, int count) LORIKEET_INLINED {
+    if (count > 0) store_up_to(each, y, count);
+  });
 }
 
 template <int kRows, typename T>

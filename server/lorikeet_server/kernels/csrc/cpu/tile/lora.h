@@ -7,22 +7,23 @@ namespace lorikeet::LORIKEET_ISA {
 template <int kRows, int kRanks, typename T>
 inline void shrink_block(const ShrinkTile& t, const T* a, const int32_t* rows, float* v) {
   Vec sum[kRows][kRanks];
-  for (int r = 0; r < kRows; ++r) {
-    for (int j = 0; j < kRanks; ++j) sum[r][j] = Vec::zero();
-  }
   const float* x[kRows];
-  for (int r = 0; r < kRows; ++r) x[r] = t.x + rows[r] * t.x_stride;
-  for_vectors(t.in, [&](int k, int count) {
-    Vec xk[kRows];
-    for (int r = 0; r < kRows; ++r) xk[r] = load_up_to(x[r] + k, count);
-    for (int j = 0; j < kRanks; ++j) {
-      const Vec ak = load_up_to(a + int64_t{j} * t.in + k, count);
-      for (int r = 0; r < kRows; ++r) sum[r][j] = fma(xk[r], ak, sum[r][j]);
-    }
+  unrolled<kRows>([&](auto r) LORIKEET_INLINED {
+    x[r] = t.x + rows[r] * t.x_stride;
+    unrolled<kRanks>([&](auto j) LORIKEET_INLINED { sum[r][j] = Vec::zero(); });
   });
-  for (int r = 0; r < kRows; ++r) {
-    for (int j = 0; j < kRanks; ++j) v[r * t.v_stride + j] = sum_lanes(sum[r][j]);
-  }
+  for_vectors(t.in, [&](int k, int count) LORIKEET_INLINED {
+    Vec xk[kRows];
+    unrolled<kRows>([&](auto r) LORIKEET_INLINED { xk[r] = load_up_to(x[r] + k, count); });
+    unrolled<kRanks>([&](auto j) LORIKEET_INLINED {
+      const Vec ak = load_up_to(a + int64_t{j} * t.in + k, count);
+      unrolled<kRows>([&](auto r) LORIKEET_INLINED { sum[r][j] = fma(xk[r], ak, sum[r][j]); });
+    });
+  });
+  unrolled<kRows>([&](auto r) LORIKEET_INLINED {
+    unrolled<kRanks>(
+        [&](auto j) LORIKEET_INLINED { v[r * t.v_stride + j] = sum_lanes(sum[r][j]); });
+  });
 }
 
 template <int kRows, typename T>
@@ -63,26 +64,27 @@ inline void expand_block(const ExpandTile& t, int first, int column, int count) 
   const T* b = static_cast<const T*>(t.b) + column;
   const float* v = t.v + first * t.v_stride;
   Vec sum[kRows][kColumns];
-  for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kColumns; ++c) sum[r][c] = Vec::zero();
-  }
+  unrolled<kRows>([&](auto r) LORIKEET_INLINED {
+    unrolled<kColumns>([&](auto c) LORIKEET_INLINED { sum[r][c] = Vec::zero(); });
+  });
   for (int j = 0; j < t.rank; ++j, b += t.b_stride) {
     Vec bj[kColumns];
-    for (int c = 0; c < kColumns; ++c) bj[c] = load_up_to(b + c * kWidth, count);
-    for (int r = 0; r < kRows; ++r) {
+    unrolled<kColumns>(
+        [&](auto c) LORIKEET_INLINED { bj[c] = load_up_to(b + c * kWidth, count); });
+    unrolled<kRows>([&](auto r) LORIKEET_INLINED {
       const Vec vj = Vec::set(v[r * t.v_stride + j]);
-      for (int c = 0; c < kColumns; ++c) sum[r][c] = fma(vj, bj[c], sum[r][c]);
-    }
+      unrolled<kColumns>([&](auto c) LORIKEET_INLINED { sum[r][c] = fma(vj, bj[c], sum[r][c]); });
+    });
   }
   const Vec scale = Vec::set(t.scale);
-  for (int r = 0; r < kRows; ++r) {
+  unrolled<kRows>([&](auto r) LORIKEET_INLINED {
     float* y = t.y + t.rows[first + r] * t.y_stride + column;
-    for (int c = 0; c < kColumns; ++c) {
+    unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
       Vec value = fma(scale, sum[r][c], load_up_to(y + c * kWidth, count));
       if (t.g) value = value * load_up_to(t.g + column + c * kWidth, count);
       store_up_to(value, y + c * kWidth, count);
-    }
-  }
+    });
+  });
 }
 
 template <int kRows, typename T>

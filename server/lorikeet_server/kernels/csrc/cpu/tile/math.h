@@ -29,7 +29,7 @@ inline float exp_of(float x) {
 
 // Calls visit(offset, count) for whole vectors with the constant kWidth, then once for the rest.
 template <typename Visit>
-inline void for_vectors(int n, Visit visit) {
+LORIKEET_INLINED inline void for_vectors(int n, Visit visit) {
   int i = 0;
   for (; i + kWidth <= n; i += kWidth) visit(i, kWidth);
   if (i < n) visit(i, n - i);
