@@ -45,6 +45,7 @@ class Heads(Structure):
         ("kv", c_int32),
         ("dim", c_int32),
         ("scale", c_float),
+        ("window", c_int32),
     ]
 
 

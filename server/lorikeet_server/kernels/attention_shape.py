@@ -10,6 +10,7 @@ class AttentionShape(NamedTuple):
     num_kv_heads: int
     head_dim: int
     scale: float
+    window: int | None = None  # keys that a query sees, its own included, at least 1; None: all before it
 
     @property
     def q_width(self) -> int:

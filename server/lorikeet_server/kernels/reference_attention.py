@@ -77,7 +77,10 @@ def _decode(q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:
     for first in range(0, rows, step):
         part = slice(first, first + step)
         k, v = (c[plan.tables[part]].flatten(1, 2).float() for c in caches)  # [S, context, K, D]
-        seen = torch.arange(k.shape[1], device=q.device) < plan.contexts[part].unsqueeze(1)  # [S, context]
+        contexts, keys = plan.contexts[part].unsqueeze(1), torch.arange(k.shape[1], device=q.device)
+        seen = keys < contexts  # [S, context]
+        if layer.shape.window is not None:
+            seen &= keys >= contexts - layer.shape.window
         # A probability of zero does not silence the NaN that an earlier owner of a block may have left.
         v = v.masked_fill(~seen[:, :, None, None], 0)
         queries = q[part].reshape(k.shape[0], kv_heads, -1, layer.shape.head_dim).float()
@@ -89,7 +92,7 @@ def _decode(q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:
 
 def _mixed(q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:
     """Sequence by sequence."""
-    heads, kv_heads, dim, scale = layer.shape
+    heads, kv_heads, dim, scale, window = layer.shape
     caches = layer.k_cache, layer.v_cache
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for s, context in enumerate(plan.lengths):
@@ -98,8 +101,10 @@ def _mixed(q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:
         blocks = plan.tables[s, : -(-context // layer.k_cache.shape[1])]
         k, v = (c[blocks].flatten(0, 1)[:context].float().transpose(0, 1) for c in caches)
         k, v = (c.repeat_interleave(heads // kv_heads, 0) for c in (k, v))  # [H, context, D]
-        shape = queries.shape[1], context
-        mask = torch.ones(shape, dtype=torch.bool, device=q.device).tril(context - queries.shape[1])
+        shape, before = (queries.shape[1], context), context - queries.shape[1]
+        mask = torch.ones(shape, dtype=torch.bool, device=q.device).tril(before)
+        if window is not None:
+            mask = mask.triu(before - window + 1)
         attended = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=scale)
         out[rows] = attended.transpose(0, 1).flatten(1).to(q.dtype)
     return out

@@ -29,7 +29,12 @@ class KvShape:
 
 @dataclass(frozen=True, slots=True)
 class KvPool:
-    """One key and one value tensor per layer, in the kernels' own layout."""
+    """One key and one value tensor per layer, in the kernels' own layout.
+
+    Blocks that a sliding window has passed stay with their sequence. Layers share block tables, and those
+    without a window still read them, as do sequences that begin with the same prompt; where every layer has a
+    window, as in the first Mistral 7B, they are memory that one long sequence could do without.
+    """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]

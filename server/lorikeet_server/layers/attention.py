@@ -35,9 +35,9 @@ class Heads:
         query, first = heads // size, rank * kv_heads // size
         return cls(range(rank * query, (rank + 1) * query), range(first, first + 1), config.head_dim)
 
-    def shape(self, scale: float) -> AttentionShape:
+    def shape(self, scale: float, window: int | None) -> AttentionShape:
         """What the kernels need to know."""
-        return AttentionShape(len(self.query), len(self.key), self.dim, scale)
+        return AttentionShape(len(self.query), len(self.key), self.dim, scale, window)
 
     @property
     def query_rows(self) -> range:
@@ -49,12 +49,13 @@ class Heads:
 
 
 class Attention:
-    """q, k, v in one product, rotation and cache write in one call, then attention and the output product."""
+    """q, k, v in one product, rotation and cache write in one call, then attention over the last `window`
+    keys and the output product."""
 
-    def __init__(self, build: Build, prefix: str, config: ModelConfig) -> None:
+    def __init__(self, build: Build, prefix: str, config: ModelConfig, window: int | None) -> None:
         self._kernels = build.kernels
         heads = Heads.of_rank(config, build.tp.rank, build.tp.size)
-        self.shape = heads.shape(config.head_dim**-0.5)
+        self.shape = heads.shape(config.head_dim**-0.5, window)
         self.eps = config.norm_eps
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         parts = [

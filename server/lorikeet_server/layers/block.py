@@ -12,11 +12,11 @@ from lorikeet_server.models.config import ModelConfig
 class Block:
     """Pre-norm attention and MLP, each adding to the residual stream."""
 
-    def __init__(self, build: Build, prefix: str, config: ModelConfig) -> None:
+    def __init__(self, build: Build, prefix: str, config: ModelConfig, window: int | None) -> None:
         self._kernels, self._eps = build.kernels, config.norm_eps
         self._input_norm = build.vector(f"{prefix}.input_layernorm.weight", config.hidden_size)
         self._post_norm = build.vector(f"{prefix}.post_attention_layernorm.weight", config.hidden_size)
-        self.attention = Attention(build, f"{prefix}.self_attn", config)
+        self.attention = Attention(build, f"{prefix}.self_attn", config, window)
         self.mlp = GatedMlp(build, f"{prefix}.mlp", config)
 
     def __call__(

@@ -28,7 +28,9 @@ class CausalLM:
         self._dtype = getattr(torch, build.mode)  # of weights, and of adapters
         embedding = "model.embed_tokens.weight"
         self._embedding = Embedding(build, embedding, config.vocab_size, config.hidden_size)
-        self._blocks = [Block(build, f"model.layers.{i}", config) for i in range(config.num_layers)]
+        self._blocks = [
+            Block(build, f"model.layers.{i}", config, window) for i, window in enumerate(config.windows)
+        ]
         self._shapes = tuple(dict.fromkeys(block.attention.shape for block in self._blocks))
         self._norm = build.vector("model.norm.weight", config.hidden_size)
         head = embedding if config.tied else "lm_head.weight"

@@ -1,10 +1,12 @@
 """The facts about a model that its layers are built from, read from config.json."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from lorikeet_server.errors import ModelError
 from lorikeet_server.layers.rotary import Rope
+from lorikeet_server.models.windows import LayerWindows, no_windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class ModelConfig:
     norm_eps: float
     rope: Rope
     tied: bool
+    windows: LayerWindows
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -35,8 +38,13 @@ class ModelConfig:
             )
 
     @classmethod
-    def from_hf(cls, raw: dict[str, Any], **switches: bool) -> "ModelConfig":
-        """The mapping that every family shares; `switches` are the fields in which it differs from Llama.
+    def from_hf(
+        cls,
+        raw: dict[str, Any],
+        windows: Callable[[dict[str, Any]], LayerWindows] = no_windows,
+        **switches: bool,
+    ) -> "ModelConfig":
+        """The mapping that every family shares; `windows` and `switches` are what differs from Llama.
 
         Raises ModelError for what would change the numbers and is not computed here.
         """
@@ -60,6 +68,7 @@ class ModelConfig:
                 norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
                 rope=Rope.from_config(raw),
                 tied=bool(raw.get("tie_word_embeddings", False)),
+                windows=windows(raw),
                 **switches,
             )
         except KeyError as error:

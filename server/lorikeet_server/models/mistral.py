@@ -1,14 +1,11 @@
 """Mistral 7B and relatives: Llama without biases, some with a sliding attention window."""
 
-from dataclasses import replace
 from typing import Any
 
 from lorikeet_server.models.config import ModelConfig
+from lorikeet_server.models.windows import one_window
 
 
 def configure(raw: dict[str, Any]) -> ModelConfig:
-    """Up to its window, sliding attention is full attention, so a window bounds the positions that are
-    served."""
-    config = ModelConfig.from_hf(raw)
-    window = raw.get("sliding_window")
-    return replace(config, max_positions=min(config.max_positions, int(window))) if window else config
+    """The window holds in every layer."""
+    return ModelConfig.from_hf(raw, one_window)

@@ -1,14 +1,11 @@
-"""Qwen2 and Qwen2.5: Llama with a bias on q, k and v."""
+"""Qwen2 and Qwen2.5: Llama with a bias on q, k and v, and a window in some layers where it is switched on."""
 
-from dataclasses import replace
 from typing import Any
 
 from lorikeet_server.models.config import ModelConfig
+from lorikeet_server.models.windows import some_windows
 
 
 def configure(raw: dict[str, Any]) -> ModelConfig:
-    """Where the sliding window is switched on it bounds the positions that are served (see `mistral`)."""
-    config = ModelConfig.from_hf(raw, qkv_bias=True)
-    if not raw.get("use_sliding_window"):
-        return config
-    return replace(config, max_positions=min(config.max_positions, int(raw.get("sliding_window") or 4096)))
+    """The bias is not a matter of the config."""
+    return ModelConfig.from_hf(raw, some_windows, qkv_bias=True)

@@ -11,6 +11,7 @@ from lorikeet_server.kernels import AttentionLayer, AttentionShape, Kernels, Seq
 BLOCK = 16
 MAX_BLOCKS = 64
 HEADS = [(9, 3, 64), (4, 4, 16), (8, 1, 80), (4, 2, 128), (2, 1, 6), (12, 1, 32)]  # query, kv, width
+WINDOWS = [None, 1, 5, 40, 256, 300]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 RAGGED = [
     (1, 1),
@@ -33,11 +34,23 @@ class Paged:
     layer: AttentionLayer
 
     @staticmethod
-    def make(kernels: Kernels, heads: tuple[int, int, int], dtype: torch.dtype, blocks: int) -> "Paged":
+    def make(
+        kernels: Kernels,
+        heads: tuple[int, int, int],
+        dtype: torch.dtype,
+        blocks: int,
+        window: int | None = None,
+    ) -> "Paged":
         k_shape, v_shape = kernels.kv_layout(blocks, BLOCK, heads[1], heads[2], dtype)
         cos_sin = torch.randn(MAX_BLOCKS * BLOCK, heads[2], generator=torch.Generator().manual_seed(1))
         caches = torch.zeros(k_shape, dtype=dtype), torch.zeros(v_shape, dtype=dtype)
-        return Paged(kernels, AttentionLayer(AttentionShape(*heads, heads[2] ** -0.5), *caches, cos_sin))
+        shape = AttentionShape(*heads, heads[2] ** -0.5, window)
+        return Paged(kernels, AttentionLayer(shape, *caches, cos_sin))
+
+    def windowed(self, window: int | None) -> "Paged":
+        """The same cache behind a layer with another window."""
+        shape = self.layer.shape._replace(window=window)
+        return replace(self, layer=replace(self.layer, shape=shape))
 
     def write(self, qkv: Tensor, positions: Tensor, blocks: Tensor) -> None:
         slots = blocks.long()[positions // BLOCK] * BLOCK + positions % BLOCK
@@ -74,19 +87,38 @@ def test_matches_the_reference(
             paged.write(copy, torch.arange(context), blocks[row])
         torch.testing.assert_close(rotated[0], rotated[1], rtol=1e-6, atol=1e-6)
     q = torch.randn(sum(n for n, _ in RAGGED), width)[:, : heads[0] * heads[2]]
-    result, expected = (paged.attend(q, blocks, RAGGED) for paged in pair)
-    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    for window in WINDOWS:
+        result, expected = (paged.windowed(window).attend(q, blocks, RAGGED) for paged in pair)
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_window_sees_what_a_shorter_context_does(kernels: Kernels, reference: Kernels) -> None:
+    """The definition of a window, in both: attention over the last keys alone."""
+    heads, context, window = (4, 2, 32), 100, 23
+    qkv = torch.randn(context, 8 * 32)
+    for each in (kernels, reference):
+        blocks = tables([(1, context), (1, window)])
+        paged = Paged.make(each, heads, torch.float32, int(blocks.max()) + 1)
+        paged = replace(paged, layer=replace(paged.layer, cos_sin=torch.ones(1024, 32) * 0.5))
+        paged.write(qkv.clone(), torch.arange(context), blocks[0])
+        paged.write(qkv[-window:].clone(), torch.arange(window), blocks[1])
+        q = torch.randn(1, 4 * 32)
+        seen = paged.windowed(window).attend(q, blocks[:1].clone(), [(1, context)])
+        torch.testing.assert_close(seen, paged.attend(q, blocks[1:].clone(), [(1, window)]))
+
+
+@pytest.mark.parametrize("window", [None, 20, 300])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_does_not_depend_on_chunks_blocks_or_mates(kernels: Kernels, dtype: torch.dtype) -> None:
+def test_a_row_does_not_depend_on_chunks_blocks_or_mates(
+    kernels: Kernels, dtype: torch.dtype, window: int | None
+) -> None:
     heads, context = (6, 2, 64), 600
     qkv = torch.randn(context, 10 * 64)
     results = []
     for chunk in (context, 96, 1):
         lengths = [(0, context), (0, 48)]
         blocks = tables(lengths)  # another permutation each time
-        paged = Paged.make(kernels, heads, dtype, int(blocks.max()) + 1)
+        paged = Paged.make(kernels, heads, dtype, int(blocks.max()) + 1, window)
         rows = []
         for first in range(0, context, chunk):
             positions = torch.arange(first, min(first + chunk, context))
@@ -99,11 +131,12 @@ def test_a_row_does_not_depend_on_chunks_blocks_or_mates(kernels: Kernels, dtype
     assert torch.equal(results[0], results[2])
 
 
-def test_many_sequences_give_the_bits_of_one(kernels: Kernels) -> None:
+@pytest.mark.parametrize("window", [None, 20, 400])
+def test_many_sequences_give_the_bits_of_one(kernels: Kernels, window: int | None) -> None:
     """Few sequences split a long context over threads, many do not; the result is the same."""
     heads, lengths = (3, 1, 64), [(1, 900 - 7 * i) for i in range(12)]
     blocks = tables(lengths)
-    paged = Paged.make(kernels, heads, torch.float16, int(blocks.max()) + 1)
+    paged = Paged.make(kernels, heads, torch.float16, int(blocks.max()) + 1, window)
     for row, (_, context) in enumerate(lengths):
         paged.write(torch.randn(context, 5 * 64), torch.arange(context), blocks[row])
     q = torch.randn(12, 3 * 64)

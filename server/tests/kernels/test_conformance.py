@@ -101,8 +101,11 @@ STEPS = {
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("window", [None, 1, 33])
 @pytest.mark.parametrize("planned", [False, True])
-def test_attention(pair: Pair, heads: tuple[int, int, int], kind: str, planned: bool) -> None:
+def test_attention(
+    pair: Pair, heads: tuple[int, int, int], kind: str, window: int | None, planned: bool
+) -> None:
     lengths, (query, kv, dim) = STEPS[kind], heads
     free = iter(torch.randperm(BLOCKS).tolist())
     tables = torch.full((len(lengths), 12), -1, dtype=torch.int32)
@@ -111,7 +114,8 @@ def test_attention(pair: Pair, heads: tuple[int, int, int], kind: str, planned: 
             tables[row, column] = next(free)
     starts = torch.tensor([0, *(n for n, _ in lengths)]).cumsum(0).int()
     contexts = torch.tensor([context for _, context in lengths]).int()
-    sequences, shape = SequenceTables(tables, starts, contexts), AttentionShape(query, kv, dim, dim**-0.5)
+    sequences = SequenceTables(tables, starts, contexts)
+    shape = AttentionShape(query, kv, dim, dim**-0.5, window)
     cos_sin = torch.randn(256, dim)
     parts = [pair.random(context, (query + 2 * kv) * dim) for _, context in lengths]
     queries = pair.random(int(starts[-1]), (query + 2 * kv) * dim)
@@ -162,21 +166,22 @@ def test_greedy(pair: Pair) -> None:
 
 
 def test_fixed_plans_stay_in_place(pair: Pair) -> None:
-    """A captured step finds the newest tables where the first ones were."""
-    shape, one = AttentionShape(4, 2, WIDTH, WIDTH**-0.5), torch.arange(3, dtype=torch.int32)
+    """A captured step finds the newest tables where the first ones were, whatever the window of a layer."""
+    full, one = AttentionShape(4, 2, WIDTH, WIDTH**-0.5), torch.arange(3, dtype=torch.int32)
+    shapes = full, full._replace(window=7)
     k_shape, v_shape = pair.tested.kv_layout(BLOCKS, BLOCK, 2, WIDTH, pair.tested.dtype)
     caches = [torch.randn(shape).to(pair.tested.device, pair.tested.dtype) for shape in (k_shape, v_shape)]
     q, _ = pair.random(2, 4 * WIDTH)
-    layer = AttentionLayer(shape, *caches, torch.empty(0))
 
     def tables(blocks: list[list[int]], contexts: list[int]) -> SequenceTables:
         return SequenceTables(torch.tensor(blocks).int(), one, torch.tensor(contexts).int())
 
     def attend(sequences: SequenceTables, plan: AttentionPlan | None = None) -> Tensor:
-        return pair.tested.paged_attention(q, layer, sequences, plan)
+        layers = (AttentionLayer(shape, *caches, torch.empty(0)) for shape in shapes)
+        return torch.cat([pair.tested.paged_attention(q, layer, sequences, plan) for layer in layers])
 
     first, second = tables([[3, 4, 0], [5, 0, 0]], [20, 9]), tables([[8, 9, 7], [1, 2, 0]], [45, 31])
-    kept = pair.tested.plan(first, (shape,), BLOCK, fixed=True)
+    kept = pair.tested.plan(first, shapes, BLOCK, fixed=True)
     pair.close(attend(first, kept), attend(first))
-    pair.tested.plan(second, (shape,), BLOCK, fixed=True)
+    pair.tested.plan(second, shapes, BLOCK, fixed=True)
     pair.close(attend(first, kept), attend(second))

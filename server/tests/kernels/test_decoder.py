@@ -24,7 +24,7 @@ from lorikeet_server.kernels import (
     StepTensors,
 )
 
-HIDDEN, FFN, HEADS, KV_HEADS, WIDTH, LAYERS, BLOCKS = 48, 80, 4, 2, 16, 3, 12
+HIDDEN, FFN, HEADS, KV_HEADS, WIDTH, BLOCKS = 48, 80, 4, 2, 16, 12
 SHAPE = AttentionShape(HEADS, KV_HEADS, WIDTH, WIDTH**-0.5)
 QKV = SHAPE.qkv_width
 
@@ -50,7 +50,7 @@ def spec_of(kernels: Kernels, mode: LinearMode, *, full: bool) -> DecoderSpec:
         return tables.tables[0]
 
     layers, cos_sin = [], random(256, WIDTH)
-    for _ in range(LAYERS):
+    for window in (None, 7, None):
         k_shape, v_shape = kernels.kv_layout(BLOCKS, 16, KV_HEADS, WIDTH, torch.float32)
         layer = DecoderLayer(
             random(HIDDEN),
@@ -59,7 +59,9 @@ def spec_of(kernels: Kernels, mode: LinearMode, *, full: bool) -> DecoderSpec:
             random(HIDDEN),
             pack(2 * FFN, HIDDEN),
             pack(HIDDEN, FFN),
-            AttentionLayer(SHAPE, torch.zeros(k_shape), torch.zeros(v_shape), cos_sin),
+            AttentionLayer(
+                SHAPE._replace(window=window), torch.zeros(k_shape), torch.zeros(v_shape), cos_sin
+            ),
         )
         if full:
             layer = replace(

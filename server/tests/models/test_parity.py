@@ -41,6 +41,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {}),
 }
+# Shorter than the prompts below, so that keys are hidden in most rows.
+SLIDING = {"use_sliding_window": True, "sliding_window": 21}
+TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+WINDOWED: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral-window": ("mistral", {"sliding_window": 21}),
+    "mistral-one-key": ("mistral", {"sliding_window": 1}),
+    "qwen2-later-layers": ("qwen2", {**SLIDING, "max_window_layers": 1}),
+    "qwen2-layer-types": ("qwen2", {**SLIDING, "layer_types": TYPES}),
+    "qwen2-not-in-use": ("qwen2", {"sliding_window": 21, "max_window_layers": 0}),
+    "qwen3-later-layers": ("qwen3", {**SLIDING, "max_window_layers": 2}),
+    "qwen3-layer-types": ("qwen3", {**SLIDING, "layer_types": TYPES}),
+}
+VARIANTS |= WINDOWED
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -71,3 +84,37 @@ def test_matches_transformers(variant: str, backend: str, tmp_path: Path) -> Non
     best = expected[:74].topk(2)
     assert [token for token, _ in run.prompt_top] == best.indices.flatten().tolist()
     assert torch.allclose(torch.tensor([v for _, v in run.prompt_top]), best.values.flatten(), atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("variant", ["mistral-window", "qwen3-layer-types"])
+def test_windows_over_chunks_and_a_reused_prefix(variant: str, backend: str, tmp_path: Path) -> None:
+    """Neither the chunks of a prompt nor blocks of another sequence change what a window sees."""
+    family, settings = VARIANTS[variant]
+    model = tiny_model(tmp_path / "model", family, **settings)
+    engine = make_engine(tmp_path / "model", tmp_path / "store", backend)
+    engine.warmup(warmup_request())
+    driver, prompts = (
+        Driver(engine),
+        [prompt_of(90, seed=1), prompt_of(90, seed=1)[:60] + prompt_of(9, seed=2)],
+    )
+    step = pb.Step()
+    first = driver.admit(step, 0, prompts[0])
+    for end in (17, 50, 90):
+        driver.prefill(step, first, end - first.length)
+        driver.execute(step)
+        step = pb.Step()
+    second = driver.admit(step, 1, prompts[1], cached=first)
+    assert second.length == 48
+    driver.prefill(step, second)
+    driver.execute(step)
+    for _ in range(11):
+        step = pb.Step()
+        driver.decode(step, first, second)
+        driver.execute(step)
+    for run, prompt in zip((first, second), prompts, strict=True):
+        assert run.errors == [] and run.tokens == expected_tokens(model, prompt, 12)
+        expected = expected_logprobs(model, prompt + run.tokens)[len(prompt) - 1 : -1]
+        assert torch.allclose(
+            torch.tensor(run.logprobs), expected[torch.arange(12), torch.tensor(run.tokens)], atol=1e-4
+        )

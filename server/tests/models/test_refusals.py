@@ -56,13 +56,46 @@ def test_values_beyond_float16(path: Path) -> None:
     make_engine(path, path / "store", mode="bfloat16")
 
 
-def test_sliding_windows_bound_positions() -> None:
-    sizes = {"vocab_size": 10, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    sizes |= {"num_attention_heads": 2, "max_position_embeddings": 1000, "sliding_window": 300}
-    assert configure({"architectures": ["MistralForCausalLM"], **sizes}).max_positions == 300
-    qwen = {"architectures": ["Qwen2ForCausalLM"], **sizes}
-    assert configure(qwen).max_positions == 1000
-    assert configure(qwen | {"use_sliding_window": True}).max_positions == 300
+SIZES = {
+    "vocab_size": 10,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 1000,
+    "sliding_window": 300,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "windows"),
+    [
+        ("Mistral", {}, (300, 300, 300)),
+        ("Mistral", {"sliding_window": None}, (None, None, None)),
+        ("Qwen2", {}, (None, None, None)),
+        ("Qwen2", {"use_sliding_window": True}, (None, None, None)),  # from layer 28 on
+        ("Qwen3", {"use_sliding_window": True, "max_window_layers": 1}, (None, 300, 300)),
+        ("Llama", {}, (None, None, None)),
+    ],
+)
+def test_windows(family: str, change: dict[str, Any], windows: tuple[int | None, ...]) -> None:
+    config = configure({"architectures": [f"{family}ForCausalLM"], **SIZES, **change})
+    assert config.windows == windows
+    assert config.max_positions == 1000  # a window bounds no position
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("Mistral", {"sliding_window": 0}, "sliding_window 0 in config.json hides every key"),
+        ("Qwen2", {"layer_types": ["full_attention"]}, "names 1 layers, the model has 3"),
+        ("Qwen3", {"layer_types": ["chunked_attention"] * 3}, "layer type 'chunked_attention'"),
+        ("Qwen3", {"layer_types": ["sliding_attention"] * 3}, "no sliding_window in use"),
+    ],
+)
+def test_windows_that_mean_nothing(family: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        configure({"architectures": [f"{family}ForCausalLM"], **SIZES, **change})
 
 
 @pytest.mark.parametrize("mode", ["float16", "bfloat16"])

@@ -28,7 +28,8 @@ class Wrapper:
 
     def reset_workspace_buffer(self, *args: Any) -> None:
         given = self.bound("reset_workspace_buffer", args, {})
-        assert given["int_workspace_buffer"].dtype == torch.uint8
+        self.plans = given["int_workspace_buffer"]
+        assert self.plans.dtype == torch.uint8
 
     def plan(self, *args: Any, **kwargs: Any) -> None:
         self.planned = self.bound("plan", args, kwargs)
@@ -52,6 +53,8 @@ class Wrapper:
             scores = torch.einsum("nhd,chd->hnc", q[rows].float(), k) * self.planned["sm_scale"]
             n = scores.shape[1]
             mask = torch.ones(n, length, dtype=torch.bool).tril(length - n)
+            if (left := self.planned["window_left"]) >= 0:
+                mask = mask.triu(length - n - left)
             probability = scores.masked_fill(~mask, -torch.inf).softmax(-1)
             out[rows] = torch.einsum("hnc,chd->nhd", probability, v).to(out.dtype)
 
@@ -108,6 +111,7 @@ class DocumentedPrefill:
         causal=False,
         pos_encoding_mode="NONE",
         sm_scale=None,
+        window_left=-1,
         q_data_type="float16",
         kv_data_type=None,
         non_blocking=True,
@@ -141,6 +145,7 @@ class DocumentedDecode:
         head_dim,
         page_size,
         pos_encoding_mode="NONE",
+        window_left=-1,
         q_data_type="float16",
         kv_data_type=None,
         sm_scale=None,

@@ -24,6 +24,9 @@ SIZES = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 64,
+    "use_sliding_window": True,  # in the second layer, and shorter than the prompts
+    "sliding_window": 5,
+    "max_window_layers": 1,
 }
 
 
@@ -62,7 +65,7 @@ def runs_of(path: Path, kernels: Kernels) -> list[Run]:
 
 
 def test_an_engine_over_it_gives_what_the_reference_gives(kernels: Kernels, tmp_path: Path) -> None:
-    model = tiny_model(tmp_path / "model", **SIZES)
+    model = tiny_model(tmp_path / "model", "qwen2", **SIZES)
     for seed, (name, settings) in enumerate(ADAPTERS.items()):
         save_adapter(model, tmp_path / "adapters" / name, seed, **settings)
     assert kernels.captures([AttentionShape(2, 1, 64, 1.0)]) and kernels.name == "cuda-sm90-flashinfer"

@@ -13,6 +13,7 @@ from lorikeet_server.kernels.cuda.attention import FlashInferAttention
 
 BLOCK, BLOCKS, CPU = 16, 30, torch.device("cpu")
 SHAPE = AttentionShape(6, 2, 64, 64**-0.5)
+SHAPES = SHAPE, SHAPE._replace(window=33), SHAPE._replace(window=1)  # of the layers of one model
 
 
 @pytest.fixture(params=["documented", "installed"])
@@ -35,11 +36,11 @@ def step(lengths: list[tuple[int, int]], width: int, seed: int = 0) -> SequenceT
     return SequenceTables(tables, starts, torch.tensor([context for _, context in lengths]).int())
 
 
-def layer_of(shape: AttentionShape = SHAPE) -> AttentionLayer:
+def layers() -> list[AttentionLayer]:
     reference = select("reference", dtype=torch.bfloat16)
     k_shape, v_shape = reference.kv_layout(BLOCKS, BLOCK, 2, 64, torch.bfloat16)
     caches = torch.randn(k_shape).bfloat16(), torch.randn(v_shape).bfloat16()
-    return AttentionLayer(shape, *caches, torch.empty(0))
+    return [AttentionLayer(shape, *caches, torch.empty(0)) for shape in SHAPES]
 
 
 def expected(q: Tensor, layer: AttentionLayer, sequences: SequenceTables) -> Tensor:
@@ -50,25 +51,33 @@ def expected(q: Tensor, layer: AttentionLayer, sequences: SequenceTables) -> Ten
     "lengths", [[(37, 37), (5, 90)], [(1, 61), (20, 52), (1, 3)], [(1, 16)], [(16, 32), (1, 33)]]
 )
 def test_any_step(attention: FlashInferAttention, lengths: list[tuple[int, int]]) -> None:
-    sequences, layer = step(lengths, 7), layer_of()
+    sequences = step(lengths, 7)
     q = torch.randn(int(sequences.query_start[-1]), 10 * 64).bfloat16()[:, : 6 * 64]
-    plan = attention.plan(sequences, (SHAPE,), BLOCK, fixed=False)
-    result = plan.attend(q, layer)
-    torch.testing.assert_close(result, expected(q, layer, sequences), rtol=0.02, atol=0.02)
+    plan = attention.plan(sequences, SHAPES, BLOCK, fixed=False)
+    for layer in layers():
+        result = plan.attend(q, layer)
+        torch.testing.assert_close(result, expected(q, layer, sequences), rtol=0.02, atol=0.02)
 
 
 def test_a_plan_that_stays_reads_the_newest_tables(attention: FlashInferAttention) -> None:
-    layer, q = layer_of(), torch.randn(3, 6 * 64).bfloat16()
-    widest = step([(1, 1)] * 3, 8)
-    kept = attention.plan(widest, (SHAPE,), BLOCK, fixed=True)
+    q = torch.randn(3, 6 * 64).bfloat16()
+    kept = attention.plan(step([(1, 1)] * 3, 8), SHAPES, BLOCK, fixed=True)
     for seed, lengths in enumerate([[(1, 61), (1, 5), (1, 16)], [(1, 17), (1, 100), (1, 2)]]):
         sequences = step(lengths, max(-(-context // BLOCK) for _, context in lengths), seed)
-        plan = attention.plan(sequences, (SHAPE,), BLOCK, fixed=True)
-        assert plan.wrappers == kept.wrappers
-        result = kept.attend(q, layer)
-        torch.testing.assert_close(result, expected(q, layer, sequences), rtol=0.02, atol=0.02)
+        plan = attention.plan(sequences, SHAPES, BLOCK, fixed=True)
+        assert plan.wrappers == kept.wrappers and len(plan.wrappers) == len(SHAPES)
+        for layer in layers():
+            result = kept.attend(q, layer)
+            torch.testing.assert_close(result, expected(q, layer, sequences), rtol=0.02, atol=0.02)
     other = attention.plan(step([(1, 1)] * 2, 8), (SHAPE,), BLOCK, fixed=True)
     assert other.wrappers != kept.wrappers
+
+
+def test_plans_of_one_step_do_not_share_their_memory(attention: FlashInferAttention) -> None:
+    for fixed in (False, True):
+        plan = attention.plan(step([(1, 20), (1, 3)], 3), SHAPES, BLOCK, fixed=fixed)
+        memory = [wrapper.plans.data_ptr() for wrapper in plan.wrappers.values()]
+        assert len(set(memory)) == len(SHAPES)
 
 
 def test_tensor_cores_where_heads_share_much(attention: FlashInferAttention) -> None:

@@ -119,6 +119,7 @@ void Ops::attend(const AttentionPart& part, const float* q, int64_t q_stride,
                      part.queries,
                      group,
                      sequences.context_len[s] - queries + part.first_query,
+                     heads.window,
                      part.key_begin,
                      part.key_end,
                      sequences.block_tables + int64_t{s} * sequences.max_blocks,
@@ -150,11 +151,12 @@ void Ops::attention(const float* q, int64_t q_stride, const Attention& layer,
   for (int s = 0; s < sequences.count; ++s) {
     const int queries = sequences.query_start[s + 1] - sequences.query_start[s],
               context = sequences.context_len[s];
-    const bool split = few && queries == 1 && context > kKeyChunk;
+    const int chunk = first_key(context - 1, heads.window) / kKeyChunk * kKeyChunk;
+    const bool split = few && queries == 1 && context - chunk > kKeyChunk;
     for (int head = 0; head < heads.kv && queries > 0; ++head) {
       if (split) {
-        split_.push_back({s, head, 0, 1, 0, context, partials});
-        for (int begin = 0; begin < context; begin += kKeyChunk) {
+        split_.push_back({s, head, 0, 1, chunk, context, partials});
+        for (int begin = chunk; begin < context; begin += kKeyChunk) {
           parts_.push_back(
               {s, head, 0, 1, begin, std::min(begin + kKeyChunk, context), partials++});
         }
@@ -178,7 +180,7 @@ void Ops::attention(const float* q, int64_t q_stride, const Attention& layer,
     for (int g = 0; g < group; ++g) {
       float* target = out + (row * heads.query + part.kv_head * group + g) * heads.dim;
       float stats[2];
-      for (int chunk = 0; chunk * kKeyChunk < part.key_end; ++chunk) {
+      for (int chunk = 0; part.key_begin + chunk * kKeyChunk < part.key_end; ++chunk) {
         const int64_t index = int64_t{part.partial + chunk} * group + g;
         const float* sums = partial_sums_.data() + index * heads.dim;
         const float* chunk_stats = partial_stats_.data() + index * 2;

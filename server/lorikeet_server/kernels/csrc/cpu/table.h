@@ -37,6 +37,7 @@ struct AttentionTile {  // queries of one sequence and one key/value head
   int64_t q_stride;
   int query_count, group;  // rows = query_count * group
   int first_position;      // of the first query
+  int window;              // as in Heads
   int key_begin, key_end;  // key_begin is a multiple of kKeyChunk
   const int32_t* blocks;   // block table of the sequence
   KvCache cache;

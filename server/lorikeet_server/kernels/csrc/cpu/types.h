@@ -86,7 +86,13 @@ struct KvCache {
 struct Heads {
   int32_t query, kv, dim;
   float scale;
+  int32_t window;  // keys that a query sees, its own included; 0 = all before it
 };
+
+// The first key that the query at `position` sees.
+constexpr int first_key(int position, int window) {
+  return window > 0 && position >= window ? position - window + 1 : 0;
+}
 
 // The attention of a layer, the same for every step.
 struct Attention {

@@ -1,6 +1,6 @@
 // Softmax attention of a few query rows over the cached keys of one head, chunk by chunk. A row's
-// arithmetic is the same alone (decode) and among others (prefill): chunks have a fixed size and
-// masked keys add exactly zero.
+// arithmetic is the same alone (decode) and among others (prefill): chunks end at fixed positions
+// and masked keys add exactly zero, so that tiles which no row sees may be left out.
 #pragma once
 
 namespace lorikeet::LORIKEET_ISA {
@@ -11,7 +11,7 @@ constexpr int kMaxQueryRows = kWidth == 16 ? 8 : 4;
 template <int kRows>
 struct ChunkState {
   const float* q[kRows];
-  int limit[kRows];  // keys before this position are visible
+  int first[kRows], limit[kRows];  // keys from `first` to before `limit` are visible
   float scores[kRows][kKeyChunk];
   float maximum[kRows], sum[kRows];
 };
@@ -61,7 +61,9 @@ inline void score(ChunkState<kRows>& s, const T* const* keys, int tiles, int hea
     score_tiles<kRows, kTiles>(s, keys, head_dim, scale, tile);
   for (; tile < tiles; ++tile) score_tiles<kRows, 1>(s, keys, head_dim, scale, tile);
   for (int r = 0; r < kRows; ++r) {
-    for (int i = s.limit[r] > begin ? s.limit[r] - begin : 0; i < tiles * kKeyTile; ++i) {
+    const int columns = tiles * kKeyTile;
+    for (int i = 0; i < s.first[r] - begin && i < columns; ++i) s.scores[r][i] = -__builtin_inff();
+    for (int i = s.limit[r] > begin ? s.limit[r] - begin : 0; i < columns; ++i) {
       s.scores[r][i] = -__builtin_inff();
     }
   }
@@ -144,16 +146,19 @@ void attend_rows(const AttentionTile& t, int first_row) {
   const int stride = round_up(t.head_dim, 16);
   ChunkState<kRows> s;
   float chunk[kRows * kMaxDim], running[kRows * kMaxDim], stats[kRows][2];
-  int end = 0;
   for (int r = 0; r < kRows; ++r) {
     const int query = (first_row + r) / t.group, head = (first_row + r) % t.group;
     s.q[r] = t.q + query * t.q_stride + head * t.head_dim;
+    s.first[r] = first_key(t.first_position + query, t.window);
     s.limit[r] = t.first_position + query + 1;
-    end = s.limit[r] > end ? s.limit[r] : end;
   }
-  end = end < t.key_end ? end : t.key_end;
-  for (int begin = t.key_begin; begin < end; begin += kKeyChunk) {
-    const int count = end - begin < kKeyChunk ? end - begin : kKeyChunk;
+  // Rows are in the order of their positions.
+  const int seen = s.first[0] / kKeyTile * kKeyTile, limit = s.limit[kRows - 1];
+  const int start = seen > t.key_begin ? seen : t.key_begin;
+  const int end = limit < t.key_end ? limit : t.key_end;
+  for (int begin = start, next; begin < end; begin = next) {
+    next = (begin / kKeyChunk + 1) * kKeyChunk;
+    const int count = (next < end ? next : end) - begin;
     const int tiles = ceil_div(count, kKeyTile);
     const T *keys[kTiles], *values[kTiles];
     for (int tile = 0; tile < tiles; ++tile) {
@@ -170,11 +175,11 @@ void attend_rows(const AttentionTile& t, int first_row) {
     }
     score<kRows>(s, keys, tiles, t.head_dim, t.scale, begin);
     weigh<kRows>(s, tiles * kKeyTile);
-    float* target = begin == t.key_begin ? running : chunk;
+    float* target = begin == start ? running : chunk;
     mix<kRows>(s, values, count, t.head_dim, target);
     for (int r = 0; r < kRows; ++r) {
       const float chunk_stats[2] = {s.maximum[r], s.sum[r]};
-      if (begin == t.key_begin) {
+      if (begin == start) {
         stats[r][0] = chunk_stats[0], stats[r][1] = chunk_stats[1];
       } else {
         merge(running + r * stride, stats[r], chunk + r * stride, chunk_stats, t.head_dim);
