@@ -7,8 +7,7 @@ gets none of that.
 
 import math
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorikeet_server.adapters.strict_json import parse_object, shown
 from lorikeet_server.errors import InvalidAdapterError
@@ -25,8 +24,7 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor: bytes `begin`..`end` after the header."""
 
     dtype: str
@@ -126,4 +124,4 @@ def _tensor(name: str, entry: Any, what: str) -> TensorInfo:
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and {*map(type, value)} <= {int} and min(value, default=0) >= 0

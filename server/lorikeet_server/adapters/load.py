@@ -63,7 +63,7 @@ def load(
     """
     ranks, scales = np.zeros(len(form.inputs), np.int64), np.zeros(len(form.inputs), np.float32)
     for pair in planned:
-        ranks[pair.index], scales[pair.index] = pair.rank, pair.scale
+        ranks[pair.slice_index], scales[pair.slice_index] = pair.rank, pair.scale
 
     def take(size: int) -> Tensor:
         try:
@@ -93,7 +93,7 @@ def _places(adapter: LoraAdapter, planned: Sequence[PlannedPair]) -> Iterator[tu
     starts = [(adapter.entries[side] - adapter.memory.data_ptr()) // size for side in "ab"]
     at_a, at_b = (each.tolist() for each in starts)
     for pair in planned:
-        index, rank, inputs, outputs = pair.index, pair.rank, pair.target.inputs, pair.target.outputs
+        index, rank, inputs, outputs = pair.slice_index, pair.rank, pair.target.inputs, pair.target.outputs
         stored = int(adapter.entries["rank"][index])
         a = memory[at_a[index] : at_a[index] + stored * len(inputs)].reshape(stored, -1)
         b = memory[at_b[index] : at_b[index] + stored * len(outputs)]

@@ -6,7 +6,7 @@ about either and serves something else.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lorikeet_server.adapters.config import AdapterConfig
 from lorikeet_server.adapters.header import TensorInfo
@@ -25,12 +25,11 @@ _KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedPair:
+class PlannedPair(NamedTuple):
     """A and B of one module: their names in the file, and what becomes of them."""
 
     target: LoraTarget
-    index: int  # of the target, and so of the slice
+    slice_index: int  # of the target, and so of the slice
     rank: int
     scale: float
     a: str

@@ -1,7 +1,7 @@
 """Which modules a config means: PEFT's reading of target_modules, exclude_modules and layers_to_transform."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from lorikeet_server.adapters.pattern import Budget, Pattern
@@ -48,13 +48,17 @@ def _named(value: Any, field: str, budget: Budget) -> Selection | None:
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
         raise wrong_value(field, value, "a list of names")
     names = frozenset(value)
-    return lambda module: any(ending in names for ending in _endings(module))
 
+    def named(module: str) -> bool:
+        """Whether c, b.c or a.b.c is among the names."""
+        at = len(module)
+        while at >= 0:
+            at = module.rfind(".", 0, at)
+            if module[at + 1 :] in names:
+                return True
+        return False
 
-def _endings(module: str) -> Iterable[str]:
-    """a.b.c, b.c, c."""
-    parts = module.split(".")
-    return (".".join(parts[i:]) for i in range(len(parts)))
+    return named
 
 
 def _layers(raw: dict[str, Any]) -> Selection:
