@@ -32,7 +32,8 @@ class Sgmv:
         self._run(table, batch, x, y)
 
     def shrink(self, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
-        """The first of the two kernels. It needs `x` alone, so it may run beside the base's own product."""
+        """The first of the two kernels alone. Steps never ask for it: it is there so that benchmarks can hold
+        each kernel against its own bound of bytes and arithmetic, and tests can tell which one is wrong."""
         self._run(table, batch, x, None)
 
     def expand(self, y: Tensor, table: LoraTable, batch: LoraBatch) -> None:
