@@ -30,11 +30,6 @@ CUDA_HOME = (
 # ns). So: spin for some tens of microseconds, about the time between two ops, then sleep.
 SPIN_COUNT = 1_000
 
-# How long a thread that runs Python code keeps the interpreter while another wants it. The default of 5 ms
-# would let an adapter being parsed hold up every op of a step by as much.
-SWITCH_SECONDS = 0.0001
-
-
 # What the kernels are made for; --max-lora-rank may only be less.
 MAX_LORA_RANK = 512
 

@@ -2,14 +2,11 @@
 wait for files, a few that parse them."""
 
 import os
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-
-from lorikeet_server.config import SWITCH_SECONDS
 
 # Fetches wait for other people's disks: a slow one must not take the place of another adapter's staging.
 FETCHING_THREADS = 16
@@ -30,7 +27,6 @@ class Pools:
     @classmethod
     def start(cls, threads: int) -> "Pools":
         """`threads`: how many the kernels use."""
-        sys.setswitchinterval(SWITCH_SECONDS)
 
         def prepare_compute() -> None:
             # Both are properties of the thread, not of the process.
