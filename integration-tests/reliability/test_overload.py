@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from string import ascii_lowercase
 
 import httpx
 import psutil
@@ -126,17 +128,15 @@ def test_o3_oversize_is_refused_before_it_is_read(server: Server) -> None:
     assert token_ids(server.generate("beside the flood", "a4")) == expected
 
 
-def test_o3_a_prompt_that_is_too_long_leaves_nothing_behind(server: Server) -> None:
-    """65,000 bytes, each a token of this model: as much as is ever tokenised."""
-
-    def refused() -> None:
-        answer = server.client.post("/generate", json=generate_body("word " * 13_000))
-        assert answer.status_code == 422
-        assert "Given: 65000 `inputs` tokens" in answer.json()["error"]
-
-    for _ in range(4):  # each of the threads that tokenise keeps the memory of its largest text
-        refused()
+def test_o3_prompts_that_are_too_long_leave_nothing_behind(server: Server) -> None:
+    """65,000 bytes, each a token of this model: as much as is ever tokenised. Of one word, and of words that
+    all differ and are as long as the tokenizer remembers."""
+    hostile = random.Random(3)
+    words = ["".join(hostile.choices(ascii_lowercase, k=249)) for _ in range(90 * 260)]
+    prompts = ["word " * 13_000] * 10 + [" ".join(words[i : i + 260]) for i in range(0, len(words), 260)]
     before = resident_bytes(server)
-    for _ in range(10):
-        refused()
+    for prompt in prompts:
+        answer = server.client.post("/generate", json=generate_body(prompt))
+        assert answer.status_code == 422
+        assert f"Given: {len(prompt)} `inputs` tokens" in answer.json()["error"]
     assert resident_bytes(server) - before < 32 << 20

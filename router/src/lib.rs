@@ -4,6 +4,7 @@
 //! driver knows the engine and `shard`. What runs next is decided in `lorikeet_engine`, without I/O.
 
 pub mod adapters;
+mod allocator;
 pub mod api;
 pub mod app;
 pub mod chat;

@@ -10,7 +10,7 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use tokio::{sync::oneshot, time::timeout};
 
-use crate::error::Error;
+use crate::{allocator, error::Error};
 
 /// Work expected to take longer than a few milliseconds goes to its own lane, and never occupies the last worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,10 @@ impl Pool {
             }
             // A tokenizer that panics on some input costs that request, not the worker.
             let outcome = catch_unwind(AssertUnwindSafe(job)).unwrap_or(Err(Error::Internal));
+            if lane == Lane::Long {
+                // Tokenising takes some 300 bytes for each byte of text.
+                allocator::return_free_memory();
+            }
             reply.send(outcome).ok();
         });
         {
