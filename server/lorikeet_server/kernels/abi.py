@@ -46,6 +46,7 @@ class Heads(Structure):
         ("dim", c_int32),
         ("scale", c_float),
         ("window", c_int32),
+        ("soft_cap", c_float),
     ]
 
 

@@ -11,6 +11,7 @@ class AttentionShape(NamedTuple):
     head_dim: int
     scale: float
     window: int | None = None  # keys that a query sees, its own included, at least 1; None: all before it
+    soft_cap: float | None = None  # a score s becomes soft_cap * tanh(s / soft_cap), above 0; None: it stays
 
     @property
     def q_width(self) -> int:

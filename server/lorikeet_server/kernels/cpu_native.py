@@ -89,12 +89,12 @@ def native_attention(layer: AttentionLayer) -> abi.Attention:
     """Point at the attention of a layer; made once per layer, since nothing of it ever moves."""
     native = _attentions.get(layer)
     if native is None:
-        heads, kv_heads, dim, scale, window = layer.shape
+        heads, kv_heads, dim, scale, window, soft_cap = layer.shape
         if kv_heads < 1 or heads % kv_heads:
             raise ValueError(f"{heads} query heads do not divide among {kv_heads} key/value heads")
         check(layer.cos_sin, "cos_sin", (None, dim))
         table = layer.cos_sin.data_ptr(), layer.cos_sin.shape[0], 0
-        native_heads = abi.Heads(heads, kv_heads, dim, scale, window or 0)
+        native_heads = abi.Heads(heads, kv_heads, dim, scale, window or 0, soft_cap or 0.0)
         native = abi.Attention(native_heads, _native_cache(layer), *table)
         _attentions[layer] = native
     return native

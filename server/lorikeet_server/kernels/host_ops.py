@@ -1,8 +1,10 @@
-"""The part of the interface that is nothing to do where kernels read what the host writes."""
+"""The part of the interface that is nothing to do where kernels read what the host writes, and what torch
+does well enough."""
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lorikeet_server.kernels.attention_shape import AttentionShape
@@ -21,6 +23,10 @@ class HostOps:
 
     def pack_vector(self, values: Tensor) -> Tensor:
         return values.float()
+
+    def gelu_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.gelu(gate, approximate="tanh").mul_(up)
 
     def spare_place(self, num_blocks: int, block_size: int) -> int:
         return -1  # the kernels skip it

@@ -89,6 +89,9 @@ class Kernels(Protocol):
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """`gate_up` act [T, 2I], gate first -> `silu(gate) * up`, act [T, I]."""
 
+    def gelu_mul(self, gate_up: Tensor) -> Tensor:
+        """As `silu_mul`, with the tanh approximation of GELU."""
+
     def kv_layout(
         self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_dtype: torch.dtype
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -102,6 +102,10 @@ class ReferenceKernels:
         gate, up = gate_up.float().chunk(2, dim=-1)
         return (F.silu(gate) * up).to(gate_up.dtype)
 
+    def gelu_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        return (F.gelu(gate, approximate="tanh") * up).to(gate_up.dtype)
+
     def kv_layout(
         self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_dtype: torch.dtype
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -84,7 +84,7 @@ def _decode(q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:
         # A probability of zero does not silence the NaN that an earlier owner of a block may have left.
         v = v.masked_fill(~seen[:, :, None, None], 0)
         queries = q[part].reshape(k.shape[0], kv_heads, -1, layer.shape.head_dim).float()
-        scores = torch.einsum("skgd,sckd->skgc", queries, k) * layer.shape.scale
+        scores = _scores(torch.einsum("skgd,sckd->skgc", queries, k), layer)
         probability = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
         out[part] = torch.einsum("skgc,sckd->skgd", probability, v).flatten(1).to(q.dtype)
     return out
@@ -92,7 +92,7 @@ def _decode(q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:
 
 def _mixed(q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:
     """Sequence by sequence."""
-    heads, kv_heads, dim, scale, window = layer.shape
+    heads, kv_heads, dim, scale, window, soft_cap = layer.shape
     caches = layer.k_cache, layer.v_cache
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for s, context in enumerate(plan.lengths):
@@ -105,6 +105,16 @@ def _mixed(q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:
         mask = torch.ones(shape, dtype=torch.bool, device=q.device).tril(before)
         if window is not None:
             mask = mask.triu(before - window + 1)
-        attended = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=scale)
+        if soft_cap is None:
+            attended = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=scale)
+        else:
+            scores = _scores(queries @ k.transpose(1, 2), layer)
+            attended = scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
         out[rows] = attended.transpose(0, 1).flatten(1).to(q.dtype)
     return out
+
+
+def _scores(products: Tensor, layer: AttentionLayer) -> Tensor:
+    """Products of queries and keys, scaled and capped."""
+    scores, cap = products * layer.shape.scale, layer.shape.soft_cap
+    return scores if cap is None else cap * (scores / cap).tanh()

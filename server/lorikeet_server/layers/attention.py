@@ -35,9 +35,9 @@ class Heads:
         query, first = heads // size, rank * kv_heads // size
         return cls(range(rank * query, (rank + 1) * query), range(first, first + 1), config.head_dim)
 
-    def shape(self, scale: float, window: int | None) -> AttentionShape:
+    def shape(self, scale: float, window: int | None, soft_cap: float | None) -> AttentionShape:
         """What the kernels need to know."""
-        return AttentionShape(len(self.query), len(self.key), self.dim, scale, window)
+        return AttentionShape(len(self.query), len(self.key), self.dim, scale, window, soft_cap)
 
     @property
     def query_rows(self) -> range:
@@ -55,7 +55,7 @@ class Attention:
     def __init__(self, build: Build, prefix: str, config: ModelConfig, window: int | None) -> None:
         self._kernels = build.kernels
         heads = Heads.of_rank(config, build.tp.rank, build.tp.size)
-        self.shape = heads.shape(config.head_dim**-0.5, window)
+        self.shape = heads.shape(config.attention_scale, window, config.attention_cap)
         self.eps = config.norm_eps
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         parts = [

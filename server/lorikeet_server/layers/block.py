@@ -14,8 +14,12 @@ class Block:
 
     def __init__(self, build: Build, prefix: str, config: ModelConfig, window: int | None) -> None:
         self._kernels, self._eps = build.kernels, config.norm_eps
-        self._input_norm = build.vector(f"{prefix}.input_layernorm.weight", config.hidden_size)
-        self._post_norm = build.vector(f"{prefix}.post_attention_layernorm.weight", config.hidden_size)
+        self._input_norm = build.norm(
+            f"{prefix}.input_layernorm.weight", config.hidden_size, config.norm_offset
+        )
+        self._post_norm = build.norm(
+            f"{prefix}.post_attention_layernorm.weight", config.hidden_size, config.norm_offset
+        )
         self.attention = Attention(build, f"{prefix}.self_attn", config, window)
         self.mlp = GatedMlp(build, f"{prefix}.mlp", config)
 

@@ -11,10 +11,11 @@ from lorikeet_server.weights import Slice
 
 
 class Embedding:
-    """Rows of the embedding matrix as activations. Each rank holds a range of the vocabulary."""
+    """Rows of the embedding matrix, times `scale`, as activations. Each rank holds a range of the
+    vocabulary."""
 
-    def __init__(self, build: Build, name: str, vocab_size: int, hidden_size: int) -> None:
-        self._tp, self._dtype = build.tp, build.kernels.dtype
+    def __init__(self, build: Build, name: str, vocab_size: int, hidden_size: int, scale: float) -> None:
+        self._tp, self._dtype, self._scale = build.tp, build.kernels.dtype, scale
         rows = build.tp.share(vocab_size)
         self._start = rows.start
         weight = build.matrix(name, (vocab_size, hidden_size), Slice(0, rows.start, rows.stop))
@@ -22,6 +23,10 @@ class Embedding:
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """`tokens` `[rows]` int64 -> `[rows, hidden]` activations."""
+        rows = self._rows(tokens)
+        return rows if self._scale == 1 else rows * self._scale
+
+    def _rows(self, tokens: torch.Tensor) -> torch.Tensor:
         if self._tp.size == 1:
             return F.embedding(tokens, self._weight).to(self._dtype)
         local = tokens - self._start
@@ -34,12 +39,18 @@ class Embedding:
 
 class LmHead:
     """Logits over the whole vocabulary, on every rank. A tied head reads the embedding again, which keeps its
-    rows rounded."""
+    rows rounded. With a soft cap a logit x becomes cap * tanh(x / cap)."""
 
     def __init__(
-        self, build: Build, weight_name: str, vocab_size: int, hidden_size: int, name: str = "lm_head"
+        self,
+        build: Build,
+        weight_name: str,
+        vocab_size: int,
+        hidden_size: int,
+        soft_cap: float | None = None,
+        name: str = "lm_head",
     ) -> None:
-        self._tp, self._vocab_size = build.tp, vocab_size
+        self._tp, self._vocab_size, self._soft_cap = build.tp, vocab_size, soft_cap
         rows = build.tp.share(vocab_size)
         weight = build.matrix(weight_name, (vocab_size, hidden_size), Slice(0, rows.start, rows.stop))
         site = LoraSite(hidden_size, (len(rows),))
@@ -51,4 +62,6 @@ class LmHead:
     ) -> torch.Tensor:
         """`hidden` `[rows, hidden]` -> `[rows, vocab]` float32, in `out` if given."""
         logits = self._tp.gather_columns(self.linear(hidden, batch), self._vocab_size)
-        return logits.float() if out is None else out.copy_(logits)
+        logits = logits.float() if out is None else out.copy_(logits)
+        cap = self._soft_cap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

@@ -9,10 +9,11 @@ from lorikeet_server.models.config import ModelConfig
 
 
 class GatedMlp:
-    """`down(silu(gate(x)) * up(x))`, gate and up in one product."""
+    """`down(act(gate(x)) * up(x))`, gate and up in one product; act is SiLU, or GELU by its tanh form."""
 
     def __init__(self, build: Build, prefix: str, config: ModelConfig) -> None:
-        self._kernels = build.kernels
+        kernels = build.kernels
+        self._activate = kernels.gelu_mul if config.gelu else kernels.silu_mul
         share = build.tp.share(config.intermediate_size)
         parts = [Part(module, config.intermediate_size, share) for module in ("gate_proj", "up_proj")]
         self.gate_up = column_parallel(build, prefix, parts, config.hidden_size, bias=config.mlp_bias)
@@ -27,4 +28,4 @@ class GatedMlp:
 
     def __call__(self, x: torch.Tensor, batch: LoraBatch | None) -> torch.Tensor:
         """`x` `[rows, hidden]` -> `[rows, hidden]`."""
-        return self.down(self._kernels.silu_mul(self.gate_up(x, batch)), batch)
+        return self.down(self._activate(self.gate_up(x, batch)), batch)

@@ -16,6 +16,7 @@ from lorikeet_server.layers.block import Block
 from lorikeet_server.layers.build import Build
 from lorikeet_server.layers.embedding import Embedding, LmHead
 from lorikeet_server.layers.rotary import cos_sin_table
+from lorikeet_server.layers.sandwich_block import SandwichBlock
 from lorikeet_server.models.config import ModelConfig
 
 
@@ -27,14 +28,16 @@ class CausalLM:
         self._kernels, self._tp, self._sites = build.kernels, build.tp, build.sites
         self._dtype = getattr(torch, build.mode)  # of weights, and of adapters
         embedding = "model.embed_tokens.weight"
-        self._embedding = Embedding(build, embedding, config.vocab_size, config.hidden_size)
+        sizes = config.vocab_size, config.hidden_size
+        self._embedding = Embedding(build, embedding, *sizes, config.embedding_scale)
+        block = SandwichBlock if config.sandwich_norms else Block
         self._blocks = [
-            Block(build, f"model.layers.{i}", config, window) for i, window in enumerate(config.windows)
+            block(build, f"model.layers.{i}", config, window) for i, window in enumerate(config.windows)
         ]
         self._shapes = tuple(dict.fromkeys(block.attention.shape for block in self._blocks))
-        self._norm = build.vector("model.norm.weight", config.hidden_size)
+        self._norm = build.norm("model.norm.weight", config.hidden_size, config.norm_offset)
         head = embedding if config.tied else "lm_head.weight"
-        self._lm_head = LmHead(build, head, config.vocab_size, config.hidden_size)
+        self._lm_head = LmHead(build, head, *sizes, config.logit_cap)
         self._fused: Decoder | None = None
         self._adapters: LoraTables | None = None
 

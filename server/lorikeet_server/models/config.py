@@ -26,10 +26,17 @@ class ModelConfig:
     rope: Rope
     tied: bool
     windows: LayerWindows
+    attention_scale: float
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     head_norms: bool = False
+    sandwich_norms: bool = False  # after attention and MLP too
+    norm_offset: float = 0.0  # what the checkpoint's norm weights leave out
+    gelu: bool = False  # the gate goes through GELU by its tanh form; otherwise SiLU
+    embedding_scale: float = 1.0
+    attention_cap: float | None = None  # soft caps: x becomes cap * tanh(x / cap)
+    logit_cap: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -42,6 +49,7 @@ class ModelConfig:
         cls,
         raw: dict[str, Any],
         windows: Callable[[dict[str, Any]], LayerWindows] = no_windows,
+        gelu: bool = False,
         **switches: bool,
     ) -> "ModelConfig":
         """The mapping that every family shares; `windows` and `switches` are what differs from Llama.
@@ -50,11 +58,12 @@ class ModelConfig:
         """
         if raw.get("quantization_config"):
             raise ModelError("config.json has quantization_config; quantised checkpoints are not supported")
-        activation = raw.get("hidden_act", "silu")
-        if activation != "silu":
-            raise ModelError(f"hidden_act {activation!r} in config.json is not supported; known: silu")
+        activation, known = raw.get("hidden_act", "silu"), "gelu_pytorch_tanh" if gelu else "silu"
+        if activation != known:
+            raise ModelError(f"hidden_act {activation!r} in config.json is not supported; known: {known}")
         try:
             heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
+            head_dim = int(raw.get("head_dim") or hidden // heads)
             return cls(
                 architecture=architecture(raw),
                 vocab_size=int(raw["vocab_size"]),
@@ -63,12 +72,14 @@ class ModelConfig:
                 num_layers=int(raw["num_hidden_layers"]),
                 num_heads=heads,
                 num_kv_heads=int(raw.get("num_key_value_heads") or heads),
-                head_dim=int(raw.get("head_dim") or hidden // heads),
+                head_dim=head_dim,
                 max_positions=int(raw.get("max_position_embeddings", 2048)),
                 norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
                 rope=Rope.from_config(raw),
                 tied=bool(raw.get("tie_word_embeddings", False)),
                 windows=windows(raw),
+                attention_scale=head_dim**-0.5,
+                gelu=gelu,
                 **switches,
             )
         except KeyError as error:

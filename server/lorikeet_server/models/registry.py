@@ -15,6 +15,7 @@ from lorikeet_server.models.config import ModelConfig, architecture
 from lorikeet_server.weights import WeightSource
 
 FAMILIES = {
+    "Gemma2ForCausalLM": "gemma2",
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
     "Qwen2ForCausalLM": "qwen2",

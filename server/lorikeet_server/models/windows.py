@@ -1,5 +1,6 @@
 """Sliding attention windows, as config.json gives them: whole models, or some of the layers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from lorikeet_server.errors import ModelError
@@ -25,10 +26,20 @@ def some_windows(raw: dict[str, Any]) -> LayerWindows:
     layers = int(raw["num_hidden_layers"])
     given = raw.get("sliding_window", 4096) if raw.get("use_sliding_window") else None
     window = None if given is None else _window(given)
-    types = raw.get("layer_types")
-    if types is None:
-        full = layers if window is None else int(raw.get("max_window_layers", 28))
-        return tuple(None if layer < full else window for layer in range(layers))
+    full = layers if window is None else int(raw.get("max_window_layers", 28))
+    types = ["full_attention" if layer < full else "sliding_attention" for layer in range(layers)]
+    return _by_type(raw.get("layer_types") or types, layers, window)
+
+
+def alternating_windows(raw: dict[str, Any]) -> LayerWindows:
+    """Gemma 2's: `sliding_window` holds in the layers that `layer_types` has, or in every other from the
+    first on."""
+    layers, window = int(raw["num_hidden_layers"]), _window(raw["sliding_window"])
+    types = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]
+    return _by_type(raw.get("layer_types") or types, layers, window)
+
+
+def _by_type(types: Sequence[str], layers: int, window: int | None) -> LayerWindows:
     if len(types) != layers:
         raise ModelError(f"layer_types in config.json names {len(types)} layers, the model has {layers}")
     if unknown := set(types) - {"full_attention", "sliding_attention"}:

@@ -73,6 +73,7 @@ def listening_addresses() -> set[str]:
     [
         (2, {}),
         (2, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+        (2, {"family": "gemma2", "sliding_window": 5}),
         (4, {}),  # more ranks than key/value heads
         (4, {"num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 2}),
     ],

@@ -20,7 +20,7 @@ from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.weights import open_source
 
 BLOCK = 16
-FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+FAMILIES = {"gemma2": "Gemma2", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
 def tiny_model(directory: Path, family: str = "llama", seed: int = 0, **settings: Any) -> Any:

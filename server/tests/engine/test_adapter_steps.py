@@ -30,8 +30,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 class Served:
     """A tiny model, its adapters on disk, and an engine over both."""
 
-    def __init__(self, path: Path, backend: str) -> None:
-        self.model = tiny_model(path / "model")
+    def __init__(self, path: Path, backend: str, family: str) -> None:
+        self.model = tiny_model(path / "model", family)
         self.path = path / "adapters"
         for seed, (name, settings) in enumerate(ADAPTERS.items()):
             save_adapter(self.model, self.path / name, seed, **settings)
@@ -48,9 +48,11 @@ class Served:
         return driver.execute(pb.Step(moves=moves))
 
 
-@pytest.fixture(scope="module", params=["reference", "cpu"])
+@pytest.fixture(
+    scope="module", params=[("reference", "llama"), ("cpu", "llama"), ("cpu", "gemma2")], ids="-".join
+)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return Served(tmp_path_factory.mktemp("served"), request.param)
+    return Served(tmp_path_factory.mktemp("served"), *request.param)
 
 
 @pytest.fixture

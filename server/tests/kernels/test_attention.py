@@ -1,6 +1,7 @@
 """Rotation, cache writes and paged attention over ragged contexts, chunked prefill and permuted blocks."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,12 @@ from lorikeet_server.kernels import AttentionLayer, AttentionShape, Kernels, Seq
 BLOCK = 16
 MAX_BLOCKS = 64
 HEADS = [(9, 3, 64), (4, 4, 16), (8, 1, 80), (4, 2, 128), (2, 1, 6), (12, 1, 32)]  # query, kv, width
-WINDOWS = [None, 1, 5, 40, 256, 300]
+SHAPES: list[dict[str, Any]] = [
+    {},
+    *({"window": window} for window in (1, 5, 40, 256, 300)),
+    {"soft_cap": 2.0},
+    {"soft_cap": 50.0, "window": 40},
+]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 RAGGED = [
     (1, 1),
@@ -47,9 +53,9 @@ class Paged:
         shape = AttentionShape(*heads, heads[2] ** -0.5, window)
         return Paged(kernels, AttentionLayer(shape, *caches, cos_sin))
 
-    def windowed(self, window: int | None) -> "Paged":
-        """The same cache behind a layer with another window."""
-        shape = self.layer.shape._replace(window=window)
+    def reshaped(self, **changes: Any) -> "Paged":
+        """The same cache behind a layer of another shape."""
+        shape = self.layer.shape._replace(**changes)
         return replace(self, layer=replace(self.layer, shape=shape))
 
     def write(self, qkv: Tensor, positions: Tensor, blocks: Tensor) -> None:
@@ -87,8 +93,8 @@ def test_matches_the_reference(
             paged.write(copy, torch.arange(context), blocks[row])
         torch.testing.assert_close(rotated[0], rotated[1], rtol=1e-6, atol=1e-6)
     q = torch.randn(sum(n for n, _ in RAGGED), width)[:, : heads[0] * heads[2]]
-    for window in WINDOWS:
-        result, expected = (paged.windowed(window).attend(q, blocks, RAGGED) for paged in pair)
+    for changes in SHAPES:
+        result, expected = (paged.reshaped(**changes).attend(q, blocks, RAGGED) for paged in pair)
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -103,8 +109,25 @@ def test_a_window_sees_what_a_shorter_context_does(kernels: Kernels, reference: 
         paged.write(qkv.clone(), torch.arange(context), blocks[0])
         paged.write(qkv[-window:].clone(), torch.arange(window), blocks[1])
         q = torch.randn(1, 4 * 32)
-        seen = paged.windowed(window).attend(q, blocks[:1].clone(), [(1, context)])
+        seen = paged.reshaped(window=window).attend(q, blocks[:1].clone(), [(1, context)])
         torch.testing.assert_close(seen, paged.attend(q, blocks[1:].clone(), [(1, window)]))
+
+
+def test_a_cap_bounds_what_scores_say(kernels: Kernels, reference: Kernels) -> None:
+    """The definition of a soft cap, in both: huge scores of either sign become the cap."""
+    for each in (kernels, reference):
+        blocks = tables([(1, 2)])
+        paged = Paged.make(each, (1, 1, 4), torch.float32, int(blocks.max()) + 1)
+        k_v = torch.tensor([[1.0, 0, 0, 0, 1, 0, 0, 0], [-1.0, 0, 0, 0, 0, 1, 0, 0]])
+        qkv = torch.cat((torch.zeros(2, 4), k_v), 1)
+        layer = replace(
+            paged.layer, cos_sin=torch.tensor([[1.0, 1, 0, 0]]).expand(MAX_BLOCKS, 4).contiguous()
+        )
+        paged = replace(paged, layer=layer)
+        paged.write(qkv, torch.arange(2), blocks[0])
+        seen = paged.reshaped(soft_cap=0.5).attend(torch.tensor([[1e4, 0, 0, 0]]), blocks, [(1, 2)])
+        expected = torch.tensor([0.5, -0.5]).softmax(0)
+        torch.testing.assert_close(seen[0], torch.tensor([*expected.tolist(), 0, 0]))
 
 
 @pytest.mark.parametrize("window", [None, 20, 300])

@@ -89,6 +89,7 @@ def test_norms_and_activation(pair: Pair, rows: int) -> None:
     pair.close(normed, expected, 2)  # whether the sum is rounded before it is normed is left open
     gate_up, gate_up_exact = pair.random(rows, 2 * 576)
     pair.close(pair.tested.silu_mul(gate_up), pair.defined.silu_mul(gate_up_exact))
+    pair.close(pair.tested.gelu_mul(gate_up), pair.defined.gelu_mul(gate_up_exact))
 
 
 HEADS = [(9, 3, WIDTH), (4, 4, WIDTH), (8, 1, 128)]
@@ -101,10 +102,17 @@ STEPS = {
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("kind", STEPS)
-@pytest.mark.parametrize("window", [None, 1, 33])
+@pytest.mark.parametrize(
+    ("window", "soft_cap"), [(None, None), (1, None), (33, None), (33, 2.0), (None, 2.0)]
+)
 @pytest.mark.parametrize("planned", [False, True])
 def test_attention(
-    pair: Pair, heads: tuple[int, int, int], kind: str, window: int | None, planned: bool
+    pair: Pair,
+    heads: tuple[int, int, int],
+    kind: str,
+    window: int | None,
+    soft_cap: float | None,
+    planned: bool,
 ) -> None:
     lengths, (query, kv, dim) = STEPS[kind], heads
     free = iter(torch.randperm(BLOCKS).tolist())
@@ -115,7 +123,7 @@ def test_attention(
     starts = torch.tensor([0, *(n for n, _ in lengths)]).cumsum(0).int()
     contexts = torch.tensor([context for _, context in lengths]).int()
     sequences = SequenceTables(tables, starts, contexts)
-    shape = AttentionShape(query, kv, dim, dim**-0.5, window)
+    shape = AttentionShape(query, kv, dim, dim**-0.5, window, soft_cap)
     cos_sin = torch.randn(256, dim)
     parts = [pair.random(context, (query + 2 * kv) * dim) for _, context in lengths]
     queries = pair.random(int(starts[-1]), (query + 2 * kv) * dim)

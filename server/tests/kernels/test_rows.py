@@ -29,6 +29,11 @@ def test_silu_mul(kernels: Kernels, reference: Kernels, width: int, rows: int) -
     torch.testing.assert_close(kernels.silu_mul(gate_up), reference.silu_mul(gate_up), rtol=3e-6, atol=1e-30)
 
 
+def test_gelu_mul(kernels: Kernels, reference: Kernels) -> None:
+    gate_up = torch.randn(9, 2 * 33) * 20
+    torch.testing.assert_close(kernels.gelu_mul(gate_up), reference.gelu_mul(gate_up))
+
+
 def test_silu_mul_at_the_ends(kernels: Kernels) -> None:
     gate = torch.tensor([-1e4, -100.0, -0.0, 0.0, 100.0, 1e4, math.inf, math.nan])
     result = kernels.silu_mul(torch.cat((gate, torch.ones(8))).unsqueeze(0))[0]

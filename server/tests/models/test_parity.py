@@ -44,6 +44,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 # Shorter than the prompts below, so that keys are hidden in most rows.
 SLIDING = {"use_sliding_window": True, "sliding_window": 21}
 TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+# Caps that bend scores and logits of a tiny model.
+CAPS = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 6.0}
+GEMMA2 = {"sliding_window": 21, "query_pre_attn_scalar": 3, **CAPS}
+UNCAPPED = dict.fromkeys(CAPS)
 WINDOWED: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window": ("mistral", {"sliding_window": 21}),
     "mistral-one-key": ("mistral", {"sliding_window": 1}),
@@ -52,6 +56,11 @@ WINDOWED: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-not-in-use": ("qwen2", {"sliding_window": 21, "max_window_layers": 0}),
     "qwen3-later-layers": ("qwen3", {**SLIDING, "max_window_layers": 2}),
     "qwen3-layer-types": ("qwen3", {**SLIDING, "layer_types": TYPES}),
+    "gemma2": ("gemma2", GEMMA2),
+    "gemma2-tied-uncapped": (
+        "gemma2",
+        {**GEMMA2, **UNCAPPED, "tie_word_embeddings": True, "layer_types": TYPES},
+    ),
 }
 VARIANTS |= WINDOWED
 
@@ -87,7 +96,7 @@ def test_matches_transformers(variant: str, backend: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-@pytest.mark.parametrize("variant", ["mistral-window", "qwen3-layer-types"])
+@pytest.mark.parametrize("variant", ["mistral-window", "qwen3-layer-types", "gemma2"])
 def test_windows_over_chunks_and_a_reused_prefix(variant: str, backend: str, tmp_path: Path) -> None:
     """Neither the chunks of a prompt nor blocks of another sequence change what a window sees."""
     family, settings = VARIANTS[variant]

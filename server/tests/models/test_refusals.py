@@ -62,6 +62,7 @@ SIZES = {
     "intermediate_size": 8,
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "max_position_embeddings": 1000,
     "sliding_window": 300,
 }
@@ -76,6 +77,8 @@ SIZES = {
         ("Qwen2", {"use_sliding_window": True}, (None, None, None)),  # from layer 28 on
         ("Qwen3", {"use_sliding_window": True, "max_window_layers": 1}, (None, 300, 300)),
         ("Llama", {}, (None, None, None)),
+        ("Gemma2", {}, (300, None, 300)),
+        ("Gemma2", {"layer_types": ["full_attention"] * 3}, (None, None, None)),
     ],
 )
 def test_windows(family: str, change: dict[str, Any], windows: tuple[int | None, ...]) -> None:
@@ -91,11 +94,41 @@ def test_windows(family: str, change: dict[str, Any], windows: tuple[int | None,
         ("Qwen2", {"layer_types": ["full_attention"]}, "names 1 layers, the model has 3"),
         ("Qwen3", {"layer_types": ["chunked_attention"] * 3}, "layer type 'chunked_attention'"),
         ("Qwen3", {"layer_types": ["sliding_attention"] * 3}, "no sliding_window in use"),
+        ("Gemma2", {"hidden_activation": "gelu"}, "hidden_act 'gelu'"),
+        (
+            "Gemma2",
+            {"attn_logit_softcapping": 0},
+            "attn_logit_softcapping 0.0 in config.json must be above 0",
+        ),
+        (
+            "Gemma2",
+            {"query_pre_attn_scalar": None},
+            "query_pre_attn_scalar None in config.json is not a number",
+        ),
+        ("Gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ],
 )
-def test_windows_that_mean_nothing(family: str, change: dict[str, Any], message: str) -> None:
+def test_windows_and_caps_that_mean_nothing(family: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         configure({"architectures": [f"{family}ForCausalLM"], **SIZES, **change})
+
+
+def test_what_gemma_leaves_out_is_what_transformers_takes() -> None:
+    import transformers
+
+    given = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 8}
+    given |= {"vocab_size": 10, "intermediate_size": 8}
+    ours = configure({"architectures": ["Gemma2ForCausalLM"], **given})
+    theirs = transformers.Gemma2Config(**given)
+    assert (ours.head_dim, ours.num_kv_heads) == (theirs.head_dim, theirs.num_key_value_heads)
+    assert (ours.attention_cap, ours.logit_cap) == (
+        theirs.attn_logit_softcapping,
+        theirs.final_logit_softcapping,
+    )
+    assert ours.windows == (theirs.sliding_window, None, theirs.sliding_window)
+    assert ours.max_positions == theirs.max_position_embeddings
+    assert ours.attention_scale == theirs.query_pre_attn_scalar**-0.5
+    assert ours.tied is theirs.tie_word_embeddings and ours.norm_eps == theirs.rms_norm_eps
 
 
 @pytest.mark.parametrize("mode", ["float16", "bfloat16"])

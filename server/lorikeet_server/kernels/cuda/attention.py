@@ -149,7 +149,8 @@ class FlashInferAttention:
     def _options(self, shape: AttentionShape, pages: Pages) -> dict[str, Any]:
         kinds = {"q_data_type": self._dtype, "kv_data_type": self._dtype}
         # FlashInfer counts the keys to the left of a query's own, and -1 is all.
-        scores = {"sm_scale": shape.scale, "window_left": -1 if shape.window is None else shape.window - 1}
+        left = -1 if shape.window is None else shape.window - 1
+        scores = {"sm_scale": shape.scale, "window_left": left, "logits_soft_cap": shape.soft_cap}
         return {"seq_lens": pages.lengths, "non_blocking": True, **scores, **kinds}
 
     def _shared(self, wrapper: Any, shape: AttentionShape) -> Any:

@@ -74,6 +74,12 @@ class CudaKernels(ReferenceKernels):
         product: Tensor = self._flashinfer.activation.silu_and_mul(gate_up)
         return product
 
+    def gelu_mul(self, gate_up: Tensor) -> Tensor:
+        if self._flashinfer is None or not self._vectors(gate_up.shape[1] // 2) or not gate_up.numel():
+            return super().gelu_mul(gate_up)
+        product: Tensor = self._flashinfer.activation.gelu_tanh_and_mul(gate_up)
+        return product
+
     def rotate(self, qkv: Tensor, layer: AttentionLayer, positions: Tensor) -> None:
         shape = layer.shape
         if self._flashinfer is None or not FlashInferAttention.supports(shape) or not qkv.numel():

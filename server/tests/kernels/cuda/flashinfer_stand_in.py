@@ -51,6 +51,8 @@ class Wrapper:
             )
             rows = slice(queries[s], queries[s + 1])
             scores = torch.einsum("nhd,chd->hnc", q[rows].float(), k) * self.planned["sm_scale"]
+            if cap := self.planned["logits_soft_cap"]:
+                scores = cap * (scores / cap).tanh()
             n = scores.shape[1]
             mask = torch.ones(n, length, dtype=torch.bool).tril(length - n)
             if (left := self.planned["window_left"]) >= 0:
@@ -112,6 +114,7 @@ class DocumentedPrefill:
         pos_encoding_mode="NONE",
         sm_scale=None,
         window_left=-1,
+        logits_soft_cap=None,
         q_data_type="float16",
         kv_data_type=None,
         non_blocking=True,
@@ -146,6 +149,7 @@ class DocumentedDecode:
         page_size,
         pos_encoding_mode="NONE",
         window_left=-1,
+        logits_soft_cap=None,
         q_data_type="float16",
         kv_data_type=None,
         sm_scale=None,
@@ -173,6 +177,11 @@ def silu_and_mul(input: Tensor) -> Tensor:
     return (F.silu(gate) * up).to(input.dtype)
 
 
+def gelu_tanh_and_mul(input: Tensor) -> Tensor:
+    gate, up = input.float().chunk(2, dim=-1)
+    return (F.gelu(gate, approximate="tanh") * up).to(input.dtype)
+
+
 def apply_rope_with_cos_sin_cache_inplace(
     positions: Tensor, query: Tensor, key: Tensor, head_size: int, cos_sin_cache: Tensor
 ) -> None:
@@ -188,6 +197,6 @@ LIBRARY = SimpleNamespace(
     BatchPrefillWithPagedKVCacheWrapper=Prefill,
     BatchDecodeWithPagedKVCacheWrapper=Decode,
     norm=SimpleNamespace(rmsnorm=rmsnorm, fused_add_rmsnorm=fused_add_rmsnorm),
-    activation=SimpleNamespace(silu_and_mul=silu_and_mul),
+    activation=SimpleNamespace(silu_and_mul=silu_and_mul, gelu_tanh_and_mul=gelu_tanh_and_mul),
     rope=SimpleNamespace(apply_rope_with_cos_sin_cache_inplace=apply_rope_with_cos_sin_cache_inplace),
 )

@@ -13,7 +13,14 @@ from lorikeet_server.kernels.cuda.attention import FlashInferAttention
 
 BLOCK, BLOCKS, CPU = 16, 30, torch.device("cpu")
 SHAPE = AttentionShape(6, 2, 64, 64**-0.5)
-SHAPES = SHAPE, SHAPE._replace(window=33), SHAPE._replace(window=1)  # of the layers of one model
+# Of the layers of one model.
+SHAPES = (
+    SHAPE,
+    SHAPE._replace(window=33),
+    SHAPE._replace(window=1),
+    SHAPE._replace(soft_cap=0.5),
+    SHAPE._replace(soft_cap=0.5, window=33),
+)
 
 
 @pytest.fixture(params=["documented", "installed"])
@@ -103,6 +110,7 @@ def test_row_ops_have_the_signatures_that_we_call() -> None:
     inspect.signature(flashinfer.norm.rmsnorm).bind(x, weight, 1e-6)
     inspect.signature(flashinfer.norm.fused_add_rmsnorm).bind(x, x, weight, 1e-6)
     inspect.signature(flashinfer.activation.silu_and_mul).bind(x)
+    inspect.signature(flashinfer.activation.gelu_tanh_and_mul).bind(x)
     rope = inspect.signature(flashinfer.rope.apply_rope_with_cos_sin_cache_inplace)
     named = rope.bind(torch.arange(2), x, x, 64, torch.empty(9, 64)).arguments
     assert list(named) == ["positions", "query", "key", "head_size", "cos_sin_cache"]

@@ -128,6 +128,7 @@ void Ops::attend(const AttentionPart& part, const float* q, int64_t q_stride,
                      heads.kv,
                      heads.dim,
                      heads.scale,
+                     heads.soft_cap,
                      out + row * heads.query * heads.dim + column,
                      int64_t{heads.query} * heads.dim,
                      nullptr};

@@ -42,7 +42,7 @@ struct AttentionTile {  // queries of one sequence and one key/value head
   const int32_t* blocks;   // block table of the sequence
   KvCache cache;
   int kv_head, kv_heads, head_dim;
-  float scale;
+  float scale, soft_cap;   // as in Heads
   float* out;  // [query][group][head_dim], rows out_stride apart: normalised, or the raw sum where
                // `partial`
   int64_t out_stride;

@@ -87,6 +87,7 @@ struct Heads {
   int32_t query, kv, dim;
   float scale;
   int32_t window;  // keys that a query sees, its own included; 0 = all before it
+  float soft_cap;  // a score s becomes soft_cap * tanh(s / soft_cap); 0 = it stays
 };
 
 // The first key that the query at `position` sees.

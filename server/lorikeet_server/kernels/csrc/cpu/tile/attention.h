@@ -54,7 +54,7 @@ inline void score_tiles(ChunkState<kRows>& s, const T* const* keys, int head_dim
 
 template <int kRows, typename T>
 inline void score(ChunkState<kRows>& s, const T* const* keys, int tiles, int head_dim, float scale,
-                  int begin) {
+                  float soft_cap, int begin) {
   constexpr int kTiles = at_least_one(kAccumulators / (kRows * kTileVectors));
   int tile = 0;
   for (; tile + kTiles <= tiles; tile += kTiles)
@@ -62,6 +62,10 @@ inline void score(ChunkState<kRows>& s, const T* const* keys, int tiles, int hea
   for (; tile < tiles; ++tile) score_tiles<kRows, 1>(s, keys, head_dim, scale, tile);
   for (int r = 0; r < kRows; ++r) {
     const int columns = tiles * kKeyTile;
+    for (int i = 0; soft_cap > 0.0f && i < columns; i += kWidth) {
+      const Vec capped = tanh_of(Vec::load(&s.scores[r][i]) * Vec::set(1.0f / soft_cap));
+      (capped * Vec::set(soft_cap)).store(&s.scores[r][i]);
+    }
     for (int i = 0; i < s.first[r] - begin && i < columns; ++i) s.scores[r][i] = -__builtin_inff();
     for (int i = s.limit[r] > begin ? s.limit[r] - begin : 0; i < columns; ++i) {
       s.scores[r][i] = -__builtin_inff();
@@ -173,7 +177,7 @@ void attend_rows(const AttentionTile& t, int first_row) {
         __builtin_prefetch(reinterpret_cast<const char*>(values[tile]) + line, 0, 2);
       }
     }
-    score<kRows>(s, keys, tiles, t.head_dim, t.scale, begin);
+    score<kRows>(s, keys, tiles, t.head_dim, t.scale, t.soft_cap, begin);
     weigh<kRows>(s, tiles * kKeyTile);
     float* target = begin == start ? running : chunk;
     mix<kRows>(s, values, count, t.head_dim, target);
