@@ -136,7 +136,7 @@ def sglang_planned(layers: Layers, count: int) -> Run:
         phase=Phase.DECODE if cell.rows <= DECODE_ROWS else Phase.PREFILL,
         graph_mode=False,
     )
-    largest, total = layers.tables.shared.max_rank, sum(widths)
+    largest, total = layers.tables.max_rank, sum(widths)
     sizes = largest, cell.shape.in_features, total
     plan = runner.plan_for(DenseLoraKind.LINEAR, *sizes, num_tokens=cell.rows)
     offsets = (0, *itertools.accumulate(widths))

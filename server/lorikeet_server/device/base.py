@@ -1,7 +1,6 @@
 """The interface of a device to the engine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -24,12 +23,23 @@ class Event(Protocol):
         """Work called for from now on starts after it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """Host arrays on the device, in one allocation that may be filled again."""
+class Parcel(Protocol):
+    """What the host sends to a device for one step."""
 
-    memory: torch.Tensor  # bytes
-    tensors: tuple[torch.Tensor, ...]
+    @property
+    def place(self) -> int:
+        """Bytes that have been added since `begin`. Equal places mean that what is added next comes to equal
+        addresses."""
+
+    def begin(self) -> None:
+        """Empties it, for the next step."""
+
+    def add(self, array: Array, room: int = 0) -> torch.Tensor:
+        """Where `array` will be on the device once the parcel has been sent, until the next is. It keeps
+        `room` bytes there if they are more than the array's."""
+
+    def send(self) -> None:
+        """Starts the copy, in the order of work. Nothing may be added afterwards."""
 
 
 class Device(Protocol):
@@ -43,14 +53,11 @@ class Device(Protocol):
     def discrete(self) -> bool:
         """Whether it has memory of its own, and works while the host goes on."""
 
+    def parcel(self, size: int) -> Parcel:
+        """For steps that send at most about `size` bytes."""
+
     def upload(self, *arrays: Array) -> tuple[torch.Tensor, ...]:
-        """Contiguous arrays as tensors of their own, moved as one copy."""
-
-    def keep(self, *arrays: Array) -> Upload:
-        """The same in memory that `refill` fills again: captured work finds it at the same address."""
-
-    def refill(self, upload: Upload, *arrays: Array) -> None:
-        """Overwrites what was kept, with arrays of the same shapes and dtypes, in the order of work."""
+        """Arrays as tensors of their own, for what is not sent with every step."""
 
     def download(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy in host memory, complete once an event recorded after it is reached."""

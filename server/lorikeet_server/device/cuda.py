@@ -4,13 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from lorikeet_server.device.base import Array, Event, Outputs, Upload
+from lorikeet_server.device.base import Array, Event, Outputs, Parcel
+from lorikeet_server.device.parcel import Singly, StepParcel
 from lorikeet_server.errors import DeviceError
-
-ALIGNMENT = 16  # bytes; kernels read vectors of as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +43,11 @@ class CudaDevice:
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graphs: Any = None  # the memory that all captured work shares
 
+    def parcel(self, size: int) -> Parcel:
+        return StepParcel(size, self.where)
+
     def upload(self, *arrays: Array) -> tuple[torch.Tensor, ...]:
-        return self.keep(*arrays).tensors
-
-    def keep(self, *arrays: Array) -> Upload:
-        places, size = layout(arrays)
-        memory = pack(arrays, places, size).to(self.where, non_blocking=True)
-        return Upload(memory, unpack(memory, places, arrays))
-
-    def refill(self, upload: Upload, *arrays: Array) -> None:
-        places, size = layout(arrays)
-        upload.memory.copy_(pack(arrays, places, size), non_blocking=True)
+        return tuple(map(Singly(self.where).add, arrays))
 
     def download(self, tensor: torch.Tensor) -> torch.Tensor:
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -105,30 +97,3 @@ class CudaDevice:
             torch.cuda.synchronize(self.where)
         except RuntimeError as error:
             raise DeviceError.of(error) from error
-
-
-def layout(arrays: tuple[Array, ...]) -> tuple[list[int], int]:
-    """Where each array begins in a common buffer of bytes, and how long that is."""
-    places, size = [], 0
-    for array in arrays:
-        places.append(size)
-        size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    return places, size
-
-
-def pack(arrays: tuple[Array, ...], places: list[int], size: int, *, pinned: bool = True) -> torch.Tensor:
-    """The arrays in one host tensor of `size` bytes. From pinned memory the copy to a device waits for
-    nothing; torch uses such memory again only once the copies from it are done."""
-    memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-    view = memory.numpy()
-    for at, array in zip(places, arrays, strict=True):
-        view[at : at + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return memory
-
-
-def unpack(memory: torch.Tensor, places: list[int], arrays: tuple[Array, ...]) -> tuple[torch.Tensor, ...]:
-    """The tensors in a packed buffer, with the shapes and dtypes of `arrays`."""
-    return tuple(
-        memory[at : at + array.nbytes].view(torch.from_numpy(array[:0].copy()).dtype).view(array.shape)
-        for at, array in zip(places, arrays, strict=True)
-    )

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import torch
 
-from lorikeet_server.device.base import Array, Event, Outputs, Upload
+from lorikeet_server.device.base import Array, Event, Outputs, Parcel
 from lorikeet_server.device.memory import available_bytes
+from lorikeet_server.device.parcel import Singly
 
 
 class HostDevice:
@@ -14,15 +15,11 @@ class HostDevice:
     where = torch.device("cpu")
     discrete = False
 
+    def parcel(self, size: int) -> Parcel:
+        return Singly(self.where)
+
     def upload(self, *arrays: Array) -> tuple[torch.Tensor, ...]:
         return tuple(map(torch.from_numpy, arrays))
-
-    def keep(self, *arrays: Array) -> Upload:
-        return Upload(torch.empty(0, dtype=torch.uint8), tuple(torch.tensor(array) for array in arrays))
-
-    def refill(self, upload: Upload, *arrays: Array) -> None:
-        for tensor, array in zip(upload.tensors, arrays, strict=True):
-            tensor.copy_(torch.from_numpy(array))
 
     def download(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
@@ -35,13 +32,7 @@ class HostDevice:
         return None
 
     def capture(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
-        outputs = work()
-
-        def again() -> None:
-            for kept, new in zip(outputs, work(), strict=True):
-                kept.copy_(new)
-
-        return again, outputs
+        raise RuntimeError("work is not captured on a host, whose kernels read what the host writes")
 
     def available_bytes(self) -> int:
         return available_bytes()

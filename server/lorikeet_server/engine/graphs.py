@@ -1,9 +1,9 @@
 """Decode steps as captured work: one capture for each number of rows that steps are padded to, with and
 without adapters, replayed for whatever sequences, lengths, adapters and ranks a step has.
 
-A capture reads everything that differs between steps from memory that stays in its place: slots, positions
-and places (`Upload`), the attention plan, the adapter batch, the adapter tables. Padding rows read the token
-of no sequence, write to the spare place of the cache, attend to it alone and have no adapter.
+A capture reads everything that differs between steps from memory that stays in its place: the step's parcel,
+the attention plan, the adapter tables. Padding rows read the token of no sequence, write to the spare place
+of the cache, attend to it alone and have no adapter.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lorikeet_server.device.base import Array, Device, Outputs, Upload
+from lorikeet_server.device.base import Array, Device, Outputs, Parcel
+from lorikeet_server.engine.eager import Scored
 from lorikeet_server.engine.inputs import StepInputs
 from lorikeet_server.engine.sequences import Sequences
 from lorikeet_server.kernels import (
-    AttentionPlan,
     Greedy,
     Kernels,
     LoraBatch,
-    LoraBatcher,
     SequenceTables,
     StepTensors,
 )
@@ -35,13 +34,20 @@ def buckets(max_rows: int) -> list[int]:
 
 
 @dataclass(slots=True)
-class Captured:
-    """One capture, and what it reads."""
+class Laid:
+    """A step of decodes, padded, where the parcel brings it."""
 
-    upload: Upload  # slots, positions, places, each [bucket] int64
+    slots: torch.Tensor  # i64 [bucket]
     step: StepTensors
-    batcher: LoraBatcher | None  # None: without adapters
-    batch: LoraBatch | None
+    batch: LoraBatch | None  # None: without adapter slots
+    place: int  # where the parcel ended: equal to that of a capture, so are all addresses
+
+
+@dataclass(slots=True)
+class Captured:
+    """One capture."""
+
+    place: int
     replay: Callable[[], None]
     outputs: Outputs  # logits [bucket, vocab], and the three of `Greedy`
 
@@ -49,8 +55,12 @@ class Captured:
 class DecodeGraphs:
     """All captures of one Warmup."""
 
-    def __init__(self, model: CausalLM, kernels: Kernels, device: Device, sequences: Sequences) -> None:
+    def __init__(
+        self, model: CausalLM, kernels: Kernels, device: Device, sequences: Sequences, parcel: Parcel
+    ) -> None:
         self._model, self._kernels, self._device, self._sequences = model, kernels, device, sequences
+        self._parcel = parcel
+        self._batcher = model.adapters.batcher(parcel) if model.adapters is not None else None
         limits = sequences.limits
         self._buckets = buckets(min(limits.max_sequences, limits.max_step_tokens))
         self._spare = kernels.spare_place(limits.num_blocks, limits.block_size)
@@ -61,64 +71,63 @@ class DecodeGraphs:
 
     def capture(self) -> None:
         """Captures everything, the largest first: the smaller then find room in its memory."""
-        adapters = self._model.adapters
-        batcher = adapters.batcher() if adapters is not None else None
         for bucket in reversed(self._buckets):
-            self._captured[bucket, False] = self._capture(bucket, None)
-            if batcher is not None:
-                self._captured[bucket, True] = self._capture(bucket, batcher)
+            for adapters in (False, True) if self._batcher is not None else (False,):
+                self._captured[bucket, adapters] = self._capture(bucket, adapters)
 
     def holds(self, inputs: StepInputs) -> bool:
         """Whether a step can be replayed: decodes only, not more than the largest bucket."""
         return bool(self._captured) and inputs.decodes_only and inputs.rows <= self._buckets[-1]
 
-    def run(self, inputs: StepInputs) -> tuple[torch.Tensor, Greedy, torch.Tensor]:
-        """Logits `[rows, vocab]`, the best tokens, and the sequence slots `[rows]`, until the next run."""
-        rows = inputs.rows
-        bucket = next(bucket for bucket in self._buckets if bucket >= rows)
-        captured = self._captured[bucket, bool((inputs.adapters >= 0).any())]
-        arrays = self._arrays(bucket, inputs.decode_slots, inputs.positions, inputs.places)
-        self._device.refill(captured.upload, *arrays)
-        self._plan(bucket, inputs.tables, inputs.context)
-        if captured.batcher is not None:
-            captured.batch = captured.batcher(padded(inputs.adapters, bucket, -1))
+    def prepare(self, inputs: StepInputs) -> Laid:
+        """Puts everything that the step needs into the parcel, which is empty."""
+        bucket = next(bucket for bucket in self._buckets if bucket >= inputs.rows)
+        arrays = inputs.decode_slots, inputs.positions, inputs.places
+        return self._lay(bucket, arrays, inputs.adapters, inputs.tables, inputs.context)
+
+    def run(self, inputs: StepInputs, laid: Laid) -> Scored:
+        """What `Eager.run` gives, until the next run."""
+        captured = self._captured[laid.slots.shape[0], bool((inputs.adapters >= 0).any())]
+        if captured.place != laid.place:
+            raise RuntimeError(f"the step's parcel ends at {laid.place}, its capture's at {captured.place}")
         captured.replay()
-        logits, *best = (output[:rows] for output in captured.outputs)
-        return logits, Greedy(*best), captured.upload.tensors[0][:rows]
+        logits, *best = (output[: inputs.rows] for output in captured.outputs)
+        return logits, Greedy(*best), laid.slots[: inputs.rows]
 
-    def _capture(self, bucket: int, batcher: LoraBatcher | None) -> Captured:
+    def _capture(self, bucket: int, adapters: bool) -> Captured:
         """Of a step that is all padding, with tables as wide as any step's."""
-        none, limits = np.zeros(0, np.int64), self._sequences.limits
-        upload = self._device.keep(*self._arrays(bucket, none, none, none))
-        tables = np.zeros((0, limits.blocks_per_sequence), np.int32)
-        _, positions, places = upload.tensors
-        step = StepTensors(positions, places, *self._plan(bucket, tables, np.zeros(0, np.int32)))
-        batch = None if batcher is None else batcher(np.full(bucket, -1, np.int32))
-        captured = Captured(upload, step, batcher, batch, lambda: None, ())
-        captured.replay, captured.outputs = self._device.capture(lambda: self._decode(captured))
-        return captured
+        none, no_adapters = np.zeros(0, np.int64), np.zeros(0, np.int32)
+        tables = np.zeros((0, self._sequences.limits.blocks_per_sequence), np.int32)
+        self._parcel.begin()
+        laid = self._lay(bucket, (none, none, none), no_adapters, tables, np.zeros(0, np.int32))
+        self._parcel.send()
+        batch = laid.batch if adapters else None
+        return Captured(laid.place, *self._device.capture(lambda: self._decode(laid, batch)))
 
-    def _decode(self, captured: Captured) -> Outputs:
-        tokens = self._sequences.last_token[captured.upload.tensors[0]]
-        hidden = self._model.forward(tokens, captured.step, captured.batch)
-        logits = self._model.logits(hidden, captured.batch, self._logits[: tokens.shape[0]])
+    def _decode(self, laid: Laid, batch: LoraBatch | None) -> Outputs:
+        tokens = self._sequences.last_token[laid.slots]
+        hidden = self._model.forward(tokens, laid.step, batch)
+        logits = self._model.logits(hidden, batch, self._logits[: tokens.shape[0]])
         return logits, *self._kernels.greedy(logits)
 
-    def _arrays(self, bucket: int, slots: Array, positions: Array, places: Array) -> tuple[Array, ...]:
-        no_sequence = self._sequences.limits.max_sequences
-        fill = (slots, no_sequence), (positions, 0), (places, self._spare)
-        return tuple(padded(array, bucket, value) for array, value in fill)
-
-    def _plan(
-        self, bucket: int, tables: Array, context: Array
-    ) -> tuple[SequenceTables, AttentionPlan | None]:
-        block_size, shapes = self._sequences.limits.block_size, self._model.attention_shapes
+    def _lay(
+        self, bucket: int, arrays: tuple[Array, ...], adapters: Array, tables: Array, context: Array
+    ) -> Laid:
+        """What has one size for a bucket; then the attention's tables, with as many blocks as there are."""
+        limits, shapes = self._sequences.limits, self._model.attention_shapes
+        fill = limits.max_sequences, 0, self._spare
+        filled = (padded(array, bucket, value) for array, value in zip(arrays, fill, strict=True))
+        slots, positions, places = map(self._parcel.add, filled)
+        # Cut for steps without adapters too: what follows must not move.
+        batch = self._batcher(padded(adapters, bucket, -1)) if self._batcher is not None else None
+        place = self._parcel.place
         sequences = SequenceTables(
-            torch.from_numpy(padded(tables, bucket, self._spare // block_size)),
+            torch.from_numpy(padded(tables, bucket, self._spare // limits.block_size)),
             torch.arange(bucket + 1, dtype=torch.int32),
             torch.from_numpy(padded(context, bucket, 1)),
         )
-        return sequences, self._kernels.plan(sequences, shapes, block_size, fixed=True)
+        plan = self._kernels.plan(sequences, shapes, limits.block_size, self._parcel, fixed=True)
+        return Laid(slots, StepTensors(positions, places, sequences, plan), batch, place)
 
 
 def padded(rows: Array, count: int, value: int) -> Array:

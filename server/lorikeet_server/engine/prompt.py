@@ -1,15 +1,17 @@
 """Log-probabilities of a prompt's own tokens, for those who ask."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from lorikeet_server.device.base import Device
+from lorikeet_server.device.base import Device, Parcel
 from lorikeet_server.engine import result as results
 from lorikeet_server.engine.inputs import PromptChunk
 from lorikeet_server.engine.rows import RowAdapters
+from lorikeet_server.kernels import LoraBatch
 from lorikeet_server.models.causal_lm import CausalLM
 from lorikeet_server.pb import shard_pb2 as pb
 
@@ -17,26 +19,41 @@ from lorikeet_server.pb import shard_pb2 as pb
 ROWS = 64
 
 
+@dataclass(frozen=True, slots=True)
+class PromptPiece:
+    """Rows of a chunk that are scored at a time."""
+
+    rows: slice  # of the step
+    targets: torch.Tensor  # i64, on the device
+    batch: LoraBatch | None
+
+
 class PromptScores:
     """Scores chunks of prompts."""
 
-    def __init__(self, model: CausalLM, device: Device) -> None:
-        self._model, self._device, self._batch = model, device, RowAdapters(model)
+    def __init__(self, model: CausalLM, device: Device, parcel: Parcel, batch: RowAdapters) -> None:
+        self._model, self._device, self._parcel, self._batch = model, device, parcel, batch
+
+    def prepare(self, chunk: PromptChunk, adapters: npt.NDArray[np.int32]) -> tuple[PromptPiece, ...]:
+        """Puts what scoring needs into the parcel. `adapters` `[rows]` are the whole step's."""
+        pieces = []
+        for start in range(0, chunk.targets.size, ROWS):
+            targets = chunk.targets[start : start + ROWS]
+            rows = slice(chunk.first + start, chunk.first + start + targets.size)
+            pieces.append(PromptPiece(rows, self._parcel.add(targets), self._batch(adapters[rows])))
+        return tuple(pieces)
 
     def __call__(
-        self, chunk: PromptChunk, hidden: torch.Tensor, adapters: npt.NDArray[np.int32]
+        self, chunk: PromptChunk, pieces: tuple[PromptPiece, ...], hidden: torch.Tensor
     ) -> Callable[[pb.StepResult], None]:
-        """`hidden` `[rows, hidden]` and `adapters` `[rows]` are the whole step's. Returns what writes the
-        scores."""
-        if not chunk.targets.size:
+        """`hidden` `[rows, hidden]` is the whole step's. Returns what writes the scores."""
+        if not pieces:
             return lambda _: None
         logprobs, top_tokens, top_logprobs = [], [], []
-        for start in range(0, chunk.targets.size, ROWS):
-            (targets,) = self._device.upload(chunk.targets[start : start + ROWS])
-            rows = slice(chunk.first + start, chunk.first + start + targets.numel())
-            logits = self._model.logits(hidden[rows], self._batch(adapters[rows]))
+        for piece in pieces:
+            logits = self._model.logits(hidden[piece.rows], piece.batch)
             norm = logits.logsumexp(-1, keepdim=True)
-            logprobs.append((logits.gather(-1, targets.unsqueeze(-1)) - norm).squeeze(-1))
+            logprobs.append((logits.gather(-1, piece.targets.unsqueeze(-1)) - norm).squeeze(-1))
             if chunk.top:
                 best, tokens = logits.topk(chunk.top, dim=-1)
                 top_tokens.append(tokens)

@@ -3,15 +3,16 @@
 import numpy as np
 import numpy.typing as npt
 
+from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels import LoraBatch
 from lorikeet_server.models.causal_lm import CausalLM
 
 
 class RowAdapters:
-    """One place for batches: a batch is good until the next is asked for."""
+    """Batches of rows that have adapters."""
 
-    def __init__(self, model: CausalLM) -> None:
-        self._batcher = model.adapters.batcher() if model.adapters is not None else None
+    def __init__(self, model: CausalLM, parcel: Parcel) -> None:
+        self._batcher = model.adapters.batcher(parcel) if model.adapters is not None else None
 
     def __call__(self, slots: npt.NDArray[np.int32]) -> LoraBatch | None:
         """Of rows with these adapter slots; None if none has an adapter."""

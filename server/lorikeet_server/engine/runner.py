@@ -2,32 +2,28 @@
 for nothing on the device."""
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from loguru import logger
 
 from lorikeet_server.adapters.slots import AdapterSlots
 from lorikeet_server.device.base import Device
 from lorikeet_server.dist import TensorParallel
 from lorikeet_server.engine import result as results
+from lorikeet_server.engine.eager import Eager, Scored, Write
 from lorikeet_server.engine.graphs import DecodeGraphs
 from lorikeet_server.engine.inputs import StepInputs, build_inputs
-from lorikeet_server.engine.prompt import PromptScores
-from lorikeet_server.engine.rows import RowAdapters
 from lorikeet_server.engine.sequences import Limits, Sequences
 from lorikeet_server.errors import DeviceError, ProtocolError
-from lorikeet_server.kernels import Greedy, Kernels, LoraBatch, SequenceTables, StepTensors
+from lorikeet_server.kernels import Kernels
 from lorikeet_server.models.causal_lm import CausalLM
 from lorikeet_server.pb import shard_pb2 as pb
+from lorikeet_server.sampling.plan import SamplingPlan
 from lorikeet_server.sampling.sampler import sample
 
 POLL_SECONDS = 0.001
 NO_SLOTS = np.zeros(0, np.int32)
-
-Write = Callable[[pb.StepResult], None]
 
 
 class Runner:
@@ -44,10 +40,10 @@ class Runner:
     ) -> None:
         self._model, self._kernels, self._device, self._tp = model, kernels, device, tp
         self._sequences, self._slots = sequences, slots
-        self._batch, self._sampled_batch = RowAdapters(model), RowAdapters(model)
-        self._prompt = PromptScores(model, device)
+        self._parcel = parcel = device.parcel(parcel_bytes(sequences.limits))
+        self._eager = Eager(model, kernels, device, sequences, parcel)
         self._graphs = (
-            DecodeGraphs(model, kernels, device, sequences)
+            DecodeGraphs(model, kernels, device, sequences, parcel)
             if kernels.captures(model.attention_shapes)
             else None
         )
@@ -136,52 +132,39 @@ class Runner:
 
     def _compute(self, inputs: StepInputs) -> list[Write]:
         """Calls for the batch; returns what writes its numbers once they are there."""
-        writes: list[Write] = []
+        params, parcel, writes = self._sequences.params, self._parcel, list[Write]()
+        parcel.begin()
         if self._graphs is not None and self._graphs.holds(inputs):
-            writes.append(self._sample(*self._graphs.run(inputs), inputs))
+            laid = self._graphs.prepare(inputs)
+            plan = SamplingPlan.of(params, inputs.sampled_slots, inputs.sampled_positions, parcel)
+            parcel.send()
+            writes.append(self._sample(self._graphs.run(inputs, laid), plan))
         else:
-            hidden, batch, rows, slots = self._forward(inputs)
-            writes += (self._prompt(chunk, hidden, inputs.adapters) for chunk in inputs.prompt_chunks)
-            if inputs.sampled_rows.size:
-                if inputs.sampled_rows.size < inputs.rows:
-                    hidden = hidden[rows]
-                    batch = self._sampled_batch(inputs.adapters[inputs.sampled_rows])
-                logits = self._model.logits(hidden, batch)
-                writes.append(self._sample(logits, self._kernels.greedy(logits), slots, inputs))
+            ready = self._eager.prepare(inputs)
+            plan = SamplingPlan.of(params, inputs.sampled_slots, inputs.sampled_positions, parcel)
+            parcel.send()
+            scored, writes = self._eager.run(inputs, ready)
+            if scored is not None:
+                writes.append(self._sample(scored, plan))
         empty = inputs.slots[~self._filled[self._sequences.adapter[inputs.slots]]]
         if empty.size:
             message = "the adapter slot of this sequence is empty"
             writes.append(lambda result: results.write_errors(result, empty, "internal", message))
         return writes
 
-    def _forward(
-        self, inputs: StepInputs
-    ) -> tuple[torch.Tensor, LoraBatch | None, torch.Tensor, torch.Tensor]:
-        """Hidden states of all rows, their adapters, and on the device the rows that are sampled and their
-        slots."""
-        arrays = inputs.prompt_tokens, inputs.decode_slots, inputs.sampled_rows, inputs.sampled_slots
-        positions, places, tokens, decodes, rows, slots = self._device.upload(
-            inputs.positions, inputs.places, *arrays
-        )
-        if inputs.decode_slots.size:
-            decoded = self._sequences.last_token[decodes]
-            tokens = torch.cat((tokens, decoded)) if inputs.prompt_tokens.size else decoded
-        sequences = SequenceTables(
-            *map(torch.from_numpy, (inputs.tables, inputs.query_start, inputs.context))
-        )
-        shapes, block_size = self._model.attention_shapes, self._sequences.limits.block_size
-        plan = self._kernels.plan(sequences, shapes, block_size)
-        batch = self._batch(inputs.adapters)
-        step = StepTensors(positions, places, sequences, plan)
-        return self._model.forward(tokens, step, batch), batch, rows, slots
-
-    def _sample(self, logits: torch.Tensor, greedy: Greedy, slots: torch.Tensor, inputs: StepInputs) -> Write:
-        positions = inputs.sampled_positions
-        sampled = sample(greedy, logits, self._sequences.params, inputs.sampled_slots, positions)
+    def _sample(self, scored: Scored, plan: SamplingPlan) -> Write:
+        logits, greedy, slots = scored
+        sampled = sample(greedy, logits, self._sequences.params, plan)
         self._tp.agree(sampled.tokens)
         self._sequences.last_token[slots] = sampled.tokens
         sampled = sampled.moved(self._device.download)
-        return lambda result: results.write_sampled(result, inputs.sampled_slots, sampled)
+        return lambda result: results.write_sampled(result, plan.slots, sampled)
+
+
+def parcel_bytes(limits: Limits) -> int:
+    """About what a step may send: 64 bytes for a row, 256 and its blocks for a sequence, and adapters."""
+    sequence = 256 + 4 * limits.blocks_per_sequence
+    return (1 << 20) + 64 * limits.max_step_tokens + sequence * limits.max_sequences
 
 
 def failure(inputs: StepInputs, message: str) -> Write:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.ops import AttentionPlan
 from lorikeet_server.kernels.sequence_tables import SequenceTables
@@ -36,6 +37,7 @@ class HostOps:
         sequences: SequenceTables,
         shapes: Sequence[AttentionShape],
         block_size: int,
+        parcel: Parcel,
         *,
         fixed: bool = False,
     ) -> AttentionPlan | None:

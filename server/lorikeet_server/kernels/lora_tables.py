@@ -11,13 +11,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels.lora_adapter import ENTRY, Entries, LoraAdapter, LoraMatrices
 from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments, RowSlots
 from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraForm, LoraLayout, LoraModule
 
 
 class LoraBatcher(Protocol):
-    """Sorts the rows of one step by adapter. Each call may overwrite what the call before returned."""
+    """Sorts the rows of one step by adapter."""
 
     def __call__(self, row_slots: RowSlots) -> LoraBatch:
         """`row_slots` [T]: the adapter slot of each row, negative for none."""
@@ -79,8 +80,9 @@ class LoraTables:
         """Lets the kernels see what was put and cleared; to be called after the moves of a step, before its
         rows are batched. Waits for nothing."""
 
-    def batcher(self) -> LoraBatcher:
-        """A place for the rows of a step. Take one for each batch that must be alive at the same time."""
+    def batcher(self, parcel: Parcel | None = None) -> LoraBatcher:
+        """For batches that are good from when `parcel` has been sent until it is again. Without one, a batch
+        is sent as it is made."""
         return LoraSegments.build
 
     def _check(self, slot: int, adapter: LoraAdapter) -> None:

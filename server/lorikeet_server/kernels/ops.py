@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
@@ -118,13 +119,16 @@ class Kernels(Protocol):
         sequences: SequenceTables,
         shapes: Sequence[AttentionShape],
         block_size: int,
+        parcel: Parcel,
         *,
         fixed: bool = False,
     ) -> AttentionPlan | None:
         """Prepare a step's attention, once for all layers, whose shapes are `shapes`, each named once.
 
-        `fixed`: every sequence has one query, and steps with as many sequences share one place in device
-        memory, so that captured ops find the newest plan there. None: there is nothing to prepare.
+        What the ops read of it is on the device once `parcel` has been sent. `fixed`: every sequence has one
+        query, and steps with as many sequences, planned at the same place of their parcels, share one place
+        in device memory, so that captured ops find the newest plan there; the first such plan has the widest
+        tables. None: there is nothing to prepare.
         """
 
     def paged_attention(

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from lorikeet_server.device.base import Parcel
+from lorikeet_server.device.parcel import Singly
 from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
@@ -19,7 +21,7 @@ from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments, RowSlots
 from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraTable, LoraTables
 from lorikeet_server.kernels.ops import AttentionPlan, Greedy, LinearMode, PackedLinear
-from lorikeet_server.kernels.reference_attention import Planner, ReferencePlan, attend, upload
+from lorikeet_server.kernels.reference_attention import Planner, ReferencePlan, attend
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 CPU = torch.device("cpu")
@@ -61,10 +63,12 @@ class TorchLoraTables(LoraTables):
         super().__init__(modules, num_slots, dtype)
         self._device = device
 
-    def batcher(self) -> LoraBatcher:
+    def batcher(self, parcel: Parcel | None = None) -> LoraBatcher:
+        parcel = parcel or Singly(self._device)
+
         def build(row_slots: RowSlots) -> LoraBatch:
             segments = LoraSegments.build(row_slots)
-            return replace(segments, permutation=upload(segments.permutation, self._device))
+            return replace(segments, permutation=parcel.add(segments.permutation.numpy()))
 
         return build
 
@@ -76,7 +80,7 @@ class ReferenceKernels:
 
     def __init__(self, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.dtype = device, dtype
-        self._planner = Planner(device)
+        self._planner = Planner()
 
     def captures(self, shapes: Sequence[AttentionShape]) -> bool:
         return False
@@ -139,16 +143,17 @@ class ReferenceKernels:
         sequences: SequenceTables,
         shapes: Sequence[AttentionShape],
         block_size: int,
+        parcel: Parcel,
         *,
         fixed: bool = False,
     ) -> AttentionPlan | None:
-        return self._planner(sequences, fixed)
+        return self._planner(sequences, parcel, fixed)
 
     def paged_attention(
         self, q: Tensor, layer: AttentionLayer, sequences: SequenceTables, plan: AttentionPlan | None = None
     ) -> Tensor:
         if plan is None:
-            plan = self._planner(sequences, fixed=False)
+            plan = self._planner(sequences, Singly(self.device), fixed=False)
         assert isinstance(plan, ReferencePlan)
         return attend(q, layer, plan)
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
@@ -34,32 +35,20 @@ class ReferencePlan:
         return all(b - a == 1 for a, b in zip(self.starts, self.starts[1:], strict=False))
 
 
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` of the host on `device`. Pinned first, or the copy would wait for the device."""
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
-
-
 class Planner:
-    """Makes plans. Fixed ones of as many sequences share the tensors of the one with the widest tables, which
-    comes first."""
+    """Makes plans. Fixed ones of as many sequences have tables as wide as the first."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._fixed: dict[int, ReferencePlan] = {}
+    def __init__(self) -> None:
+        self._widths: dict[int, int] = {}
 
-    def __call__(self, sequences: SequenceTables, fixed: bool) -> ReferencePlan:
-        tables = upload(sequences.block_tables.long().clamp_(min=0), self._device)
-        contexts = upload(sequences.context_len.long(), self._device)
-        new = ReferencePlan(tables, contexts, sequences.query_start.tolist(), sequences.context_len.tolist())
-        if not fixed:
-            return new
-        plan = self._fixed.get(tables.shape[0])
-        if plan is None or plan.tables.shape[1] < tables.shape[1]:
-            self._fixed[tables.shape[0]] = new
-            return new
-        plan.tables[:, : tables.shape[1]].copy_(tables, non_blocking=True)
-        plan.contexts.copy_(contexts, non_blocking=True)
-        return plan
+    def __call__(self, sequences: SequenceTables, parcel: Parcel, fixed: bool) -> ReferencePlan:
+        tables, contexts = sequences.block_tables.long().clamp_(min=0), sequences.context_len
+        if fixed:
+            count, width = tables.shape
+            wide = self._widths[count] = max(width, self._widths.get(count, 0))
+            tables = F.pad(tables, (0, wide - width))
+        lists = sequences.query_start.tolist(), contexts.tolist()
+        return ReferencePlan(parcel.add(tables.numpy()), parcel.add(contexts.long().numpy()), *lists)
 
 
 def attend(q: Tensor, layer: AttentionLayer, plan: ReferencePlan) -> Tensor:

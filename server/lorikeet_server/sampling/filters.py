@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lorikeet_server.device.base import Device
+from lorikeet_server.device.base import Parcel
 
 CANDIDATES = 256
 
@@ -34,45 +34,51 @@ class Filters:
 
 
 @dataclass(frozen=True, slots=True)
-class Short:
-    """What is known of the rows `[rows]` on the host: which have any filter on, and which of these keep no
-    more than the candidates, surely or perhaps."""
+class Ways:
+    """How the rows to draw are drawn, as indices of rows, each row in one of them."""
 
-    filtered: npt.NDArray[np.bool_]
-    surely: npt.NDArray[np.bool_]
-    perhaps: npt.NDArray[np.bool_]
+    plain: torch.Tensor  # without any filter
+    whole: torch.Tensor  # from all tokens, sorted
+    tried: torch.Tensor  # from the candidates
+    surely: bool  # whether no row that is tried can need more than the candidates
 
     @staticmethod
     def of(
-        top_k: npt.NDArray[np.int64], top_p: npt.NDArray[np.float32], typical_p: npt.NDArray[np.float32]
-    ) -> "Short":
-        return Short(
-            filtered=(top_k > 0) | (top_p < 1) | (typical_p < 1),
-            surely=(top_k > 0) & (top_k <= CANDIDATES),
-            perhaps=(top_k == 0) & (top_p < 1),
+        top_k: npt.NDArray[np.int64],
+        top_p: npt.NDArray[np.float32],
+        typical_p: npt.NDArray[np.float32],
+        vocab_size: int,
+        parcel: Parcel,
+        discrete: bool,
+    ) -> "Ways":
+        """From the filters `[rows]`. Rows of which only their scores can say whether the candidates suffice
+        are tried where asking is free, which it is not where a device is `discrete`."""
+        filtered = (top_k > 0) | (top_p < 1) | (typical_p < 1)
+        tried = (top_k > 0) & (top_k <= CANDIDATES)
+        if not discrete:
+            tried |= (top_k == 0) & (top_p < 1)
+        if vocab_size <= CANDIDATES:
+            tried[:] = False
+        plain, whole, shortly = (
+            parcel.add(np.flatnonzero(rows)) for rows in (~filtered, filtered & ~tried, tried)
         )
+        return Ways(plain, whole, shortly, surely=discrete)
 
 
-def draw(device: Device, scores: torch.Tensor, filters: Filters, short: Short) -> torch.Tensor:
-    """Token `[rows]` of each row of `scores` `[rows, vocab]` (already divided by temperature). Waits for no
-    device."""
-    if not short.filtered.any():
+def draw(scores: torch.Tensor, filters: Filters, ways: Ways) -> torch.Tensor:
+    """Token `[rows]` of each row of `scores` `[rows, vocab]` (already divided by temperature)."""
+    plain, whole, tried = ways.plain, ways.whole, ways.tried
+    if plain.numel() == scores.shape[0]:
         return _invert(scores.softmax(-1), filters.uniform)
     tokens = torch.empty(scores.shape[0], dtype=torch.int64, device=scores.device)
-    tries = short.surely if device.discrete else short.surely | short.perhaps
-    if scores.shape[1] <= CANDIDATES:
-        tries = np.zeros_like(tries)
-    plain, whole, tried = device.upload(
-        np.flatnonzero(~short.filtered), np.flatnonzero(short.filtered & ~tries), np.flatnonzero(tries)
-    )
     if plain.numel():
         tokens[plain] = _invert(scores[plain].softmax(-1), filters.uniform[plain])
     if tried.numel():
         chosen, subset = filters.take(tried), scores[tried]
-        best, ids = _first(subset) if device.discrete else subset.topk(CANDIDATES, dim=-1)
+        best, ids = _first(subset) if ways.surely else subset.topk(CANDIDATES, dim=-1)
         total = _mass(subset)
         tokens[tried] = _draw_sorted(best, ids, total, chosen)
-        if not device.discrete:
+        if not ways.surely:
             fits = (chosen.top_k > 0) | (_mass(best) >= total * chosen.top_p)
             whole = torch.cat((whole, tried[~fits]))
     if whole.numel():

@@ -47,18 +47,18 @@ class SlotParams:
         self.top_logprobs = np.zeros(slots, np.int64)
         self.bias: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.penalties = PenaltyCounts(slots, vocab_size, device)
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self.device = device
 
     def admit(self, slot: int, params: SamplingParams, history: Sequence[int], history_output: int) -> None:
         """Sets the parameters of `slot`. `history` matters only where a penalty is on."""
         self.release(slot)
         self.temperature[slot] = params.temperature
-        self.top_k[slot] = params.top_k if params.top_k < self._vocab_size else 0
+        self.top_k[slot] = params.top_k if params.top_k < self.vocab_size else 0
         self.top_p[slot] = params.top_p
         self.typical_p[slot] = params.typical_p
         self.seed[slot] = params.seed
-        self.top_logprobs[slot] = min(params.top_logprobs, self._vocab_size)
+        self.top_logprobs[slot] = min(params.top_logprobs, self.vocab_size)
         if params.bias_tokens:
             tokens, values = self.device.upload(
                 np.array(params.bias_tokens, np.int64), np.array(params.bias_values, np.float32)

@@ -1,12 +1,22 @@
 """Repetition, frequency and presence penalties, with token counts kept for the slots that use them only."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from lorikeet_server.device.base import Device
+from lorikeet_server.device.base import Device, Parcel
+
+
+@dataclass(frozen=True, slots=True)
+class PenalisedRows:
+    """The rows of one step that have penalties, on the device."""
+
+    rows: torch.Tensor  # i64 [penalised]
+    lanes: torch.Tensor  # i64 [penalised]
+    factors: torch.Tensor  # f32 [penalised, 3]
 
 
 class PenaltyCounts:
@@ -56,29 +66,29 @@ class PenaltyCounts:
         for slot in np.flatnonzero(self._lane >= 0):
             self.release(int(slot))
 
-    def apply(self, scores: torch.Tensor, slots: npt.NDArray[np.int64]) -> None:
-        """Penalises, in place, the rows of `scores` `[rows, vocab]` whose slot holds a lane."""
+    def rows(self, slots: npt.NDArray[np.int64], parcel: Parcel) -> PenalisedRows | None:
+        """Those rows of a step whose slot holds a lane; None if there are none."""
         rows = np.flatnonzero(self._lane[slots] >= 0)
         if not rows.size:
-            return
-        index, lanes, factors = self._device.upload(rows, self._lane[slots[rows]], self._factors[slots[rows]])
-        repetition, frequency, presence = factors[:, 0:1], factors[:, 1:2], factors[:, 2:3]
-        count = self._output[lanes]
-        score = scores[index]
-        repeated = torch.where(score < 0, score * repetition, score / repetition)
-        score = torch.where(self._seen[lanes], repeated, score)
-        score -= frequency * count + presence * (count > 0)
-        scores[index] = score
+            return None
+        held, add = slots[rows], parcel.add
+        return PenalisedRows(add(rows), add(self._lane[held]), add(self._factors[held]))
 
-    def record(self, tokens: torch.Tensor, slots: npt.NDArray[np.int64]) -> None:
+    def apply(self, scores: torch.Tensor, of: PenalisedRows) -> None:
+        """Penalises rows of `scores` `[rows, vocab]` in place."""
+        repetition, frequency, presence = of.factors[:, 0:1], of.factors[:, 1:2], of.factors[:, 2:3]
+        count = self._output[of.lanes]
+        score = scores[of.rows]
+        repeated = torch.where(score < 0, score * repetition, score / repetition)
+        score = torch.where(self._seen[of.lanes], repeated, score)
+        score -= frequency * count + presence * (count > 0)
+        scores[of.rows] = score
+
+    def record(self, tokens: torch.Tensor, of: PenalisedRows) -> None:
         """Counts one sampled token `[rows]` per row as output of its slot."""
-        rows = np.flatnonzero(self._lane[slots] >= 0)
-        if not rows.size:
-            return
-        index, lanes = self._device.upload(rows, self._lane[slots[rows]])
-        produced = tokens[index]
-        self._seen[lanes, produced] = True
-        self._output[lanes, produced] += 1
+        produced = tokens[of.rows]
+        self._seen[of.lanes, produced] = True
+        self._output[of.lanes, produced] += 1
 
     def _grow(self) -> None:
         old = self._output.shape[0]

@@ -8,9 +8,9 @@ import numpy.typing as npt
 import torch
 
 from lorikeet_server.kernels import Greedy
-from lorikeet_server.sampling.filters import Filters, Short, draw
+from lorikeet_server.sampling.filters import draw
 from lorikeet_server.sampling.params import SlotParams
-from lorikeet_server.sampling.rng import uniforms
+from lorikeet_server.sampling.plan import DrawnRows, SamplingPlan
 
 
 @dataclass(slots=True)
@@ -41,70 +41,43 @@ class Sampled:
         )
 
 
-def sample(
-    greedy: Greedy,
-    logits: torch.Tensor,
-    params: SlotParams,
-    slots: npt.NDArray[np.int64],
-    positions: npt.NDArray[np.int64],
-) -> Sampled:
-    """Samples one token for each row of `logits` `[rows, vocab]` float32, of which `greedy` knows the best.
-
-    `slots` names each row's parameters, `positions` is where in its sequence the new token will stand.
-    """
+def sample(greedy: Greedy, logits: torch.Tensor, params: SlotParams, plan: SamplingPlan) -> Sampled:
+    """Samples one token for each row of `logits` `[rows, vocab]` float32; `greedy` knows the best of each."""
     best, logprobs, norm = greedy
-    scores = _adjust(logits, params, slots)
+    scores = _adjust(logits, params, plan)
     tokens = best if scores is logits else scores.argmax(-1)
-    drawn = np.flatnonzero(params.temperature[slots] > 0)
-    if drawn.size:
-        _draw(tokens, scores, params, slots, positions, drawn)
-    if params.penalties.in_use:
-        params.penalties.record(tokens, slots)
-    if tokens is not best or drawn.size:
+    if plan.drawn is not None:
+        _draw(tokens, scores, plan.drawn)
+    if plan.penalised is not None:
+        params.penalties.record(tokens, plan.penalised)
+    if tokens is not best or plan.drawn is not None:
         logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - norm
 
-    wanted = params.top_logprobs[slots]
-    rows = np.flatnonzero(wanted)
+    rows, counts, index = plan.alternative_rows, plan.alternative_counts, plan.alternatives
     best_tokens = best_logprobs = None
-    if rows.size:
-        (index,) = params.device.upload(rows)
-        best_logprobs, best_tokens = logits[index].topk(int(wanted.max()), dim=-1)
+    if index is not None:
+        best_logprobs, best_tokens = logits[index].topk(int(counts.max()), dim=-1)
         best_logprobs = best_logprobs - norm[index].unsqueeze(-1)
-    return Sampled(tokens, logprobs, norm.isfinite(), rows, wanted[rows], best_tokens, best_logprobs)
+    return Sampled(tokens, logprobs, norm.isfinite(), rows, counts, best_tokens, best_logprobs)
 
 
-def _adjust(logits: torch.Tensor, params: SlotParams, slots: npt.NDArray[np.int64]) -> torch.Tensor:
+def _adjust(logits: torch.Tensor, params: SlotParams, plan: SamplingPlan) -> torch.Tensor:
     """Adds biases, then penalties. `logits` themselves stay as the model gave them."""
-    if not params.bias and not params.penalties.in_use:
+    if not params.bias and plan.penalised is None:
         return logits
     scores = logits.clone()
     for slot, (tokens, values) in params.bias.items():
-        for row in np.flatnonzero(slots == slot):
+        for row in np.flatnonzero(plan.slots == slot):
             scores[row].index_add_(0, tokens, values)
-    params.penalties.apply(scores, slots)
+    if plan.penalised is not None:
+        params.penalties.apply(scores, plan.penalised)
     return scores
 
 
-def _draw(
-    tokens: torch.Tensor,
-    scores: torch.Tensor,
-    params: SlotParams,
-    slots: npt.NDArray[np.int64],
-    positions: npt.NDArray[np.int64],
-    drawn: npt.NDArray[np.int64],
-) -> None:
-    """Replaces `tokens` at the rows `drawn`, those with a temperature, by random draws."""
-    everyone = drawn.size == slots.size
-    slots, positions = slots[drawn], positions[drawn]
-    top_k, top_p, typical_p = params.top_k[slots], params.top_p[slots], params.typical_p[slots]
-    uniform, temperatures = uniforms(params.seed[slots], positions), params.temperature[slots]
-    index, temperature, k, p, typical, uniform_numbers = params.device.upload(
-        drawn, temperatures, top_k, top_p, typical_p, uniform
-    )
-    if not everyone:
-        scores = scores[index]
-    filters = Filters(k, p, typical, uniform_numbers, any_typical=bool((typical_p < 1).any()))
-    temperature = temperature.unsqueeze(-1)
+def _draw(tokens: torch.Tensor, scores: torch.Tensor, drawn: DrawnRows) -> None:
+    """Replaces `tokens` at the rows that have a temperature by random draws."""
+    if not drawn.everyone:
+        scores = scores[drawn.rows]
     # Relative to the best score, so that a tiny temperature overflows to probability zero and not to NaN.
-    scaled = (scores - scores.amax(-1, keepdim=True)) / temperature
-    tokens[index] = draw(params.device, scaled, filters, Short.of(top_k, top_p, typical_p))
+    scaled = (scores - scores.amax(-1, keepdim=True)) / drawn.temperature.unsqueeze(-1)
+    tokens[drawn.rows] = draw(scaled, drawn.filters, drawn.ways)

@@ -8,8 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from lorikeet_server.device.base import Event, Outputs
+from lorikeet_server.device.base import Array, Event, Outputs
 from lorikeet_server.device.host import HostDevice
+from lorikeet_server.device.parcel import StepParcel
 from lorikeet_server.errors import DeviceError
 
 # What makes a host wait for a device: reading a number, or a shape that depends on numbers.
@@ -38,10 +39,52 @@ class Tape(TorchDispatchMode):
                     kept.copy_(fresh)
 
 
-class CapturingDevice(HostDevice):
+class CountingParcel(StepParcel):
+    """With memory of its own, as on a device. Counts the copies by which it is filled."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, torch.device("cpu"))
+        self.copies = 0
+
+    def send(self) -> None:
+        self.copies += 1 + len(self._beyond)
+        super().send()
+
+
+class RerunDevice(HostDevice):
+    """Runs again what it was to capture. Counts copies to it."""
+
+    def __init__(self) -> None:
+        self.parcels: list[CountingParcel] = []
+        self.uploads = 0
+
+    @property
+    def copies(self) -> int:
+        return self.uploads + sum(parcel.copies for parcel in self.parcels)
+
+    def parcel(self, size: int) -> CountingParcel:
+        self.parcels.append(CountingParcel(size))
+        return self.parcels[-1]
+
+    def upload(self, *arrays: Array) -> tuple[torch.Tensor, ...]:
+        self.uploads += len(arrays)
+        return super().upload(*arrays)
+
+    def capture(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        outputs = work()
+
+        def again() -> None:
+            for kept, new in zip(outputs, work(), strict=True):
+                kept.copy_(new)
+
+        return again, outputs
+
+
+class CapturingDevice(RerunDevice):
     """Captures on a tape, and counts how often tapes are played."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.captures = self.replays = 0
 
     def capture(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:

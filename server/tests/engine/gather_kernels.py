@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels import AttentionShape, LoraBatch, LoraModule, LoraTable, LoraTables
 from lorikeet_server.kernels.lora_batch import RowSlots
 from lorikeet_server.kernels.lora_tables import LoraBatcher
@@ -16,7 +18,7 @@ RANK = 16
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The adapter slot of each row, in memory that stays for as many rows."""
+    """The adapter slot of each row."""
 
     slots: Tensor
 
@@ -48,13 +50,11 @@ class GatherTables(LoraTables):
                         a[slot, : entry[0].shape[0]] = entry[0]
                         b[slot, :, : entry[0].shape[0]] = entry[1] * entry[2]
 
-    def batcher(self) -> LoraBatcher:
-        kept: dict[int, Tensor] = {}
+    def batcher(self, parcel: Parcel | None = None) -> LoraBatcher:
+        assert parcel is not None
 
         def batch(row_slots: RowSlots) -> LoraBatch:
-            slots = kept.setdefault(len(row_slots), torch.zeros(len(row_slots), dtype=torch.int64))
-            slots.copy_(torch.as_tensor(row_slots))
-            return Rows(slots)
+            return Rows(parcel.add(np.asarray(row_slots, np.int64)))
 
         return batch
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import RerunDevice
 from shard_driver import Driver, Run, make_engine, prompt_of, tiny_model, warmup_request
 from tiny_adapters import ATTENTION, save_adapter
 
@@ -15,7 +16,6 @@ from lorikeet_server.adapters.store import Store
 from lorikeet_server.device.base import Device
 from lorikeet_server.device.choose import open_device
 from lorikeet_server.device.cuda import CudaDevice
-from lorikeet_server.device.host import HostDevice
 from lorikeet_server.dist import TensorParallel
 from lorikeet_server.engine.engine import Engine, Identity
 from lorikeet_server.kernels import Kernels, select
@@ -47,7 +47,7 @@ SAMPLED = pb.Sampling(temperature=0.9, top_p=0.95, seed=11, top_logprobs=2)
 class EagerCuda(CudaDevice):
     """Runs again what it was to capture."""
 
-    capture = HostDevice.capture
+    capture = RerunDevice.capture
 
 
 @pytest.fixture(autouse=True)

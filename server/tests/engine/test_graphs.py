@@ -89,6 +89,35 @@ def test_captured_steps_are_the_steps_themselves(path: Path) -> None:
         ]
 
 
+def test_a_step_sends_one_copy(path: Path) -> None:
+    """Whatever it has: prompts with scores, decodes captured or not, filters, penalties, alternatives. What a
+    request brings once, the history of a penalty and its biases, is sent when it is admitted."""
+    device = CapturingDevice()
+    engine = engine_of(path, GatherKernels(), device)
+    *_, last = engine.library.fetch("local", "wide", 0)
+    engine.library.stage(last.digest)
+    driver, step = Driver(engine), pb.Step(moves=[pb.AdapterMove(slot=1, digest=last.digest)])
+    penalised = pb.Sampling(
+        temperature=1.0, typical_p=0.9, frequency_penalty=1.0, bias_tokens=[3], bias_values=[1.0]
+    )
+    first = driver.admit(step, 0, prompt_of(90, 1), adapter_slot=1, sampling=SAMPLED, prompt_logprobs=True)
+    second = driver.admit(step, 1, prompt_of(8, 2), sampling=penalised, history=prompt_of(8, 2))
+    driver.prefill(step, first)
+    driver.prefill(step, second, 5)
+    before = device.copies
+    driver.execute(step)
+    assert device.copies - before == 1 + 3
+    for chosen in ([first], [first, second], [second], [first, second]):
+        step = pb.Step()
+        if second.length < 8:
+            driver.prefill(step, second)
+        driver.decode(step, *(run for run in chosen if run.tokens))
+        before = device.copies
+        driver.execute(step)
+        assert device.copies - before == 1
+    assert device.replays == 3 and first.errors == second.errors == []
+
+
 def test_padding_leaves_every_block_alone(path: Path) -> None:
     """Five rows run as eight; the cache of another sequence, and all free blocks, keep their bits."""
     engine = engine_of(path, GatherKernels(), CapturingDevice(), adapter_slots=0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lorikeet_server.device.parcel import Singly, StepParcel
 from lorikeet_server.kernels import (
     AttentionLayer,
     AttentionPlan,
@@ -139,7 +140,7 @@ def test_attention(
             places = tables[row].long()[positions // BLOCK] * BLOCK + positions % BLOCK
             on_device = [t.to(kernels.device) for t in (positions, places)]
             kernels.rope_and_cache(parts[row][i].clone(), layer, *on_device)
-        plan = kernels.plan(sequences, (shape,), BLOCK) if planned else None
+        plan = kernels.plan(sequences, (shape,), BLOCK, Singly(kernels.device)) if planned else None
         outputs.append(kernels.paged_attention(queries[i][:, : query * dim], layer, sequences, plan))
     assert outputs[0].dtype == pair.tested.dtype
     pair.close(outputs[0], outputs[1], 4)  # keys and values were rounded too
@@ -181,6 +182,14 @@ def test_fixed_plans_stay_in_place(pair: Pair) -> None:
     caches = [torch.randn(shape).to(pair.tested.device, pair.tested.dtype) for shape in (k_shape, v_shape)]
     q, _ = pair.random(2, 4 * WIDTH)
 
+    parcel = StepParcel(4096, pair.tested.device)
+
+    def planned(sequences: SequenceTables) -> AttentionPlan | None:
+        parcel.begin()
+        plan = pair.tested.plan(sequences, shapes, BLOCK, parcel, fixed=True)
+        parcel.send()
+        return plan
+
     def tables(blocks: list[list[int]], contexts: list[int]) -> SequenceTables:
         return SequenceTables(torch.tensor(blocks).int(), one, torch.tensor(contexts).int())
 
@@ -189,7 +198,7 @@ def test_fixed_plans_stay_in_place(pair: Pair) -> None:
         return torch.cat([pair.tested.paged_attention(q, layer, sequences, plan) for layer in layers])
 
     first, second = tables([[3, 4, 0], [5, 0, 0]], [20, 9]), tables([[8, 9, 7], [1, 2, 0]], [45, 31])
-    kept = pair.tested.plan(first, shapes, BLOCK, fixed=True)
+    kept = planned(first)
     pair.close(attend(first, kept), attend(first))
-    pair.tested.plan(second, shapes, BLOCK, fixed=True)
+    planned(second)
     pair.close(attend(first, kept), attend(second))

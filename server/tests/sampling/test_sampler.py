@@ -16,6 +16,7 @@ from lorikeet_server.device.host import HostDevice
 from lorikeet_server.kernels import select
 from lorikeet_server.sampling import filters
 from lorikeet_server.sampling.params import SamplingParams, SlotParams
+from lorikeet_server.sampling.plan import SamplingPlan
 from lorikeet_server.sampling.rng import uniforms
 from lorikeet_server.sampling.sampler import Sampled, sample
 
@@ -55,7 +56,8 @@ def slot_params(rows: list[dict[str, Any]]) -> SlotParams:
 
 
 def run(logits: torch.Tensor, params: SlotParams, slots: list[int], position: int = 5) -> Sampled:
-    return sample(KERNELS.greedy(logits), logits, params, np.array(slots), np.full(len(slots), position))
+    plan = SamplingPlan.of(params, np.array(slots), np.full(len(slots), position), HOST.parcel(0))
+    return sample(KERNELS.greedy(logits), logits, params, plan)
 
 
 def kept_distribution(logits: torch.Tensor, row: dict[str, Any]) -> torch.Tensor:
@@ -80,7 +82,7 @@ def test_draws_from_what_the_filters_leave(row: dict[str, Any]) -> None:
     expected = kept_distribution(logits[0], row)
     patched = (np.arange(grid) + 0.5) / grid
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lorikeet_server.sampling.sampler.uniforms", lambda *_: patched)
+        patch.setattr("lorikeet_server.sampling.plan.uniforms", lambda *_: patched)
         tokens = run(logits, params, list(range(grid))).tokens
     share = torch.bincount(tokens, minlength=VOCAB).double() / grid
     assert set(tokens.tolist()) <= set(expected.nonzero().flatten().tolist())

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.attention_shape import AttentionShape
-from lorikeet_server.kernels.reference_attention import upload
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 HEAD_DIMS = (64, 128, 256)  # that FlashInfer's templates are made for
@@ -49,13 +49,13 @@ class Pages:
     size: int  # keys of a page
 
     @staticmethod
-    def of(sequences: SequenceTables, size: int, device: torch.device) -> "Pages":
-        """From block tables."""
+    def of(sequences: SequenceTables, size: int, parcel: Parcel, device: torch.device) -> "Pages":
+        """From block tables. FlashInfer reads the indices when it runs, and copies the rest by itself."""
         tables, lengths = sequences.block_tables.numpy(), sequences.context_len.numpy()
         pages = -(-lengths // size)
         indptr = np.zeros(lengths.size + 1, np.int32)
         np.cumsum(pages, out=indptr[1:])
-        indices = upload(torch.from_numpy(tables[np.arange(tables.shape[1]) < pages[:, None]]), device)
+        indices = parcel.add(tables[np.arange(tables.shape[1]) < pages[:, None]])
         last = ((lengths - 1) % size + 1).astype(np.int32)
         starts, ends = (pinned(torch.from_numpy(array), device) for array in (indptr, last))
         return Pages(starts, indices, ends, pinned(sequences.context_len, device), size)
@@ -81,7 +81,7 @@ class FlashInferAttention:
         # One step runs at a time, so all wrappers of a shape may share the memory of their plans.
         self._plans: dict[AttentionShape, Tensor] = {}
         self._any: dict[AttentionShape, Any] = {}
-        self._fixed: dict[tuple[AttentionShape, int], tuple[int, Any]] = {}
+        self._fixed: dict[tuple[AttentionShape, int], tuple[int, int, Any]] = {}
         self._copied: torch.cuda.Event | None = None
 
     @staticmethod
@@ -90,14 +90,19 @@ class FlashInferAttention:
         return shape.head_dim in HEAD_DIMS
 
     def plan(
-        self, sequences: SequenceTables, shapes: Sequence[AttentionShape], block_size: int, fixed: bool
+        self,
+        sequences: SequenceTables,
+        shapes: Sequence[AttentionShape],
+        block_size: int,
+        parcel: Parcel,
+        fixed: bool,
     ) -> FlashInferPlan:
         """See `ops.Kernels.plan`."""
         if self._copied is not None:
             # A wrapper writes its plan into one pinned buffer, whose copy for the last step must have begun.
             # The router sends a step once the step before the last is answered: this hardly ever waits.
             self._copied.synchronize()
-        pages = Pages.of(sequences, block_size, self._device)
+        pages = Pages.of(sequences, block_size, parcel, self._device)
         if fixed:
             planned = FlashInferPlan({shape: self._plan_decodes(shape, sequences, pages) for shape in shapes})
         else:
@@ -124,26 +129,25 @@ class FlashInferAttention:
     def _plan_decodes(self, shape: AttentionShape, sequences: SequenceTables, pages: Pages) -> Any:
         """For one query each. The first call for a number of sequences has the widest tables."""
         count, width = sequences.block_tables.shape
-        room, wrapper = self._fixed.get((shape, count), (0, None))
-        if room < count * width:
-            wrapper = self._shared(self._decode_wrapper(shape, count, width), shape)
-            self._fixed[shape, count] = count * width, wrapper
+        address, room, wrapper = self._fixed.get((shape, count), (0, 0, None))
+        if room < width or address != pages.indices.data_ptr():
+            wrapper = self._shared(self._decode_wrapper(shape, count, width, pages.indices), shape)
+            self._fixed[shape, count] = pages.indices.data_ptr(), width, wrapper
         sizes = shape.num_heads, shape.num_kv_heads, shape.head_dim, pages.size
         wrapper.plan(*pages.tables, *sizes, **self._options(shape, pages))
         return wrapper
 
-    def _decode_wrapper(self, shape: AttentionShape, count: int, width: int) -> Any:
-        sizes = {"indptr": count + 1, "indices": count * width, "last_page_len": count}
-        buffers = {
-            f"paged_kv_{name}_buffer": torch.empty(size, dtype=torch.int32, device=self._device)
-            for name, size in sizes.items()
-        }
+    def _decode_wrapper(self, shape: AttentionShape, count: int, width: int, indices: Tensor) -> Any:
+        """It would copy indices into a buffer of its own: this one is where they are, with room for more."""
+        starts, ends = (torch.empty(n, dtype=torch.int32, device=self._device) for n in (count + 1, count))
         return self._library.BatchDecodeWithPagedKVCacheWrapper(
             self._workspace,
             "NHD",
             use_cuda_graph=True,
             use_tensor_cores=shape.num_heads // shape.num_kv_heads >= TENSOR_CORE_GROUP,
-            **buffers,
+            paged_kv_indptr_buffer=starts,
+            paged_kv_indices_buffer=indices.as_strided((count * width,), (1,)),
+            paged_kv_last_page_len_buffer=ends,
         )
 
     def _options(self, shape: AttentionShape, pages: Pages) -> dict[str, Any]:

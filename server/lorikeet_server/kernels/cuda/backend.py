@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from lorikeet_server.config import CUDA_HOME
+from lorikeet_server.device.base import Parcel
+from lorikeet_server.device.parcel import Singly
 from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.cuda import toolkit
@@ -93,18 +95,19 @@ class CudaKernels(ReferenceKernels):
         sequences: SequenceTables,
         shapes: Sequence[AttentionShape],
         block_size: int,
+        parcel: Parcel,
         *,
         fixed: bool = False,
     ) -> AttentionPlan | None:
         if not self._attends(shapes):
-            return super().plan(sequences, shapes, block_size, fixed=fixed)
-        return self._attention.plan(sequences, shapes, block_size, fixed)
+            return super().plan(sequences, shapes, block_size, parcel, fixed=fixed)
+        return self._attention.plan(sequences, shapes, block_size, parcel, fixed)
 
     def paged_attention(
         self, q: Tensor, layer: AttentionLayer, sequences: SequenceTables, plan: AttentionPlan | None = None
     ) -> Tensor:
         if plan is None:
-            plan = self.plan(sequences, (layer.shape,), layer.k_cache.shape[1])
+            plan = self.plan(sequences, (layer.shape,), layer.k_cache.shape[1], Singly(self.device))
         if isinstance(plan, FlashInferPlan):
             return plan.attend(q, layer)
         return super().paged_attention(q, layer, sequences, plan)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-DEPTH = 4  # fillings on their way at once: two steps in flight, each with two of them
+DEPTH = 2  # fillings on their way at once: those of the steps in flight
 
 
 class Staging:

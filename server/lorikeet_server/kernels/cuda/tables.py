@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from lorikeet_server.device.base import Parcel
+from lorikeet_server.device.parcel import Singly
 from lorikeet_server.kernels.cuda import abi
 from lorikeet_server.kernels.cuda.staging import Staging
-from lorikeet_server.kernels.cuda.tiles import TileBuffer
+from lorikeet_server.kernels.cuda.tiles import Tiler
 from lorikeet_server.kernels.lora_adapter import ENTRY, LoraAdapter
 from lorikeet_server.kernels.lora_layout import LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
@@ -82,9 +84,10 @@ class DeviceLoraTables(LoraTables):
         for first, end in ((low, high), (len(ranks), len(buffer))):
             self._staging.send(self._on_device, first * width, end * width)
 
-    def batcher(self) -> TileBuffer:
-        """See `LoraTables`. Its place on the device stays, for graphs that are captured with its tiles."""
-        return TileBuffer(self._library, self._slot_rank, self._max_rows, self.max_rank, self.device)
+    def batcher(self, parcel: Parcel | None = None) -> Tiler:
+        """See `LoraTables`."""
+        parcel = parcel or Singly(self.device)
+        return Tiler(self._library, self._slot_rank, self._max_rows, self.max_rank, parcel)
 
     def _point(self, table: LoraTable) -> abi.Tables:
         first, size = table.first * ENTRY.itemsize, self.entries.shape[1]

@@ -1,6 +1,6 @@
 """Which rows of a step want which adapter, as the kernels read it: tiles of rows of equal slot.
 
-Cut once per step for all modules and layers, into one buffer that one copy moves.
+Cut once per step for all modules and layers.
 """
 
 import ctypes
@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
+from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels.cuda import abi
-from lorikeet_server.kernels.cuda.staging import Staging
 
 DECODE_ROWS = 256  # up to which a step is cut into the tiles of the decode kernels
 
 
 @dataclass(frozen=True, slots=True)
 class LoraTiles:
-    """See `LoraBatch`. The same `native` addresses for every step that is cut alike."""
+    """See `LoraBatch`."""
 
     num_rows: int
     tile_rows: int
@@ -29,8 +28,8 @@ class LoraTiles:
     memory: Tensor = field(repr=False)
 
 
-class TileBuffer:
-    """See `LoraBatcher`. Fixed memory on the device, overwritten by each call in the order of the stream."""
+class Tiler:
+    """See `LoraBatcher`. Batches of as many rows take as much of their parcels."""
 
     def __init__(
         self,
@@ -38,38 +37,37 @@ class TileBuffer:
         slot_rank: npt.NDArray[np.int32],
         max_rows: int,
         max_rank: int,
-        device: torch.device,
+        parcel: Parcel,
     ) -> None:
         """`slot_rank` [slots] is the largest rank in each slot, read at each call."""
         self._library, self._slot_rank, self._num_slots = library, slot_rank, len(slot_rank)
-        self._max_rows = max_rows
-        self._layouts = {abi.DECODE_TILE: abi.TileLayout(), abi.PREFILL_TILE: abi.TileLayout()}
-        for height, layout in self._layouts.items():
-            rows = min(max_rows, DECODE_ROWS) if height == abi.DECODE_TILE else max_rows
-            library.lorikeet_tile_layout(rows, self._num_slots, height, max_rank, layout)
-        size = 4 * max(layout.words for layout in self._layouts.values())
-        self._words = torch.zeros(size, dtype=torch.uint8, device=device)
-        self._staging = Staging(size, device)
-        self._native = {height: self._point(layout) for height, layout in self._layouts.items()}
+        self._max_rows, self._max_rank, self._parcel = max_rows, max_rank, parcel
+        largest = (self._layout(min(max_rows, DECODE_ROWS)), self._layout(max_rows))
+        self._words = np.zeros(max(layout.words for layout in largest), np.int32)
 
     def __call__(self, row_slots: Tensor | npt.NDArray[np.int32] | Sequence[int]) -> LoraTiles:
-        """Cut the rows and start their copy to the device. Raises `ValueError` for a row or slot too many."""
+        """Cut the rows. Raises `ValueError` for a row or slot too many."""
         slots = np.ascontiguousarray(row_slots, dtype=np.int32)
         rows = len(slots)
         if rows > self._max_rows:
             raise ValueError(f"the step has {rows} rows, the tables were made for {self._max_rows}")
-        height = abi.DECODE_TILE if rows <= DECODE_ROWS else abi.PREFILL_TILE
-        buffer = self._staging.take()
-        pointers = (self._slot_rank.ctypes.data, self._layouts[height], buffer.data_ptr())
+        layout = self._layout(rows)
+        pointers = (self._slot_rank.ctypes.data, layout, self._words.ctypes.data)
         words = self._library.lorikeet_schedule(slots.ctypes.data, rows, self._num_slots, *pointers)
         if words < 0:
             raise ValueError(f"adapter slot {slots.max()} is outside 0..{self._num_slots - 1}")
-        self._staging.send(self._words, 0, 4 * words)
-        live = int(buffer[:4].view(torch.int32)) if height == abi.PREFILL_TILE else -1
-        return LoraTiles(rows, height, live, self._native[height], self._words)
+        memory = self._parcel.add(self._words[:words], room=4 * layout.words)
+        live = int(self._words[0]) if layout.tile_rows == abi.PREFILL_TILE else -1
+        return LoraTiles(rows, layout.tile_rows, live, _point(layout, memory.data_ptr()), memory)
 
-    def _point(self, layout: abi.TileLayout) -> abi.Tiles:
-        start = self._words.data_ptr()
-        return abi.Tiles(
-            start, *(start + 4 * place for place in (layout.permutation, layout.tiles, layout.items))
-        )
+    def _layout(self, rows: int) -> abi.TileLayout:
+        height = abi.DECODE_TILE if rows <= DECODE_ROWS else abi.PREFILL_TILE
+        layout = abi.TileLayout()
+        self._library.lorikeet_tile_layout(rows, self._num_slots, height, self._max_rank, layout)
+        return layout
+
+
+def _point(layout: abi.TileLayout, start: int) -> abi.Tiles:
+    return abi.Tiles(
+        start, *(start + 4 * place for place in (layout.permutation, layout.tiles, layout.items))
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from cuda_target import Target
+from devices import RerunDevice
 from flashinfer_stand_in import LIBRARY
 from shard_driver import Driver, Run, make_engine, prompt_of, tiny_model, warmup_request
 from tiny_adapters import ATTENTION, save_adapter
@@ -38,9 +39,14 @@ def kernels(emulated: Target, monkeypatch: pytest.MonkeyPatch) -> Kernels:
     return backend.CudaKernels(CPU, torch.float16)
 
 
-def runs_of(path: Path, kernels: Kernels) -> list[Run]:
+def runs_of(path: Path, kernels: Kernels, device: RerunDevice) -> list[Run]:
     engine = make_engine(
-        path / "model", path / "store", roots=[path / "adapters"], kernels=kernels, mode="float16"
+        path / "model",
+        path / "store",
+        roots=[path / "adapters"],
+        kernels=kernels,
+        mode="float16",
+        device=device,
     )
     with torch.inference_mode():
         engine.warmup(warmup_request(max_sequences=4, max_step_tokens=64, max_sequence_tokens=64))
@@ -56,11 +62,13 @@ def runs_of(path: Path, kernels: Kernels) -> list[Run]:
     ]
     for run in runs:
         driver.prefill(step, run)
+    before = device.copies
     driver.execute(step)
     for chosen in ([0], [2, 1, 0], [2, 1, 0], [0, 1]):
         step = pb.Step()
         driver.decode(step, *(runs[i] for i in chosen))
         driver.execute(step)
+    assert device.copies - before == 5  # one for each step
     return runs
 
 
@@ -69,8 +77,8 @@ def test_an_engine_over_it_gives_what_the_reference_gives(kernels: Kernels, tmp_
     for seed, (name, settings) in enumerate(ADAPTERS.items()):
         save_adapter(model, tmp_path / "adapters" / name, seed, **settings)
     assert kernels.captures([AttentionShape(2, 1, 64, 1.0)]) and kernels.name == "cuda-sm90-flashinfer"
-    runs = runs_of(tmp_path, kernels)
-    expected = runs_of(tmp_path, select("reference", dtype=torch.float16))
+    runs = runs_of(tmp_path, kernels, RerunDevice())
+    expected = runs_of(tmp_path, select("reference", dtype=torch.float16), RerunDevice())
     for run, other in zip(runs, expected, strict=True):
         assert run.errors == []
         assert run.prompt_logprobs == pytest.approx(other.prompt_logprobs, abs=0.02)

@@ -12,6 +12,7 @@ import torch
 from cuda_target import Target
 from lora_cases import Case, fill, popularity
 
+from lorikeet_server.device.parcel import StepParcel
 from lorikeet_server.kernels import LoraAdapter, LoraLayout, LoraMatrices, LoraModule, build
 from lorikeet_server.kernels.cuda import DeviceLoraTables, abi
 from lorikeet_server.kernels.lora_adapter import ENTRY
@@ -125,10 +126,16 @@ def test_fillings_in_flight_do_not_disturb_each_other(on_device: Target) -> None
     """More steps than there are pinned buffers are enqueued before the device has done the first."""
     case = Case.make(on_device.library, on_device.device, [LoraModule(512, (512,))], [8, 16, 32])
     x, y = case.inputs(64)
-    batcher = case.tables.batcher()
+    parcel = StepParcel(1 << 16, on_device.device)
+    batcher = case.tables.batcher(parcel)
     mixes = [[(row * step + step) % 3 for row in range(64)] for step in range(12)]
     expected = [case.run(x, y, mix) for mix in mixes]
     torch.cuda.synchronize()
     torch.cuda._sleep(50_000_000)  # some tens of milliseconds
-    results = [case.add(x, y.clone(), batcher(mix)) for mix in mixes]
+    results = []
+    for mix in mixes:
+        parcel.begin()
+        tiles = batcher(mix)
+        parcel.send()
+        results.append(case.add(x, y.clone(), tiles))
     assert all(torch.equal(*pair) for pair in zip(results, expected, strict=True))

@@ -8,10 +8,12 @@ import torch
 from flashinfer_stand_in import LIBRARY, Decode, Prefill
 from torch import Tensor
 
+from lorikeet_server.device.parcel import StepParcel
 from lorikeet_server.kernels import AttentionLayer, AttentionShape, SequenceTables, select
-from lorikeet_server.kernels.cuda.attention import FlashInferAttention
+from lorikeet_server.kernels.cuda.attention import FlashInferAttention, FlashInferPlan
 
 BLOCK, BLOCKS, CPU = 16, 30, torch.device("cpu")
+PARCEL = StepParcel(4096, CPU)
 SHAPE = AttentionShape(6, 2, 64, 64**-0.5)
 # Of the layers of one model.
 SHAPES = (
@@ -43,6 +45,16 @@ def step(lengths: list[tuple[int, int]], width: int, seed: int = 0) -> SequenceT
     return SequenceTables(tables, starts, torch.tensor([context for _, context in lengths]).int())
 
 
+def planned(
+    attention: FlashInferAttention, sequences: SequenceTables, shapes: tuple[AttentionShape, ...], fixed: bool
+) -> FlashInferPlan:
+    """As part of a step."""
+    PARCEL.begin()
+    plan = attention.plan(sequences, shapes, BLOCK, PARCEL, fixed)
+    PARCEL.send()
+    return plan
+
+
 def layers() -> list[AttentionLayer]:
     reference = select("reference", dtype=torch.bfloat16)
     k_shape, v_shape = reference.kv_layout(BLOCKS, BLOCK, 2, 64, torch.bfloat16)
@@ -60,7 +72,7 @@ def expected(q: Tensor, layer: AttentionLayer, sequences: SequenceTables) -> Ten
 def test_any_step(attention: FlashInferAttention, lengths: list[tuple[int, int]]) -> None:
     sequences = step(lengths, 7)
     q = torch.randn(int(sequences.query_start[-1]), 10 * 64).bfloat16()[:, : 6 * 64]
-    plan = attention.plan(sequences, SHAPES, BLOCK, fixed=False)
+    plan = planned(attention, sequences, SHAPES, fixed=False)
     for layer in layers():
         result = plan.attend(q, layer)
         torch.testing.assert_close(result, expected(q, layer, sequences), rtol=0.02, atol=0.02)
@@ -68,21 +80,21 @@ def test_any_step(attention: FlashInferAttention, lengths: list[tuple[int, int]]
 
 def test_a_plan_that_stays_reads_the_newest_tables(attention: FlashInferAttention) -> None:
     q = torch.randn(3, 6 * 64).bfloat16()
-    kept = attention.plan(step([(1, 1)] * 3, 8), SHAPES, BLOCK, fixed=True)
+    kept = planned(attention, step([(1, 1)] * 3, 8), SHAPES, fixed=True)
     for seed, lengths in enumerate([[(1, 61), (1, 5), (1, 16)], [(1, 17), (1, 100), (1, 2)]]):
         sequences = step(lengths, max(-(-context // BLOCK) for _, context in lengths), seed)
-        plan = attention.plan(sequences, SHAPES, BLOCK, fixed=True)
+        plan = planned(attention, sequences, SHAPES, fixed=True)
         assert plan.wrappers == kept.wrappers and len(plan.wrappers) == len(SHAPES)
         for layer in layers():
             result = kept.attend(q, layer)
             torch.testing.assert_close(result, expected(q, layer, sequences), rtol=0.02, atol=0.02)
-    other = attention.plan(step([(1, 1)] * 2, 8), (SHAPE,), BLOCK, fixed=True)
+    other = planned(attention, step([(1, 1)] * 2, 8), (SHAPE,), fixed=True)
     assert other.wrappers != kept.wrappers
 
 
 def test_plans_of_one_step_do_not_share_their_memory(attention: FlashInferAttention) -> None:
     for fixed in (False, True):
-        plan = attention.plan(step([(1, 20), (1, 3)], 3), SHAPES, BLOCK, fixed=fixed)
+        plan = planned(attention, step([(1, 20), (1, 3)], 3), SHAPES, fixed=fixed)
         memory = [wrapper.plans.data_ptr() for wrapper in plan.wrappers.values()]
         assert len(set(memory)) == len(SHAPES)
 
@@ -90,7 +102,7 @@ def test_plans_of_one_step_do_not_share_their_memory(attention: FlashInferAttent
 def test_tensor_cores_where_heads_share_much(attention: FlashInferAttention) -> None:
     for heads, used in ((6, False), (28, True)):
         shape = AttentionShape(heads, 2 if heads == 6 else 4, 64, 1.0)
-        plan = attention.plan(step([(1, 4)] * (heads % 5 + 1), 2), (shape,), BLOCK, fixed=True)
+        plan = planned(attention, step([(1, 4)] * (heads % 5 + 1), 2), (shape,), fixed=True)
         assert plan.wrappers[shape].made["use_tensor_cores"] is used
 
 

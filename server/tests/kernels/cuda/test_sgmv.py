@@ -9,6 +9,7 @@ import torch
 from cuda_target import Target
 from lora_cases import TOLERANCE, Case, fill, popularity
 
+from lorikeet_server.device.parcel import StepParcel
 from lorikeet_server.kernels import LoraModule
 from lorikeet_server.kernels.cuda import DeviceLoraTables
 
@@ -188,10 +189,13 @@ def test_what_does_not_fit_is_refused_before_a_launch(target: Target) -> None:
 def test_a_captured_graph_serves_every_mix(on_device: Target) -> None:
     """Captured once with no adapter in the step; replayed for mixes and ranks that came later."""
     case = Case.make(on_device.library, on_device.device, modules(on_device), [8] * 32)
-    batcher, rows = case.tables.batcher(), 64
+    parcel, rows = StepParcel(1 << 16, on_device.device), 64
+    batcher = case.tables.batcher(parcel)
     inputs = [case.inputs(rows, module) for module in range(3)]
     results = [y.clone() for _, y in inputs]
+    parcel.begin()
     tiles = batcher([-1] * rows)
+    parcel.send()
 
     def step() -> None:
         for module, (x, y) in enumerate(inputs):
@@ -212,7 +216,9 @@ def test_a_captured_graph_serves_every_mix(on_device: Target) -> None:
             fill(case.tables, slot, dict.fromkeys(slices, ranks[slot % len(ranks)]))
         case.tables.commit()
         slots = popularity(kind, rows, 32)
+        parcel.begin()
         batcher(slots)
+        parcel.send()
         graph.replay()
         replayed = [result.clone() for result in results]
         for module, (x, y) in enumerate(inputs):
