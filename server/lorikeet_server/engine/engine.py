@@ -155,7 +155,8 @@ class Engine:
         )
         pool = KvPool.allocate(self._kernels, self.kv_shape, num_blocks, request.block_size)
         model, device = self._model, self._device
-        model.prepare(pool, request.adapter_slots, request.max_sequence_tokens, request.max_step_tokens)
+        sizes = request.adapter_slots, request.max_sequence_tokens, request.max_step_tokens
+        model.prepare(pool, *sizes, self.library.model.max_rank)
         sequences = Sequences(limits, model.config.vocab_size, device)
         memory = (
             DevicePool(device, adapter_bytes if request.adapter_slots else 0)

@@ -124,9 +124,9 @@ class CpuKernels(HostOps):
         return out
 
     def lora_tables(
-        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, dtype: torch.dtype
+        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, max_rank: int, dtype: torch.dtype
     ) -> LoraTables:
-        del max_rows  # the host needs nothing ahead
+        del max_rows, max_rank  # the host needs nothing ahead
         return LoraTables(modules, num_slots, dtype)
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:

@@ -145,10 +145,10 @@ class Kernels(Protocol):
         """How adapters are to be staged for this backend."""
 
     def lora_tables(
-        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, dtype: torch.dtype
+        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, max_rank: int, dtype: torch.dtype
     ) -> LoraTables:
-        """Empty tables for adapters of `dtype` over all modules of a model, and whatever its steps of at most
-        `max_rows` rows need."""
+        """Empty tables over all modules of a model for adapters of `dtype` and at most `max_rank`, and
+        whatever steps of at most `max_rows` rows need."""
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         """Add the adapters' products to `y` act [T, sum(out)] in place; `x` act [T, in].

@@ -162,9 +162,9 @@ class ReferenceKernels:
         return RANK_MAJOR
 
     def lora_tables(
-        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, dtype: torch.dtype
+        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, max_rank: int, dtype: torch.dtype
     ) -> LoraTables:
-        del max_rows  # nothing is needed ahead
+        del max_rows, max_rank  # nothing is needed ahead
         return TorchLoraTables(modules, num_slots, dtype, self.device)
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:

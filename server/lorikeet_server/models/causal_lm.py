@@ -61,15 +61,18 @@ class CausalLM:
         """The adapter tables of all linears; None before `prepare`, and without adapter slots."""
         return self._adapters
 
-    def prepare(self, pool: KvPool, adapter_slots: int, max_positions: int, max_rows: int) -> None:
+    def prepare(
+        self, pool: KvPool, adapter_slots: int, max_positions: int, max_rows: int, max_rank: int
+    ) -> None:
         """Attaches the cache, empty adapter tables and rotary tables, replacing any earlier ones. A step has
-        at most `max_rows` rows."""
+        at most `max_rows` rows, an adapter at most `max_rank`."""
         self.release()
         config = self.config
         cos_sin = cos_sin_table(config.rope, config.head_dim, max_positions).to(self._kernels.device)
         if adapter_slots:
             modules = [site.module for site in self._sites]
-            self._adapters = self._kernels.lora_tables(modules, adapter_slots, max_rows, self._dtype)
+            sizes = adapter_slots, max_rows, max_rank
+            self._adapters = self._kernels.lora_tables(modules, *sizes, self._dtype)
             for site, table in zip(self._sites, self._adapters.tables, strict=True):
                 site.table = table
         for block, k_cache, v_cache in zip(self._blocks, pool.keys, pool.values, strict=True):

@@ -64,7 +64,7 @@ class GatherKernels(ReferenceKernels):
         return True
 
     def lora_tables(
-        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, dtype: torch.dtype
+        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, max_rank: int, dtype: torch.dtype
     ) -> LoraTables:
         self.stacked = GatherTables(modules, num_slots, dtype)
         return self.stacked

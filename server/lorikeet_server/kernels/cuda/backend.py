@@ -117,11 +117,12 @@ class CudaKernels(ReferenceKernels):
         return LAYOUT if self._sgmv is not None else RANK_MAJOR
 
     def lora_tables(
-        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, dtype: torch.dtype
+        self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, max_rank: int, dtype: torch.dtype
     ) -> LoraTables:
         if self._library is None:
-            return super().lora_tables(modules, num_slots, max_rows, dtype)
-        return DeviceLoraTables(self._library, modules, num_slots, max_rows, dtype, self.device)
+            return super().lora_tables(modules, num_slots, max_rows, max_rank, dtype)
+        sizes = num_slots, max_rows, dtype, self.device, max_rank
+        return DeviceLoraTables(self._library, modules, *sizes)
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         if self._sgmv is not None and isinstance(batch, LoraTiles):

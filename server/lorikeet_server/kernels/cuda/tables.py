@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from lorikeet_server.config import MAX_LORA_RANK
 from lorikeet_server.device.base import Parcel
 from lorikeet_server.device.parcel import Singly
 from lorikeet_server.kernels.cuda import abi
@@ -20,7 +21,6 @@ from lorikeet_server.kernels.lora_layout import LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 
 LAYOUT = LoraLayout(rank_unit=abi.RANK_UNIT, b_by_rank=False)
-MAX_RANK = 512
 
 
 class DeviceLoraTables(LoraTables):
@@ -35,7 +35,7 @@ class DeviceLoraTables(LoraTables):
         max_rows: int,
         dtype: torch.dtype,
         device: torch.device,
-        max_rank: int = MAX_RANK,
+        max_rank: int = MAX_LORA_RANK,
     ) -> None:
         """For steps of at most `max_rows` rows. `dtype` is bfloat16 or float16. Raises `ValueError`."""
         if num_slots < 1 or max_rows < 1 or max_rank < 1:

@@ -1,6 +1,7 @@
 """The CUDA backend under a whole engine, on a CPU: its adapter kernels under emulation, FlashInfer by a
 stand-in, decodes through the memory that stays in its place."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from shard_driver import Driver, Run, make_engine, prompt_of, tiny_model, warmup
 from tiny_adapters import ATTENTION, save_adapter
 
 from lorikeet_server.kernels import AttentionShape, Kernels, select
-from lorikeet_server.kernels.cuda import backend
+from lorikeet_server.kernels.cuda import DeviceLoraTables, backend
 from lorikeet_server.pb import shard_pb2 as pb
 
 CPU = torch.device("cpu")
@@ -87,6 +88,22 @@ def test_an_engine_over_it_gives_what_the_reference_gives(kernels: Kernels, tmp_
         compared = parted.index(True) + 1 if any(parted) else len(parted)
         assert compared > 1
         assert run.logprobs[:compared] == pytest.approx(other.logprobs[:compared], abs=0.02)
+
+
+def test_scratch_is_for_the_largest_rank_that_is_accepted(kernels: Kernels, tmp_path: Path) -> None:
+    tiny_model(tmp_path / "model", **SIZES)
+    scratch = {}
+    for rank in (512, 16):
+        engine = make_engine(
+            tmp_path / "model", tmp_path / "store", kernels=kernels, mode="float16", device=RerunDevice()
+        )
+        engine.library.model = replace(engine.library.model, max_rank=rank)
+        with torch.inference_mode():
+            engine.warmup(warmup_request(max_sequences=4, max_step_tokens=64, max_sequence_tokens=64))
+        adapters = engine._model.adapters
+        assert isinstance(adapters, DeviceLoraTables) and adapters.max_rank == rank
+        scratch[rank] = adapters.scratch.numel()
+    assert scratch[512] == 32 * scratch[16] > 0
 
 
 def test_what_is_missing_is_left_to_torch(
