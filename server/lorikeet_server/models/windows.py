@@ -15,8 +15,8 @@ def no_windows(raw: dict[str, Any]) -> LayerWindows:
 
 
 def one_window(raw: dict[str, Any]) -> LayerWindows:
-    """Mistral's: `sliding_window` holds in every layer, if it is given."""
-    given = raw.get("sliding_window")
+    """Mistral's: `sliding_window` holds in every layer. Null is none; left out, transformers' own."""
+    given = raw.get("sliding_window", 4096)
     return (None if given is None else _window(given),) * int(raw["num_hidden_layers"])
 
 

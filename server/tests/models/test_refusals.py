@@ -113,6 +113,14 @@ def test_windows_and_caps_that_mean_nothing(family: str, change: dict[str, Any],
         configure({"architectures": [f"{family}ForCausalLM"], **SIZES, **change})
 
 
+def test_a_window_that_mistral_leaves_out_is_what_transformers_takes() -> None:
+    import transformers
+
+    given = {name: value for name, value in SIZES.items() if name != "sliding_window"}
+    config = configure({"architectures": ["MistralForCausalLM"], **given})
+    assert config.windows == (transformers.MistralConfig().sliding_window,) * 3
+
+
 def test_what_gemma_leaves_out_is_what_transformers_takes() -> None:
     import transformers
 
