@@ -68,6 +68,8 @@ class PenaltyCounts:
 
     def rows(self, slots: npt.NDArray[np.int64], parcel: Parcel) -> PenalisedRows | None:
         """Those rows of a step whose slot holds a lane; None if there are none."""
+        if not self.in_use:
+            return None
         rows = np.flatnonzero(self._lane[slots] >= 0)
         if not rows.size:
             return None
