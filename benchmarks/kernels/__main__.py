@@ -51,14 +51,13 @@ def loras(model: Model, rows: int) -> Candidates:
     inputs = {width: torch.randn(rows, width) for width in (HIDDEN, FFN)}
     outputs = {shape: torch.zeros(rows, shape[0]) for shape in LINEARS}
 
-    def each(call: Callable[..., None]) -> Callable[[], object]:
-        return lambda: [
-            call(outputs[shape], inputs[shape[1]], table, batch)
-            for layer in model.tables
-            for shape, table in zip(LINEARS, layer, strict=True)
-        ]
-
-    return {"ours": each(model.kernels.lora), "per-adapter loop": each(lora_loop)}
+    tables = [(shape, table) for layer in model.tables for shape, table in zip(LINEARS, layer, strict=True)]
+    loops = [(shape, lora_loop(table)) for shape, table in tables]
+    lora = model.kernels.lora
+    return {
+        "ours": lambda: [lora(outputs[shape], inputs[shape[1]], table, batch) for shape, table in tables],
+        "per-adapter loop": lambda: [loop(outputs[shape], inputs[shape[1]], batch) for shape, loop in loops],
+    }
 
 
 def attention(model: Model, reference: Kernels, rows: int) -> Candidates:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,17 +78,23 @@ def step(sequences: int, context: int, queries: int = 1) -> StepTensors:
     return StepTensors(positions.repeat(sequences), slots.flatten(), tables)
 
 
-def lora_loop(y: Tensor, x: Tensor, table: LoraTable, batch: LoraSegments) -> None:
-    """What a server without a segmented kernel does: two small products per adapter and slice."""
-    starts = batch.segment_starts.tolist()
-    columns = torch.split(y, list(table.out_features), dim=1)
-    for i, slot in enumerate(batch.segment_slots.tolist()):
-        rows = batch.permutation[starts[i] : starts[i + 1]].long()
-        for index, target in enumerate(columns):
-            entry = table.get(slot, index)
-            assert entry is not None
-            a, b, scale, _ = entry
-            target[rows] += scale * ((x[rows] @ a.t()) @ b.t())
+def lora_loop(table: LoraTable) -> Callable[[Tensor, Tensor, LoraSegments], None]:
+    """What a server without a segmented kernel does: two small products per adapter and slice. The matrices
+    are at hand as tensors.
+    """
+    widths = list(table.out_features)
+    matrices = [[table.get(slot, index) for index in range(len(widths))] for slot in range(SLOTS)]
+
+    def run(y: Tensor, x: Tensor, batch: LoraSegments) -> None:
+        starts = batch.segment_starts.tolist()
+        columns = torch.split(y, widths, dim=1)
+        for i, slot in enumerate(batch.segment_slots.tolist()):
+            rows = batch.permutation[starts[i] : starts[i + 1]].long()
+            for target, entry in zip(columns, matrices[slot], strict=True):
+                assert entry is not None
+                target[rows] += entry.scale * ((x[rows] @ entry.a.t()) @ entry.b.t())
+
+    return run
 
 
 def _through_q4(weight: Tensor) -> Tensor:
