@@ -10,16 +10,22 @@ from lorikeet_server.models.config import ModelConfig
 
 
 class Block:
-    """Pre-norm attention and MLP, each adding to the residual stream."""
+    """Attention and MLP, each behind a norm and adding to the residual stream. In some families what they add
+    passes a norm too."""
 
     def __init__(self, build: Build, prefix: str, config: ModelConfig, window: int | None) -> None:
+        def norm(name: str) -> torch.Tensor:
+            name = f"{prefix}.{name}_layernorm.weight"
+            return build.norm(name, config.hidden_size, config.norm_offset)
+
         self._kernels, self._eps = build.kernels, config.norm_eps
-        self._input_norm = build.norm(
-            f"{prefix}.input_layernorm.weight", config.hidden_size, config.norm_offset
-        )
-        self._post_norm = build.norm(
-            f"{prefix}.post_attention_layernorm.weight", config.hidden_size, config.norm_offset
-        )
+        self._before_attention = norm("input")
+        self._after_attention = self._after_mlp = None
+        if config.sandwich_norms:
+            self._after_attention, self._before_mlp = norm("post_attention"), norm("pre_feedforward")
+            self._after_mlp = norm("post_feedforward")
+        else:
+            self._before_mlp = norm("post_attention")
         self.attention = Attention(build, f"{prefix}.self_attn", config, window)
         self.mlp = GatedMlp(build, f"{prefix}.mlp", config)
 
@@ -29,29 +35,35 @@ class Block:
         """`x` `[rows, hidden]` has yet to be added to `residual`; so has what is returned."""
         kernels, eps = self._kernels, self._eps
         if residual is None:
-            x, residual = kernels.rms_norm(x, self._input_norm, eps), x
+            x, residual = kernels.rms_norm(x, self._before_attention, eps), x
         else:
-            x, residual = kernels.add_rms_norm(x, residual, self._input_norm, eps)
+            x, residual = kernels.add_rms_norm(x, residual, self._before_attention, eps)
         x = self.attention(x, step, batch)
-        x, residual = kernels.add_rms_norm(x, residual, self._post_norm, eps)
-        return self.mlp(x, batch), residual
+        if self._after_attention is not None:
+            x = kernels.rms_norm(x, self._after_attention, eps)
+        x, residual = kernels.add_rms_norm(x, residual, self._before_mlp, eps)
+        x = self.mlp(x, batch)
+        if self._after_mlp is not None:
+            x = kernels.rms_norm(x, self._after_mlp, eps)
+        return x, residual
 
     def as_data(self) -> DecoderLayer | None:
         """None before the cache is attached, and where the layer has a part that the fused form does not: a
-        bias after o, gate, up or down."""
+        norm after attention or MLP, or a bias after o, gate, up or down."""
         attention, mlp = self.attention, self.mlp
         if (
             attention.layer is None
+            or self._after_attention is not None
             or attention.o.bias is not None
             or mlp.gate_up.bias is not None
             or mlp.down.bias is not None
         ):
             return None
         return DecoderLayer(
-            input_norm=self._input_norm,
+            input_norm=self._before_attention,
             qkv=attention.qkv.packed,
             o=attention.o.packed,
-            post_norm=self._post_norm,
+            post_norm=self._before_mlp,
             gate_up=mlp.gate_up.packed,
             down=mlp.down.packed,
             attention=attention.layer,

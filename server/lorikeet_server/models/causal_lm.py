@@ -16,7 +16,6 @@ from lorikeet_server.layers.block import Block
 from lorikeet_server.layers.build import Build
 from lorikeet_server.layers.embedding import Embedding, LmHead
 from lorikeet_server.layers.rotary import cos_sin_table
-from lorikeet_server.layers.sandwich_block import SandwichBlock
 from lorikeet_server.models.config import ModelConfig
 
 
@@ -30,9 +29,8 @@ class CausalLM:
         embedding = "model.embed_tokens.weight"
         sizes = config.vocab_size, config.hidden_size
         self._embedding = Embedding(build, embedding, *sizes, config.embedding_scale)
-        block = SandwichBlock if config.sandwich_norms else Block
         self._blocks = [
-            block(build, f"model.layers.{i}", config, window) for i, window in enumerate(config.windows)
+            Block(build, f"model.layers.{i}", config, window) for i, window in enumerate(config.windows)
         ]
         self._shapes = tuple(dict.fromkeys(block.attention.shape for block in self._blocks))
         self._norm = build.norm("model.norm.weight", config.hidden_size, config.norm_offset)
