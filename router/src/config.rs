@@ -2,9 +2,14 @@
 //!
 //! Names are LoRAX's where they mean the same. No other module reads the environment.
 
+mod bounds;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
+
+pub use self::bounds::ConfigError;
+use self::bounds::{at_least, at_most, below};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -208,15 +213,6 @@ pub struct Telemetry {
     pub max_adapter_labels: usize,
 }
 
-/// A value that contradicts another one or a fixed bound.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{flag} is {given}, it must be {bound}")]
-pub struct ConfigError {
-    pub flag: &'static str,
-    pub given: String,
-    pub bound: String,
-}
-
 impl Config {
     /// Refuses values that cannot work together, naming the flag, the value and the bound.
     pub fn check(&self) -> Result<(), ConfigError> {
@@ -297,35 +293,6 @@ impl Config {
         }
         Ok(())
     }
-}
-
-fn at_least(flag: &'static str, given: u64, bound: u64) -> Result<(), ConfigError> {
-    if given >= bound {
-        return Ok(());
-    }
-    Err(ConfigError { flag, given: given.to_string(), bound: format!("at least {bound}") })
-}
-
-fn at_most(flag: &'static str, given: u64, other: &str, bound: u64) -> Result<(), ConfigError> {
-    if given <= bound {
-        return Ok(());
-    }
-    Err(ConfigError {
-        flag,
-        given: given.to_string(),
-        bound: format!("at most {bound}, the value of {other}"),
-    })
-}
-
-fn below(flag: &'static str, given: u64, other: &str, bound: u64) -> Result<(), ConfigError> {
-    if given < bound {
-        return Ok(());
-    }
-    Err(ConfigError {
-        flag,
-        given: given.to_string(),
-        bound: format!("less than {bound}, the value of {other}"),
-    })
 }
 
 /// Parses a flag that is a number of seconds.
