@@ -86,7 +86,8 @@ void Ops::rope_and_cache(float* qkv, int rows, const Places& places, const Atten
                          const HeadPrologue& prologue) {
   const Heads& heads = layer.heads;
   const int dim = heads.dim, width = (heads.query + 2 * heads.kv) * dim;
-  over_rows(pool_, rows, rows_per_tile(width), [&](int first, int count) {
+  // A key's elements go to as many lines of the cache, which takes as long as the rotation.
+  over_rows(pool_, rows, rows_per_tile(2 * width), [&](int first, int count) {
     for (int64_t row = first; row < first + count; ++row) {
       float* head = qkv + row * width;
       if (prologue.bias) kernels_.add(prologue.bias, head, width);
