@@ -100,6 +100,27 @@ class Sequences:
         self.blocks[np.repeat(slots, counts), columns] = blocks
         self.held[slots] = held + counts
 
+    def extend(self, slots: Ints, rows: "Ints | int") -> tuple[Ints, Ints]:
+        """Adds `rows` tokens to each of `slots`; returns how many each had and has. Raises ProtocolError."""
+        before = self.length[slots]
+        context = before + rows
+        longest = self.limits.max_sequence_tokens
+        if context.max() > longest:
+            raise ProtocolError(f"a sequence would have {context.max()} tokens, the bound is {longest}")
+        if (context > self.held[slots] * self.limits.block_size).any():
+            raise ProtocolError("a sequence has fewer blocks than its tokens need")
+        self.length[slots] = context
+        return before, context
+
+    def places(self, slots: Ints, positions: Ints) -> Ints:
+        """Where in the cache the tokens at `positions` of `slots` go."""
+        block, offset = np.divmod(positions, self.limits.block_size)
+        return self.blocks[slots, block].astype(np.int64) * self.limits.block_size + offset
+
+    def tables(self, slots: Ints, context: Ints) -> npt.NDArray[np.int32]:
+        """Block tables `[slots, blocks of the longest]`."""
+        return self.blocks[slots, : -(-int(context.max()) // self.limits.block_size)]
+
 
 def sampling_params(sampling: pb.Sampling) -> SamplingParams:
     """The protocol's zeros mean off where the neutral value is another."""
