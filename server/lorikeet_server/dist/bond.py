@@ -8,49 +8,52 @@ end too.
 
 import threading
 from collections.abc import Callable
-from datetime import timedelta
 
 from loguru import logger
 from torch._C._distributed_c10d import TCPStore
-from torch.distributed import DistStoreError
 
 KEY = "lorikeet/broken"
-PATIENCE = timedelta(hours=1)  # of one wait; then the next begins
+PERIOD_SECONDS = 0.25  # between looks
 
 
 class Bond:
     """One rank's end."""
 
     def __init__(self, rank: int, connect: Callable[[], TCPStore]) -> None:
-        """`connect` opens a connection of its own: a wait occupies the one it is made on."""
+        """`connect` opens a connection of its own: one serves a single thread."""
         self._rank, self._connect = rank, connect
         self._store = connect()
+        self._severed = threading.Event()
 
     def sever(self) -> None:
         """Tells the others that this rank will take part in no more collectives. Never raises: the store may
         be gone already."""
+        self._severed.set()
         try:
             self._store.set(KEY, str(self._rank))
         except RuntimeError as error:
             logger.debug("the group's store is gone: {}", error)
 
     def watch(self, broken: Callable[[], object]) -> None:
-        """Calls `broken`, on a thread of its own, once another rank has severed the bond or rank 0 is gone."""
-        store = self._connect()
+        """Calls `broken`, on a thread of its own, once another rank has severed the bond or rank 0 is gone.
+        Not once this rank has severed it, since then it is the one that leaves.
 
-        def wait() -> None:
-            while True:
+        The thread looks again and again, and is no daemon: one that comes back from the store while the
+        interpreter ends, as a daemon that waits there may, would abort the process.
+        """
+        store, main = self._connect(), threading.main_thread()
+
+        def watch() -> None:
+            while main.is_alive() and not self._severed.wait(PERIOD_SECONDS):
                 try:
-                    store.wait([KEY], PATIENCE)
-                except DistStoreError:
-                    continue
+                    if not store.check([KEY]):
+                        continue
+                    leaver = store.get(KEY).decode()
                 except RuntimeError:
-                    logger.error("rank 0 is gone; this shard stops")
-                else:
-                    if store.get(KEY) == str(self._rank).encode():
-                        return
-                    logger.error("rank {} has left the group; this shard stops", store.get(KEY).decode())
-                broken()
+                    leaver = "0"  # which holds the store
+                if not self._severed.is_set():
+                    logger.error("rank {} has left the group; this shard stops", leaver)
+                    broken()
                 return
 
-        threading.Thread(target=wait, name="bond", daemon=True).start()
+        threading.Thread(target=watch, name="bond").start()
