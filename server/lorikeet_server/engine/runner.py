@@ -154,7 +154,7 @@ class Runner:
 
     def _sample(self, scored: Scored, plan: SamplingPlan) -> Write:
         logits, greedy, slots = scored
-        sampled = sample(greedy, logits, self._sequences.params, plan)
+        sampled = sample(self._kernels, greedy, logits, self._sequences.params, plan)
         self._tp.agree(sampled.tokens)
         self._sequences.last_token[slots] = sampled.tokens
         sampled = sampled.moved(self._device.download)

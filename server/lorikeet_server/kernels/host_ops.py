@@ -11,6 +11,7 @@ from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.ops import AttentionPlan
 from lorikeet_server.kernels.sequence_tables import SequenceTables
+from lorikeet_server.kernels.top_p import keep_top_p
 
 
 class HostOps:
@@ -42,3 +43,6 @@ class HostOps:
         fixed: bool = False,
     ) -> AttentionPlan | None:
         return None
+
+    def keep_top_p(self, probability: Tensor, top_p: Tensor) -> Tensor:
+        return keep_top_p(probability, top_p)

@@ -161,5 +161,13 @@ class Kernels(Protocol):
     def greedy(self, logits: Tensor) -> Greedy:
         """`logits` f32 [T, V]. A row with NaN or +inf, or -inf only, gives a logsumexp that is not finite."""
 
+    def keep_top_p(self, probability: Tensor, top_p: Tensor) -> Tensor:
+        """What `top_p` f32 [T] leaves of `probability` f32 [T, V], whose rows add up to 1: 0 where it leaves
+        nothing, and elsewhere the probability, times a factor of the row.
+
+        Left are the likeliest tokens, as few as add up to `top_p`, and whatever equals the last of them. Sums
+        of float32 are rounded, so that a row that comes to just `top_p` may keep one value more or less.
+        """
+
     def decoder(self, spec: DecoderSpec) -> Decoder | None:
         """All layers as one call on one rank, or None where the backend has no faster way than op by op."""

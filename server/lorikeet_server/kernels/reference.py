@@ -23,6 +23,7 @@ from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraTable, LoraTabl
 from lorikeet_server.kernels.ops import AttentionPlan, Greedy, LinearMode, PackedLinear
 from lorikeet_server.kernels.reference_attention import Planner, ReferencePlan, attend
 from lorikeet_server.kernels.sequence_tables import SequenceTables
+from lorikeet_server.kernels.top_p import keep_top_p
 
 CPU = torch.device("cpu")
 
@@ -188,6 +189,9 @@ class ReferenceKernels:
         return Greedy(
             index.amin(dim=-1).clamp(max=logits.shape[1] - 1), largest.squeeze(-1) - logsumexp, logsumexp
         )
+
+    def keep_top_p(self, probability: Tensor, top_p: Tensor) -> Tensor:
+        return keep_top_p(probability, top_p)
 
     def decoder(self, spec: DecoderSpec) -> Decoder | None:
         return None

@@ -1,10 +1,9 @@
 """Top-k, top-p and typical-p, and the draw from what they leave.
 
-A row is drawn by inverting its cumulative distribution at one uniform number. Sorting a whole vocabulary
-costs milliseconds a row, and nearly every row keeps a few tokens, so rows are first tried on their
-`CANDIDATES` best tokens. Whether that is enough depends on the row alone, never on its batch mates. A small
-top-k says it in advance. For top-p alone the scores must say it, and a device that works while the host goes
-on is not asked: there such rows are sorted.
+A row is drawn by inverting its cumulative distribution, in the order of the tokens, at one uniform number.
+What its filters leave is found in one of the ways of `Ways`, all with the same result: top-k leaves as many
+tokens, the lowest of equals; the others leave whatever equals the last that they keep. Which way depends on
+the row alone, never on its batch mates.
 """
 
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ import numpy.typing as npt
 import torch
 
 from lorikeet_server.device.base import Parcel
+from lorikeet_server.kernels import Kernels
+from lorikeet_server.kernels.top_p import cut
 
 CANDIDATES = 256
 
@@ -38,8 +39,9 @@ class Ways:
     """How the rows to draw are drawn, as indices of rows, each row in one of them."""
 
     plain: torch.Tensor  # without any filter
-    whole: torch.Tensor  # from all tokens, sorted
     tried: torch.Tensor  # from the candidates
+    nucleus: torch.Tensor  # by top-p alone, from all tokens
+    whole: torch.Tensor  # from all tokens, sorted
     surely: bool  # whether no row that is tried can need more than the candidates
 
     @staticmethod
@@ -51,39 +53,57 @@ class Ways:
         parcel: Parcel,
         discrete: bool,
     ) -> "Ways":
-        """From the filters `[rows]`. Rows of which only their scores can say whether the candidates suffice
-        are tried where asking is free, which it is not where a device is `discrete`."""
+        """From the filters `[rows]`.
+
+        Sorting a whole vocabulary costs milliseconds a row, and nearly every row keeps a few tokens, so rows
+        are first tried on their `CANDIDATES` best tokens. A small top-k says in advance that these suffice.
+        For top-p the scores must say it, so that such rows are tried where asking is free, which it is not
+        where a device is `discrete`.
+        """
         filtered = (top_k > 0) | (top_p < 1) | (typical_p < 1)
         tried = (top_k > 0) & (top_k <= CANDIDATES)
         if not discrete:
             tried |= (top_k == 0) & (top_p < 1)
         if vocab_size <= CANDIDATES:
             tried[:] = False
-        plain, whole, shortly = (
-            parcel.add(np.flatnonzero(rows)) for rows in (~filtered, filtered & ~tried, tried)
-        )
-        return Ways(plain, whole, shortly, surely=discrete)
+        nucleus = ~tried & (top_p < 1) & (top_k == 0) & (typical_p >= 1)
+        masks = ~filtered, tried, nucleus, filtered & ~tried & ~nucleus
+        plain, first, second, third = (parcel.add(np.flatnonzero(mask)) for mask in masks)
+        return Ways(plain, tried=first, nucleus=second, whole=third, surely=discrete)
 
 
-def draw(scores: torch.Tensor, filters: Filters, ways: Ways) -> torch.Tensor:
-    """Token `[rows]` of each row of `scores` `[rows, vocab]` (already divided by temperature)."""
-    plain, whole, tried = ways.plain, ways.whole, ways.tried
+def draw(kernels: Kernels, scores: torch.Tensor, filters: Filters, ways: Ways) -> torch.Tensor:
+    """Token `[rows]` of each row of `scores` `[rows, vocab]`, divided by temperature, the best of them 0."""
+    plain, tried, nucleus, whole = ways.plain, ways.tried, ways.nucleus, ways.whole
     if plain.numel() == scores.shape[0]:
-        return _invert(scores.softmax(-1), filters.uniform)
+        return _invert(scores.exp(), filters.uniform)
     tokens = torch.empty(scores.shape[0], dtype=torch.int64, device=scores.device)
     if plain.numel():
-        tokens[plain] = _invert(scores[plain].softmax(-1), filters.uniform[plain])
+        tokens[plain] = _invert(scores[plain].exp(), filters.uniform[plain])
     if tried.numel():
         chosen, subset = filters.take(tried), scores[tried]
         best, ids = _first(subset) if ways.surely else subset.topk(CANDIDATES, dim=-1)
         total = _mass(subset)
-        tokens[tried] = _draw_sorted(best, ids, total, chosen)
+        kept = _keep(best, total, chosen)
+        ids, order = ids.sort(-1)
+        index = _invert(kept.gather(-1, order), chosen.uniform)
+        tokens[tried] = ids.gather(-1, index.unsqueeze(-1)).squeeze(-1)
         if not ways.surely:
-            fits = (chosen.top_k > 0) | (_mass(best) >= total * chosen.top_p)
-            whole = torch.cat((whole, tried[~fits]))
+            # What equals the last candidate may not be among them.
+            better = best.where(best.exp() > best[:, -1:].exp(), -torch.inf)
+            misfit = (chosen.top_k == 0) & (_mass(better) < total * chosen.top_p)
+            alone = chosen.typical_p >= 1
+            nucleus = torch.cat((nucleus, tried[misfit & alone]))
+            whole = torch.cat((whole, tried[misfit & ~alone]))
+    if nucleus.numel():
+        subset = scores[nucleus]
+        probability = subset.exp() * (1 / _mass(subset)).float().unsqueeze(-1)
+        kept = kernels.keep_top_p(probability, filters.top_p[nucleus])
+        tokens[nucleus] = _invert(kept, filters.uniform[nucleus])
     if whole.numel():
         best, ids = scores[whole].sort(dim=-1, descending=True, stable=True)
-        tokens[whole] = _draw_sorted(best, ids, _mass(best), filters.take(whole))
+        kept = _keep(best, _mass(best), filters.take(whole))
+        tokens[whole] = _invert(torch.empty_like(kept).scatter_(-1, ids, kept), filters.uniform[whole])
     return tokens
 
 
@@ -108,21 +128,17 @@ def _first(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return scores.gather(-1, ids), ids
 
 
-def _draw_sorted(
-    best: torch.Tensor, ids: torch.Tensor, total: torch.Tensor, filters: Filters
-) -> torch.Tensor:
-    """Draws from rows sorted by falling score; `total` `[rows]` is the mass of the whole rows."""
+def _keep(best: torch.Tensor, total: torch.Tensor, filters: Filters) -> torch.Tensor:
+    """Relative probabilities of rows sorted by falling score, 0 where the filters leave nothing; `total`
+    `[rows]` is the mass of the whole rows."""
     keep = _top_k(best.shape[-1], filters.top_k)
     mass = best.exp() * keep
     # Each filter sees the distribution that the one before it left, as in transformers' chain of warpers.
-    reached = mass.cumsum(-1, dtype=torch.float64)
-    total = torch.where(filters.top_k > 0, reached[:, -1], total)
-    bound = (filters.top_p * total).unsqueeze(-1)
-    keep &= (reached - mass < bound) | (filters.top_p >= 1).unsqueeze(-1)
+    total = torch.where(filters.top_k > 0, mass.sum(-1, dtype=torch.float64), total)
+    keep &= (mass >= cut(mass, filters.top_p * total)) | (filters.top_p >= 1).unsqueeze(-1)
     if filters.any_typical:
         keep &= _typical(best.masked_fill(~keep, -torch.inf), filters.typical_p)
-    index = _invert(best.masked_fill(~keep, -torch.inf).softmax(-1), filters.uniform)
-    return ids.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    return mass * keep
 
 
 def _top_k(width: int, top_k: torch.Tensor) -> torch.Tensor:

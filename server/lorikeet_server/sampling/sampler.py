@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lorikeet_server.kernels import Greedy
+from lorikeet_server.kernels import Greedy, Kernels
 from lorikeet_server.sampling.filters import draw
 from lorikeet_server.sampling.params import SlotParams
 from lorikeet_server.sampling.plan import DrawnRows, SamplingPlan
@@ -41,13 +41,15 @@ class Sampled:
         )
 
 
-def sample(greedy: Greedy, logits: torch.Tensor, params: SlotParams, plan: SamplingPlan) -> Sampled:
+def sample(
+    kernels: Kernels, greedy: Greedy, logits: torch.Tensor, params: SlotParams, plan: SamplingPlan
+) -> Sampled:
     """Samples one token for each row of `logits` `[rows, vocab]` float32; `greedy` knows the best of each."""
     best, logprobs, norm = greedy
     scores = _adjust(logits, params, plan)
     tokens = best if scores is logits else scores.argmax(-1)
     if plan.drawn is not None:
-        _draw(tokens, scores, plan.drawn)
+        _draw(kernels, tokens, scores, plan.drawn)
     if plan.penalised is not None:
         params.penalties.record(tokens, plan.penalised)
     if tokens is not best or plan.drawn is not None:
@@ -74,10 +76,10 @@ def _adjust(logits: torch.Tensor, params: SlotParams, plan: SamplingPlan) -> tor
     return scores
 
 
-def _draw(tokens: torch.Tensor, scores: torch.Tensor, drawn: DrawnRows) -> None:
+def _draw(kernels: Kernels, tokens: torch.Tensor, scores: torch.Tensor, drawn: DrawnRows) -> None:
     """Replaces `tokens` at the rows that have a temperature by random draws."""
     if not drawn.everyone:
         scores = scores[drawn.rows]
     # Relative to the best score, so that a tiny temperature overflows to probability zero and not to NaN.
     scaled = (scores - scores.amax(-1, keepdim=True)) / drawn.temperature.unsqueeze(-1)
-    tokens[drawn.rows] = draw(scaled, drawn.filters, drawn.ways)
+    tokens[drawn.rows] = draw(kernels, scaled, drawn.filters, drawn.ways)

@@ -57,7 +57,7 @@ def slot_params(rows: list[dict[str, Any]]) -> SlotParams:
 
 def run(logits: torch.Tensor, params: SlotParams, slots: list[int], position: int = 5) -> Sampled:
     plan = SamplingPlan.of(params, np.array(slots), np.full(len(slots), position), HOST.parcel(0))
-    return sample(KERNELS.greedy(logits), logits, params, plan)
+    return sample(KERNELS, KERNELS.greedy(logits), logits, params, plan)
 
 
 def kept_distribution(logits: torch.Tensor, row: dict[str, Any]) -> torch.Tensor:

@@ -32,6 +32,7 @@ from lorikeet_server.kernels.sequence_tables import SequenceTables
 log = logging.getLogger(__name__)
 
 VECTOR_BYTES = 16  # that FlashInfer's row kernels read at once
+RADIX_VOCABULARY = 2048  # below, FlashInfer looks for top-p's cut in a loop that a row of NaN would not leave
 
 
 class CudaKernels(ReferenceKernels):
@@ -129,6 +130,14 @@ class CudaKernels(ReferenceKernels):
             self._sgmv(y, x, table, batch)
         else:
             super().lora(y, x, table, batch)
+
+    def keep_top_p(self, probability: Tensor, top_p: Tensor) -> Tensor:
+        if self._flashinfer is None or probability.shape[1] < RADIX_VOCABULARY:
+            return super().keep_top_p(probability, top_p)
+        # In sums of integers: the order of others would differ from run to run.
+        renormalise = self._flashinfer.sampling.top_p_renorm_probs
+        kept: Tensor = renormalise(probability, top_p, is_deterministic=True)
+        return kept
 
     def _attends(self, shapes: Sequence[AttentionShape]) -> bool:
         return self._flashinfer is not None and all(map(FlashInferAttention.supports, shapes))

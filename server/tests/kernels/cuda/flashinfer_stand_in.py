@@ -172,6 +172,16 @@ def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Tensor, eps: floa
     input.copy_(rmsnorm(residual, weight, eps))
 
 
+def top_p_renorm_probs(probs: Tensor, top_p: Tensor, is_deterministic: bool = False) -> Tensor:
+    assert probs.dtype == top_p.dtype == torch.float32 and probs.is_contiguous() and is_deterministic
+    assert (probs.sum(-1) - 1).abs().max() < 1e-5
+    best = probs.sort(dim=-1, descending=True).values
+    before = best.cumsum(-1) - best
+    last = best.where(before < top_p.unsqueeze(-1), torch.inf).amin(-1, keepdim=True)
+    kept = probs.where(probs >= last, 0)
+    return kept / kept.sum(-1, keepdim=True)
+
+
 def silu_and_mul(input: Tensor) -> Tensor:
     gate, up = input.float().chunk(2, dim=-1)
     return (F.silu(gate) * up).to(input.dtype)
@@ -198,5 +208,6 @@ LIBRARY = SimpleNamespace(
     BatchDecodeWithPagedKVCacheWrapper=Decode,
     norm=SimpleNamespace(rmsnorm=rmsnorm, fused_add_rmsnorm=fused_add_rmsnorm),
     activation=SimpleNamespace(silu_and_mul=silu_and_mul, gelu_tanh_and_mul=gelu_tanh_and_mul),
+    sampling=SimpleNamespace(top_p_renorm_probs=top_p_renorm_probs),
     rope=SimpleNamespace(apply_rope_with_cos_sin_cache_inplace=apply_rope_with_cos_sin_cache_inplace),
 )

@@ -90,6 +90,16 @@ def test_an_engine_over_it_gives_what_the_reference_gives(kernels: Kernels, tmp_
         assert run.logprobs[:compared] == pytest.approx(other.logprobs[:compared], abs=0.02)
 
 
+def test_top_p_is_what_the_reference_leaves(kernels: Kernels) -> None:
+    for vocab in (200, 5000):
+        probability, top_p = torch.randn(3, vocab).softmax(-1), torch.tensor([0.1, 0.5, 0.9])
+        left = kernels.keep_top_p(probability, top_p)
+        expected = select("reference").keep_top_p(probability, top_p)
+        torch.testing.assert_close(
+            left / left.sum(-1, keepdim=True), expected / expected.sum(-1, keepdim=True)
+        )
+
+
 def test_scratch_is_for_the_largest_rank_that_is_accepted(kernels: Kernels, tmp_path: Path) -> None:
     tiny_model(tmp_path / "model", **SIZES)
     scratch = {}
