@@ -36,11 +36,12 @@ class Load:
     def on(self, target: Target, runs: int = 3) -> dict[str, float]:
         """The run with the median throughput."""
         results = sorted(
-            (self._once(target, run) for run in range(runs)), key=lambda result: result["tokens_per_second"]
+            (self.once(target, run) for run in range(runs)), key=lambda result: result["tokens_per_second"]
         )
         return results[len(results) // 2]
 
-    def _once(self, target: Target, run: int) -> dict[str, float]:
+    def once(self, target: Target, seed: int) -> dict[str, float]:
+        """One run with the prompts and adapters that `seed` gives."""
         requests = self.requests or 2 * self.clients
         command = [
             BINARY,
@@ -61,7 +62,7 @@ class Load:
             "--adapter-mix",
             self.mix,
             "--seed",
-            run,
+            seed,
             "--json",
         ]
         if self.adapters:
@@ -80,6 +81,6 @@ class Load:
 
     def warm(self, target: Target) -> None:
         """Each adapter once, a few tokens: staged and moved before anything is timed."""
-        replace(self, requests=max(len(self.adapters), self.clients), mix="distinct", tokens=4)._once(
+        replace(self, requests=max(len(self.adapters), self.clients), mix="distinct", tokens=4).once(
             target, 0
         )

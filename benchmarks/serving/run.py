@@ -31,6 +31,7 @@ GROUPS = {
     "retention": scenarios.retention,
     "limit": scenarios.share_of_limit,
     "many": scenarios.many_adapters,
+    "popular": scenarios.popular_adapters,
 }
 
 
@@ -84,7 +85,7 @@ def unseen(root: Path, count: int) -> Iterator[str]:
 
 def measure(arguments: argparse.Namespace, work: Path) -> list[report.Row]:
     adapters = make_adapters(
-        work / "roots" / "known", 1000 if "many" in arguments.only else 50, seed=0
+        work / "roots" / "known", 1000 if {"many", "popular"} & set(arguments.only) else 50, seed=0
     ).rename(work / "adapters")
     cold = make_adapters(work / "cold-root" / "cold", 20 * arguments.runs, seed=1)
     options = ["--dtype", arguments.dtype, "--max-active-adapters", "64", "--disable-prefix-cache"]

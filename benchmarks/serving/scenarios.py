@@ -107,6 +107,27 @@ def many_adapters(bench: Bench) -> Iterator[Row]:
         yield Row(f"latency, {count} adapters ÷ one", many, one, "ms", 1.05, at_most=True)
 
 
+def popular_adapters(bench: Bench) -> Iterator[Row]:
+    """Twenty clients whose requests are spread over 1,000 staged adapters and 64 device slots, in turns with
+    one adapter.
+    """
+    names = bench.names(1000)
+    Load(4, names, "distinct", requests=len(names), tokens=1).on(bench.ours, 1)
+    loads = {
+        "one": Load(20, names[:1], "identical", requests=60),
+        "Zipf 1.0": Load(20, names, "zipf:1.0", requests=60),
+        "at random": Load(20, names, "uniform", requests=60),
+    }
+    rounds = [
+        {name: load.once(bench.ours, seed)["tokens_per_second"] for name, load in loads.items()}
+        for seed in range(2 * bench.runs + 1)
+    ]
+    rates = {name: median(rate[name] for rate in rounds) for name in loads}
+    for name, goal in (("Zipf 1.0", 0.85), ("at random", None)):
+        what = f"20 clients, 1,000 adapters ({name}) on 64 slots ÷ one"
+        yield Row(what, rates[name], rates["one"], "tok/s", goal)
+
+
 def share_of_limit(bench: Bench) -> Iterator[Row]:
     machine = limit.measure()
     for batch in (1, 8, 16):

@@ -74,7 +74,7 @@ impl Adapters {
     }
 }
 
-/// `a-{0..2}` is `a-0`, `a-1` and `a-2`.
+/// `a-{0..2}` is `a-0`, `a-1` and `a-2`; `a-{00..02}` is `a-00` and so on, as in a shell.
 fn expand(pattern: &str, names: &mut Vec<String>) -> anyhow::Result<()> {
     let Some((prefix, rest)) = pattern.split_once('{') else {
         names.push(pattern.to_owned());
@@ -82,11 +82,12 @@ fn expand(pattern: &str, names: &mut Vec<String>) -> anyhow::Result<()> {
     };
     let bounds = rest.split_once('}').and_then(|(range, suffix)| {
         let (first, last) = range.split_once("..")?;
-        Some((first.parse::<u32>().ok()?, last.parse::<u32>().ok()?, suffix))
+        let width = if first.starts_with('0') { first.len() } else { 0 };
+        Some((first.parse::<u32>().ok()?, last.parse::<u32>().ok()?, width, suffix))
     });
-    let (first, last, suffix) =
+    let (first, last, width, suffix) =
         bounds.with_context(|| format!("`{pattern}`: expected a range such as {{0..7}}"))?;
-    names.extend((first..=last).map(|number| format!("{prefix}{number}{suffix}")));
+    names.extend((first..=last).map(|number| format!("{prefix}{number:0width$}{suffix}")));
     Ok(())
 }
 
@@ -103,6 +104,7 @@ mod tests {
     #[test]
     fn ranges_expand() {
         assert_eq!(adapters(&["x", "a-{0..2}/v1"], Mix::Uniform).names, ["x", "a-0/v1", "a-1/v1", "a-2/v1"]);
+        assert_eq!(adapters(&["b{098..100}"], Mix::Uniform).names, ["b098", "b099", "b100"]);
         assert!(Adapters::new(&["a{1-2}".to_owned()], Mix::Uniform).is_err());
     }
 
