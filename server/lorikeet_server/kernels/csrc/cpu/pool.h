@@ -1,7 +1,8 @@
 // Threads that share small tiles of work. Built for machines where other processes want the same
 // cores: tiles are claimed one by one, a caller finishes alone if no helper gets a core, and a
-// helper spins for microseconds before it sleeps. Each thread starts in its own stretch of the
-// tiles, so that it streams through memory, and then helps the others.
+// helper spins for microseconds, then gives way for milliseconds, before it sleeps. Each thread
+// starts in its own stretch of the tiles, so that it streams through memory, and then helps the
+// others.
 #pragma once
 #include <atomic>
 #include <cstdint>
