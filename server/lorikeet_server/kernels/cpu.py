@@ -77,16 +77,18 @@ class CpuKernels(HostOps):
         self.library.lk_linear(self.handle, x.data_ptr(), x.shape[0], packed.native, y.data_ptr())
         return y
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         check(weight, "weight", (None,))
         check(x, "x", (None, weight.shape[0]))
-        return self._rms_norm(x, None, weight, eps)
+        return self._rms_norm(x, None, weight, eps, offset)
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         check(weight, "weight", (None,))
         check(x, "x", (None, weight.shape[0]))
         check(residual, "residual", x.shape)
-        return self._rms_norm(x, residual.data_ptr(), weight, eps), residual
+        return self._rms_norm(x, residual.data_ptr(), weight, eps, offset), residual
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         check(gate_up, "gate_up", (None, None))
@@ -152,8 +154,8 @@ class CpuKernels(HostOps):
         size: int = self.library.lk_packed_bytes(self.handle, *weight.shape, code)
         return size
 
-    def _rms_norm(self, x: Tensor, residual: int | None, weight: Tensor, eps: float) -> Tensor:
-        out = torch.empty_like(x)
+    def _rms_norm(self, x: Tensor, residual: int | None, weight: Tensor, eps: float, offset: float) -> Tensor:
+        out, weight = torch.empty_like(x), weight + offset if offset else weight
         pointers = (x.data_ptr(), residual, weight.data_ptr())
         self.library.lk_rms_norm(self.handle, *pointers, *x.shape, eps, out.data_ptr())
         return out

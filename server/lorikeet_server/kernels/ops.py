@@ -81,10 +81,13 @@ class Kernels(Protocol):
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         """`x` act [T, in] -> act [T, out]."""
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """`x` act [T, n], `weight` act [n] -> act [T, n]. Rows may also be heads: [T * heads, D]."""
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+        """`x` act [T, n], times `offset` + `weight` act [n], added in float32 -> act [T, n]. Rows may also be
+        heads: [T * heads, D]."""
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """`(rms_norm(x + residual), x + residual)`; either argument may be overwritten and returned."""
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:

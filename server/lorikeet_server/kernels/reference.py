@@ -96,12 +96,14 @@ class ReferenceKernels:
         assert isinstance(packed, ReferenceLinear)
         return F.linear(x, packed.weight)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+        return F.rms_norm(x.float(), weight.shape, weight.float() + offset, eps).to(x.dtype)
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         residual = x + residual
-        return self.rms_norm(residual, weight, eps), residual
+        return self.rms_norm(residual, weight, eps, offset), residual
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.float().chunk(2, dim=-1)

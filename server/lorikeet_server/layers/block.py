@@ -15,10 +15,9 @@ class Block:
 
     def __init__(self, build: Build, prefix: str, config: ModelConfig, window: int | None) -> None:
         def norm(name: str) -> torch.Tensor:
-            name = f"{prefix}.{name}_layernorm.weight"
-            return build.norm(name, config.hidden_size, config.norm_offset)
+            return build.vector(f"{prefix}.{name}_layernorm.weight", config.hidden_size)
 
-        self._kernels, self._eps = build.kernels, config.norm_eps
+        self._kernels, self._eps, self._offset = build.kernels, config.norm_eps, config.norm_offset
         self._before_attention = norm("input")
         self._after_attention = self._after_mlp = None
         if config.sandwich_norms:
@@ -33,27 +32,28 @@ class Block:
         self, x: torch.Tensor, residual: torch.Tensor | None, step: StepTensors, batch: LoraBatch | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`x` `[rows, hidden]` has yet to be added to `residual`; so has what is returned."""
-        kernels, eps = self._kernels, self._eps
+        kernels, scale = self._kernels, (self._eps, self._offset)
         if residual is None:
-            x, residual = kernels.rms_norm(x, self._before_attention, eps), x
+            x, residual = kernels.rms_norm(x, self._before_attention, *scale), x
         else:
-            x, residual = kernels.add_rms_norm(x, residual, self._before_attention, eps)
+            x, residual = kernels.add_rms_norm(x, residual, self._before_attention, *scale)
         x = self.attention(x, step, batch)
         if self._after_attention is not None:
-            x = kernels.rms_norm(x, self._after_attention, eps)
-        x, residual = kernels.add_rms_norm(x, residual, self._before_mlp, eps)
+            x = kernels.rms_norm(x, self._after_attention, *scale)
+        x, residual = kernels.add_rms_norm(x, residual, self._before_mlp, *scale)
         x = self.mlp(x, batch)
         if self._after_mlp is not None:
-            x = kernels.rms_norm(x, self._after_mlp, eps)
+            x = kernels.rms_norm(x, self._after_mlp, *scale)
         return x, residual
 
     def as_data(self) -> DecoderLayer | None:
         """None before the cache is attached, and where the layer has a part that the fused form does not: a
-        norm after attention or MLP, or a bias after o, gate, up or down."""
+        norm after attention or MLP, an offset of norms, or a bias after o, gate, up or down."""
         attention, mlp = self.attention, self.mlp
         if (
             attention.layer is None
             or self._after_attention is not None
+            or self._offset
             or attention.o.bias is not None
             or mlp.gate_up.bias is not None
             or mlp.down.bias is not None

@@ -38,11 +38,6 @@ class Build:
         """A norm weight or bias, as the kernels take it."""
         return self.kernels.pack_vector(self._load(name, (size,), part))
 
-    def norm(self, name: str, size: int, offset: float) -> torch.Tensor:
-        """A norm weight, which some families store as what it is above `offset`. The sum is as exact as the
-        kernels' dtype: float32 on a CPU."""
-        return self.kernels.pack_vector(self._load(name, (size,), None).float() + offset)
-
     def unused(self) -> list[str]:
         """Tensors of the checkpoint that no layer asked for, but for tables that are computed here."""
         names = set(self.source.names()) - self.loaded

@@ -33,7 +33,7 @@ class CausalLM:
             Block(build, f"model.layers.{i}", config, window) for i, window in enumerate(config.windows)
         ]
         self._shapes = tuple(dict.fromkeys(block.attention.shape for block in self._blocks))
-        self._norm = build.norm("model.norm.weight", config.hidden_size, config.norm_offset)
+        self._norm = build.vector("model.norm.weight", config.hidden_size)
         head = embedding if config.tied else "lm_head.weight"
         self._lm_head = LmHead(build, head, *sizes, config.logit_cap)
         self._fused: Decoder | None = None
@@ -94,7 +94,8 @@ class CausalLM:
         for block in self._blocks:
             x, residual = block(x, residual, step, batch)
         assert residual is not None
-        return self._kernels.add_rms_norm(x, residual, self._norm, self.config.norm_eps)[0]
+        config = self.config
+        return self._kernels.add_rms_norm(x, residual, self._norm, config.norm_eps, config.norm_offset)[0]
 
     def logits(
         self, hidden: torch.Tensor, batch: LoraBatch | None, out: torch.Tensor | None = None

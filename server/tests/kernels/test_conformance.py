@@ -78,14 +78,16 @@ def test_linear(pair: Pair, rows: int) -> None:
     pair.close(result, pair.defined.linear(exact, pair.defined.pack_linear(weight, mode)))
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.0, 0.5])
 @pytest.mark.parametrize("rows", [1, 130])
-def test_norms_and_activation(pair: Pair, rows: int) -> None:
+def test_norms_and_activation(pair: Pair, rows: int, offset: float) -> None:
     (x, x_exact), (residual, residual_exact) = pair.random(rows, 576), pair.random(rows, 576)
     weight, weight_exact = pair.random(576)
     weight = pair.tested.pack_vector(weight_exact)
-    pair.close(pair.tested.rms_norm(x, weight, 1e-5), pair.defined.rms_norm(x_exact, weight_exact, 1e-5))
-    normed, added = pair.tested.add_rms_norm(x.clone(), residual.clone(), weight, 1e-5)
-    expected, expected_added = pair.defined.add_rms_norm(x_exact, residual_exact, weight_exact, 1e-5)
+    scale = 1e-5, offset
+    pair.close(pair.tested.rms_norm(x, weight, *scale), pair.defined.rms_norm(x_exact, weight_exact, *scale))
+    normed, added = pair.tested.add_rms_norm(x.clone(), residual.clone(), weight, *scale)
+    expected, expected_added = pair.defined.add_rms_norm(x_exact, residual_exact, weight_exact, *scale)
     pair.close(added, expected_added)
     pair.close(normed, expected, 2)  # whether the sum is rounded before it is normed is left open
     gate_up, gate_up_exact = pair.random(rows, 2 * 576)

@@ -10,14 +10,16 @@ from lorikeet_server.kernels import Kernels
 WIDTHS = [1, 7, 16, 33, 576, 1536]
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("rows", [0, 1, 9, 257])
-def test_norms(kernels: Kernels, reference: Kernels, width: int, rows: int) -> None:
+def test_norms(kernels: Kernels, reference: Kernels, width: int, rows: int, offset: float) -> None:
     x, residual, weight = torch.randn(rows, width), torch.randn(rows, width) * 5, torch.randn(width)
-    expected = reference.rms_norm(x, weight, 1e-5)
-    torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-5), expected, rtol=2e-6, atol=2e-6)
-    normed, added = kernels.add_rms_norm(x, residual.clone(), weight, 1e-5)
-    expected, expected_added = reference.add_rms_norm(x, residual, weight, 1e-5)
+    scale = 1e-5, offset
+    expected = reference.rms_norm(x, weight, *scale)
+    torch.testing.assert_close(kernels.rms_norm(x, weight, *scale), expected, rtol=2e-6, atol=2e-6)
+    normed, added = kernels.add_rms_norm(x, residual.clone(), weight, *scale)
+    expected, expected_added = reference.add_rms_norm(x, residual, weight, *scale)
     torch.testing.assert_close(normed, expected, rtol=2e-6, atol=2e-6)
     assert torch.equal(added, expected_added)
 

@@ -14,7 +14,9 @@ from shard_driver import (
     tiny_model,
     warmup_request,
 )
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
+from lorikeet_server.kernels import select
 from lorikeet_server.pb import shard_pb2 as pb
 
 LLAMA3 = {
@@ -127,3 +129,15 @@ def test_windows_over_chunks_and_a_reused_prefix(variant: str, backend: str, tmp
         assert torch.allclose(
             torch.tensor(run.logprobs), expected[torch.arange(12), torch.tensor(run.tokens)], atol=1e-4
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_with_an_offset_have_the_bits_of_transformers(dtype: torch.dtype) -> None:
+    """The weight is rounded, what it is above the offset is not."""
+    norm = Gemma2RMSNorm(96).to(dtype)
+    x, residual = torch.randn(2, 40, 96).to(dtype)
+    torch.nn.init.normal_(norm.weight, std=0.2)
+    kernels = select("reference", dtype=dtype)
+    scale = norm.weight.detach(), norm.eps, 1.0
+    assert torch.equal(kernels.rms_norm(x, *scale), norm(x))
+    assert torch.equal(kernels.add_rms_norm(x, residual, *scale)[0], norm(x + residual))

@@ -59,16 +59,20 @@ class CudaKernels(ReferenceKernels):
     def captures(self, shapes: Sequence[AttentionShape]) -> bool:
         return self._sgmv is not None and self._attends(shapes)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if self._flashinfer is None or not self._vectors(x.shape[1]) or not x.numel():
-            return super().rms_norm(x, weight, eps)
-        normed: Tensor = self._flashinfer.norm.rmsnorm(x, weight, eps)
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+        if self._flashinfer is None or not self._norms(x, offset):
+            return super().rms_norm(x, weight, eps, offset)
+        norm = self._flashinfer.norm
+        normed: Tensor = (norm.gemma_rmsnorm if offset else norm.rmsnorm)(x, weight, eps)
         return normed
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        if self._flashinfer is None or not self._vectors(x.shape[1]) or not x.numel():
-            return super().add_rms_norm(x, residual, weight, eps)
-        self._flashinfer.norm.fused_add_rmsnorm(x, residual, weight, eps)
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        if self._flashinfer is None or not self._norms(x, offset):
+            return super().add_rms_norm(x, residual, weight, eps, offset)
+        norm = self._flashinfer.norm
+        (norm.gemma_fused_add_rmsnorm if offset else norm.fused_add_rmsnorm)(x, residual, weight, eps)
         return x, residual
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
@@ -141,6 +145,10 @@ class CudaKernels(ReferenceKernels):
 
     def _attends(self, shapes: Sequence[AttentionShape]) -> bool:
         return self._flashinfer is not None and all(map(FlashInferAttention.supports, shapes))
+
+    def _norms(self, x: Tensor, offset: float) -> bool:
+        """Whether FlashInfer does; it knows no other offset than Gemma's."""
+        return offset in (0.0, 1.0) and self._vectors(x.shape[1]) and x.numel() > 0
 
     def _vectors(self, width: int) -> bool:
         return width * self.dtype.itemsize % VECTOR_BYTES == 0

@@ -167,6 +167,16 @@ def rmsnorm(input: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(input.float(), weight.shape, weight.float(), eps).to(input.dtype)
 
 
+def gemma_rmsnorm(input: Tensor, weight: Tensor, eps: float) -> Tensor:
+    assert input.dtype == weight.dtype
+    return F.rms_norm(input.float(), weight.shape, weight.float() + 1, eps).to(input.dtype)
+
+
+def gemma_fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
+    residual += input
+    input.copy_(gemma_rmsnorm(residual, weight, eps))
+
+
 def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
     residual += input
     input.copy_(rmsnorm(residual, weight, eps))
@@ -206,7 +216,12 @@ def apply_rope_with_cos_sin_cache_inplace(
 LIBRARY = SimpleNamespace(
     BatchPrefillWithPagedKVCacheWrapper=Prefill,
     BatchDecodeWithPagedKVCacheWrapper=Decode,
-    norm=SimpleNamespace(rmsnorm=rmsnorm, fused_add_rmsnorm=fused_add_rmsnorm),
+    norm=SimpleNamespace(
+        rmsnorm=rmsnorm,
+        fused_add_rmsnorm=fused_add_rmsnorm,
+        gemma_rmsnorm=gemma_rmsnorm,
+        gemma_fused_add_rmsnorm=gemma_fused_add_rmsnorm,
+    ),
     activation=SimpleNamespace(silu_and_mul=silu_and_mul, gelu_tanh_and_mul=gelu_tanh_and_mul),
     sampling=SimpleNamespace(top_p_renorm_probs=top_p_renorm_probs),
     rope=SimpleNamespace(apply_rope_with_cos_sin_cache_inplace=apply_rope_with_cos_sin_cache_inplace),

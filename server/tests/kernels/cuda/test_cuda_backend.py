@@ -90,6 +90,15 @@ def test_an_engine_over_it_gives_what_the_reference_gives(kernels: Kernels, tmp_
         assert run.logprobs[:compared] == pytest.approx(other.logprobs[:compared], abs=0.02)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.0, 0.5])
+def test_norms_are_those_of_the_reference(kernels: Kernels, offset: float) -> None:
+    x, residual, weight = torch.randn(3, 64).half(), torch.randn(3, 64).half(), torch.randn(64).half()
+    reference = select("reference", dtype=torch.float16)
+    assert torch.equal(kernels.rms_norm(x, weight, 1e-6, offset), reference.rms_norm(x, weight, 1e-6, offset))
+    expected = reference.add_rms_norm(x, residual.clone(), weight, 1e-6, offset)
+    assert all(map(torch.equal, kernels.add_rms_norm(x, residual, weight, 1e-6, offset), expected))
+
+
 def test_top_p_is_what_the_reference_leaves(kernels: Kernels) -> None:
     for vocab in (200, 5000):
         probability, top_p = torch.randn(3, vocab).softmax(-1), torch.tensor([0.1, 0.5, 0.9])
