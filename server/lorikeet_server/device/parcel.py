@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lorikeet_server.device.base import Array
+from lorikeet_server.device.staging import Staging
 
 ALIGNMENT = 16  # bytes; kernels read vectors of as many
-DEPTH = 2  # steps in flight
 DTYPES = {np.dtype(str(dtype).removeprefix("torch.")): dtype for dtype in (
     torch.int32, torch.int64, torch.float32, torch.float64, torch.uint8
 )}  # fmt: skip
@@ -29,27 +29,23 @@ class Part:
 
 
 class StepParcel:
-    """See `base.Parcel`. The host's memory exists `DEPTH` times, since it must stay until it is copied."""
+    """See `base.Parcel`."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         """Room for `size` bytes. What goes beyond is sent too, by copies of its own."""
-        self._pinned = device.type == "cuda"
         self._there = torch.zeros(size, dtype=torch.uint8, device=device)
-        self._here = [self._host(size) for _ in range(DEPTH)]
-        self._copied: list[torch.cuda.Event | None] = [None] * DEPTH
+        self._staging = Staging(size, device)
+        self._here = self._staging.take()
         self._beyond: list[Part] = []
-        self._turn = self._end = 0
-        self._open = False
+        self._end, self._open = 0, False
 
     @property
     def place(self) -> int:
         return self._end
 
     def begin(self) -> None:
-        self._turn = (self._turn + 1) % DEPTH
-        copied = self._copied[self._turn]
-        if copied is not None:
-            copied.synchronize()  # of the step before the last, which has been answered: this does not wait
+        # Its last filling was for the step before the last, which has been answered: this does not wait.
+        self._here = self._staging.take()
         self._beyond.clear()
         self._end, self._open = 0, True
 
@@ -64,26 +60,19 @@ class StepParcel:
 
     def send(self) -> None:
         self._open = False
-        end = min(self._end, self._there.numel())
-        self._there[:end].copy_(self._here[self._turn][:end], non_blocking=True)
+        self._staging.send(self._there, 0, self._end)
         for part in self._beyond:
             part.there.copy_(part.here, non_blocking=True)
-        if self._pinned:
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-            self._copied[self._turn] = event
 
     def _take(self, size: int) -> tuple[Part, int]:
         start = self._end
         if start + size > self._there.numel():
-            part = Part(self._host(size), torch.empty(size, dtype=torch.uint8, device=self._there.device))
-            self._beyond.append(part)
-            return part, 0
+            # Of this host memory torch itself waits for the copy before it is used again.
+            here = torch.empty(size, dtype=torch.uint8, pin_memory=self._there.is_cuda)
+            self._beyond.append(Part(here, torch.empty(size, dtype=torch.uint8, device=self._there.device)))
+            return self._beyond[-1], 0
         self._end += size
-        return Part(self._here[self._turn], self._there), start
-
-    def _host(self, size: int) -> Tensor:
-        return torch.zeros(size, dtype=torch.uint8, pin_memory=self._pinned)
+        return Part(self._here, self._there), start
 
 
 class Singly:

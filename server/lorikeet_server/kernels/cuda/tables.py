@@ -13,8 +13,8 @@ import torch
 from lorikeet_server.config import MAX_LORA_RANK
 from lorikeet_server.device.base import Parcel
 from lorikeet_server.device.parcel import Singly
+from lorikeet_server.device.staging import Staging
 from lorikeet_server.kernels.cuda import abi
-from lorikeet_server.kernels.cuda.staging import Staging
 from lorikeet_server.kernels.cuda.tiles import Tiler
 from lorikeet_server.kernels.lora_adapter import ENTRY, LoraAdapter
 from lorikeet_server.kernels.lora_layout import LoraLayout, LoraModule
