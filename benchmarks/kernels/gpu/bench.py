@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.kernels.gpu.clock import Clock
 from benchmarks.kernels.gpu.layers import Layers, Pool
 from benchmarks.kernels.gpu.peers import PEERS
-from benchmarks.kernels.gpu.report import Line
+from benchmarks.kernels.gpu.report import AFTER_BASE, BESIDE_BASE, Line
 from benchmarks.kernels.gpu.shapes import Cell
 from lorikeet_server.kernels import LoraModule
 
@@ -41,6 +41,10 @@ class Bench:
             for name, how in VARIANTS.items():
                 other = Layers.make(self.library, cell, self.pool, **how)
                 line.variants[name] = self.clock.microseconds(other.ours()["both"], other.count)
+            base = {AFTER_BASE: layers.after_base, BESIDE_BASE: layers.beside_base}
+            line.variants |= {
+                name: self.clock.microseconds(make(), layers.count) for name, make in base.items()
+            }
         return line
 
     def _peers(self, line: Line, layers: Layers) -> None:

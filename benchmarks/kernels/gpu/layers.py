@@ -95,6 +95,41 @@ class Layers:
             "expand": lambda layer: self.sgmv.expand(self.y, table[layer], tiles),
         }
 
+    def after_base(self) -> Run:
+        """The base product, then both kernels: a layer as it is served."""
+        weights = self._base_weights()
+
+        def run(layer: int) -> None:
+            torch.mm(self.x, weights[layer % len(weights)].t(), out=self.y)
+            self.sgmv(self.y, self.x, self.tables.tables[layer], self.tiles)
+
+        return run
+
+    def beside_base(self) -> Run:
+        """The same, with shrink on a stream of its own, which ends where expand begins."""
+        weights, device = self._base_weights(), self.x.device
+        if device.type != "cuda":
+            return self.after_base()
+        side = torch.cuda.Stream(device)
+
+        def run(layer: int) -> None:
+            main, table = torch.cuda.current_stream(device), self.tables.tables[layer]
+            side.wait_stream(main)
+            with torch.cuda.stream(side):
+                self.sgmv.shrink(self.x, table, self.tiles)
+            torch.mm(self.x, weights[layer % len(weights)].t(), out=self.y)
+            main.wait_stream(side)
+            self.sgmv.expand(self.y, table, self.tiles)
+
+        return run
+
+    def _base_weights(self) -> list[Tensor]:
+        """More bytes than a cache holds."""
+        shape = sum(self.cell.shape.out_features), self.cell.shape.in_features
+        return [
+            torch.randn(shape, device=self.x.device).mul_(0.02).to(self.x) for _ in range(min(self.count, 4))
+        ]
+
     def stacked(self, layer: int, index: int) -> tuple[Tensor, Tensor]:
         """A [adapters, largest rank, in] and B [adapters, out, largest rank] of a slice: what peers take."""
         table, rank = self.tables.tables[layer], self.tables.max_rank

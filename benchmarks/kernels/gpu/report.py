@@ -12,6 +12,8 @@ from benchmarks.kernels.gpu.shapes import Cell, Machine
 
 # The bounds of issue 4, for reading the figures; nothing fails by them.
 LARGE, MIDDLE = 20e6, 4e6  # adapter bytes of a launch
+# Variants with the base product, which are held against each other.
+AFTER_BASE, BESIDE_BASE = "base product, then both", "shrink beside base product, then expand"
 
 
 @dataclass
@@ -78,9 +80,15 @@ def summary(lines: list[Line], machine: Machine) -> dict[str, float | None]:
         found[f"{phase}, 20 MB and more, median share of the limit"] = _median(large)
         found[f"{phase}, 4 to 20 MB, median share of the limit"] = _median(middle)
         found[f"{phase}, below 4 MB, median microseconds"] = _median(small)
-    for name in dict.fromkeys(name for line in lines for name in line.variants):
+    alone = (name for line in lines for name in line.variants if name not in (AFTER_BASE, BESIDE_BASE))
+    for name in dict.fromkeys(alone):
         ratios = [line.variants[name] / line.ours["both"] for line in lines if name in line.variants]
         found[f"{name}, geometric mean of the time over ours"] = statistics.geometric_mean(ratios)
+    if beside := [line.variants[BESIDE_BASE] / line.variants[AFTER_BASE] for line in lines if line.variants]:
+        found[f"{BESIDE_BASE}: geometric mean of the time over the other order"] = statistics.geometric_mean(
+            beside
+        )
+        found[f"{BESIDE_BASE}: most of that"] = max(beside)
     speedups = [line.speedup for line in lines if line.speedup]
     if speedups:
         found["speed-up over the fastest peer, geometric mean"] = statistics.geometric_mean(speedups)
