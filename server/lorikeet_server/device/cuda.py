@@ -19,7 +19,9 @@ class CudaEvent:
 
     def wait(self) -> None:
         try:
-            self.event.synchronize()
+            # A thread that was never told its device would open the first one, whichever is this rank's.
+            with torch.cuda.device(self.event.device):
+                self.event.synchronize()
         except RuntimeError as error:
             raise DeviceError.of(error) from error
 

@@ -40,6 +40,9 @@ class CudaKernels(ReferenceKernels):
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(device, dtype)
+        # By default torch lets cuBLAS add up the parts of a split sum in 16 bits.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         major, minor = torch.cuda.get_device_capability(device)
         self.name = f"cuda-sm{major}{minor}"
         self._library, self._sgmv, self._flashinfer = None, None, None
