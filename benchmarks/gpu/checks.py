@@ -27,7 +27,8 @@ SANITIZED = {
 
 
 def kernels(machine: Machine) -> Rows:
-    """Both libraries, as the server compiles them on first use; the CUDA one for every architecture."""
+    """Both libraries, as the server compiles them on first use, the CUDA one for every architecture; and on a
+    GPU what later parts need of FlashInfer."""
     rows: Rows = []
     # Here nvcc comes from PyPI.
     toolkit = {"CUDA_HOME": str(cuda_toolkit())} if machine.dry else {}
@@ -37,6 +38,9 @@ def kernels(machine: Machine) -> Rows:
         library = machine.python("-m", module, *out, **toolkit).stdout.splitlines()[-1]
         seconds, size = round(time.monotonic() - started, 1), Path(library).stat().st_size >> 10
         rows.append({"library": Path(library).name, "KiB": size, "seconds": seconds})
+    if not machine.dry:
+        printed = machine.python(Path(__file__).with_name("flashinfer_modules.py")).stdout.splitlines()
+        rows.append(json.loads(next(line for line in reversed(printed) if line.startswith("{"))))
     return rows
 
 

@@ -103,20 +103,37 @@ STEPS = {
 }
 
 
+# Each pair of a dtype and a row of these is a module that FlashInfer compiles, for a minute or more: what a
+# GPU is to show within a part's time is one width and one dtype with every kind of score.
+SCORES = [(1, None), (33, None), (33, 2.0), (None, 2.0)]
+BFLOAT16 = [backend for backend in BACKENDS if torch.bfloat16 in backend.values[0]]
+
+
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("kind", STEPS)
-@pytest.mark.parametrize(
-    ("window", "soft_cap"), [(None, None), (1, None), (33, None), (33, 2.0), (None, 2.0)]
-)
 @pytest.mark.parametrize("planned", [False, True])
-def test_attention(
+def test_attention(pair: Pair, heads: tuple[int, int, int], kind: str, planned: bool) -> None:
+    attention(pair, heads, kind, (None, None), planned)
+
+
+@pytest.mark.parametrize("pair", BFLOAT16, indirect=True)
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("scores", SCORES)
+@pytest.mark.parametrize("planned", [False, True])
+def test_attention_with_windows_and_caps(
+    pair: Pair, kind: str, scores: tuple[int | None, float | None], planned: bool
+) -> None:
+    attention(pair, HEADS[0], kind, scores, planned)
+
+
+def attention(
     pair: Pair,
     heads: tuple[int, int, int],
     kind: str,
-    window: int | None,
-    soft_cap: float | None,
+    scores: tuple[int | None, float | None],
     planned: bool,
 ) -> None:
+    """Checks a step of `kind`; `scores` are the window and the soft cap."""
     lengths, (query, kv, dim) = STEPS[kind], heads
     free = iter(torch.randperm(BLOCKS).tolist())
     tables = torch.full((len(lengths), 12), -1, dtype=torch.int32)
@@ -126,7 +143,7 @@ def test_attention(
     starts = torch.tensor([0, *(n for n, _ in lengths)]).cumsum(0).int()
     contexts = torch.tensor([context for _, context in lengths]).int()
     sequences = SequenceTables(tables, starts, contexts)
-    shape = AttentionShape(query, kv, dim, dim**-0.5, window, soft_cap)
+    shape = AttentionShape(query, kv, dim, dim**-0.5, *scores)
     cos_sin = torch.randn(256, dim)
     parts = [pair.random(context, (query + 2 * kv) * dim) for _, context in lengths]
     queries = pair.random(int(starts[-1]), (query + 2 * kv) * dim)

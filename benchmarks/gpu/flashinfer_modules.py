@@ -1,0 +1,74 @@
+"""Compiles the FlashInfer modules that the tests and the served models of a check use, all side by side.
+
+    python benchmarks/gpu/flashinfer_modules.py
+
+On first use each would be compiled by itself, some of them for a minute and more: together longer than a part
+may take. Prints one JSON object. Where FlashInfer is not installed, torch computes attention, and there is
+nothing to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorikeet_server.config import CUDA_HOME
+from lorikeet_server.kernels.cuda import toolkit
+
+BF16, FP16 = torch.bfloat16, torch.float16
+NO_POSITIONS = 0  # FlashInfer's PosEncodingMode.NONE
+# dtype, head width, whether there are a window and a soft cap.
+PROMPTS = [(BF16, 64, window, cap) for window in (False, True) for cap in (False, True)]
+PROMPTS += [(BF16, 128, False, False), (FP16, 64, False, False), (FP16, 128, False, False)]
+DECODES = [(dtype, 64, window, False) for dtype in (BF16, FP16) for window in (False, True)]
+# By tensor cores, which FlashInfer has in the older of its kernels for prompts.
+GROUPED_DECODES = [(BF16, 128, False, False)]
+
+
+def modules(prompts: str) -> Iterator[Any]:
+    """`prompts` names FlashInfer's kernels for prompts on this device."""
+    from flashinfer.jit import gen_act_and_mul_module
+    from flashinfer.jit.attention import gen_batch_decode_module, gen_batch_prefill_module
+    from flashinfer.jit.norm import gen_norm_module
+    from flashinfer.jit.rope import gen_rope_module
+    from flashinfer.jit.sampling import gen_sampling_module
+
+    def attention(dtype: torch.dtype, width: int, window: bool, cap: bool) -> tuple[Any, ...]:
+        return dtype, dtype, dtype, torch.int32, width, width, NO_POSITIONS, window, cap
+
+    for kind, shapes in ((prompts, PROMPTS), ("fa2", GROUPED_DECODES)):
+        for shape in shapes:
+            yield gen_batch_prefill_module(kind, *attention(*shape), False)
+    for shape in DECODES:
+        yield gen_batch_decode_module(*attention(*shape))
+    yield from (gen_norm_module(), gen_rope_module(), gen_sampling_module())
+    yield from map(gen_act_and_mul_module, ("silu", "gelu_tanh"))
+
+
+def main() -> None:
+    if find_spec("flashinfer") is None:
+        print(json.dumps({"library": "FlashInfer is not installed", "KiB": 0, "seconds": 0}))
+        return
+    os.environ.setdefault(CUDA_HOME, str(toolkit.find().root))
+    from flashinfer.jit.core import build_jit_specs
+    from flashinfer.utils import determine_attention_backend
+
+    started = time.monotonic()
+    device = torch.device("cuda", torch.cuda.current_device())
+    prompts = determine_attention_backend(device, NO_POSITIONS, False, False, BF16, BF16)
+    found = list({module.name: module for module in modules(prompts)}.values())
+    build_jit_specs(found)
+    size = sum(Path(module.get_library_path()).stat().st_size for module in found)
+    row = {"library": f"{len(found)} modules of FlashInfer", "KiB": size >> 10}
+    print(json.dumps(row | {"seconds": round(time.monotonic() - started, 1)}))
+
+
+if __name__ == "__main__":
+    main()
