@@ -1,9 +1,10 @@
-"""Every instruction set that this processor has, against the torch reference."""
+"""Every instruction set that this processor has or can emulate, against the torch reference."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+from emulated_avx512 import emulated_kernels
 
 from lorikeet_server.kernels import Kernels, select
 from lorikeet_server.kernels.cpu import INSTRUCTION_SETS
@@ -22,6 +23,8 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
     except RuntimeError as error:
         if "this processor has no" not in str(error):
             raise
+        if select("cpu", "auto").name == "cpu-avx2":
+            return emulated_kernels()
         pytest.skip(str(error))
     finally:
         torch.set_num_threads(1)

@@ -1,0 +1,26 @@
+"""The AVX-512 tiles on a processor that has only AVX2: compiled once, with the intrinsics of
+`emulated_avx512.h`."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from lorikeet_server.kernels import Kernels, build, select
+
+INTRINSICS = Path(__file__).with_name("emulated_avx512.h")
+
+
+def emulated_kernels() -> Kernels:
+    """The C++ backend in a build of its own, which takes every processor for one with AVX-512."""
+    version = hashlib.sha256(INTRINSICS.read_bytes()).hexdigest()
+    emulation = ("-include", str(INTRINSICS), f"-DLORIKEET_INTRINSICS={version}")  # the path, and its bytes
+    flags = {
+        **build.ISA_FLAGS,
+        "api": ("-D__builtin_cpu_supports(name)=true",),
+        "isa_avx512": (*build.ISA_FLAGS["isa_avx2"], "-O1", *emulation),
+    }
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(build, "ISA_FLAGS", flags)
+        patched.setattr(build, "FLAGS", (*build.FLAGS, "-O0"))  # the time goes into compiling
+        return select("cpu", "avx512")
