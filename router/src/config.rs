@@ -116,7 +116,7 @@ pub struct Limits {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Batching")]
 pub struct Batching {
-    /// Tokens in one step, decodes and prefill chunks together [default: 256 on a CPU, 4096 on a GPU]
+    /// Tokens in one step, decodes and prefill chunks together [default: 128 on a CPU, 4096 on a GPU]
     #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS")]
     pub max_batch_prefill_tokens: Option<u32>,
     /// Sequences that run at once [default: 32 on a CPU, 256 on a GPU]

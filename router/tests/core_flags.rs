@@ -20,7 +20,7 @@ async fn sizes_reach_the_shards() {
     let default = WarmupRequest {
         block_size: 16,
         max_sequences: 32,
-        max_step_tokens: 256,
+        max_step_tokens: 128,
         adapter_slots: 128,
         kv_bytes: 0,
         adapter_bytes: 0,
