@@ -18,7 +18,7 @@ pub enum Error {
     /// JSON of another shape than the route takes; `path` is where, e.g. `parameters.max_new_tokens`.
     #[error("`{path}`: {message}")]
     WrongShape { path: String, message: String },
-    #[error("expected a body with `Content-Type: application/json`")]
+    #[error("expected a body with `Content-Type: application/json`, and without `Content-Encoding`")]
     UnsupportedMediaType,
     #[error("the body is larger than {limit} bytes (--max-body-bytes)")]
     BodyTooLarge { limit: usize },

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{EOS, Harness, VOCABULARY, for_adapter, request, sim, sim_with_eos, with_params};
+use common::{ASCII_END, EOS, Harness, VOCABULARY, for_adapter, request, sim, sim_with_eos, with_params};
 use futures::future::join_all;
 use lorikeet_bench::sim::SimConfig;
 use lorikeet_router::infer::{FinishReason, Prompt};
@@ -92,6 +92,31 @@ async fn bytes_become_whole_characters() {
         assert_eq!(output.text, harness.tokenizer().decode(&output.ids()));
         let texts: String = output.tokens.iter().map(|token| token.text.as_str()).collect();
         assert_eq!(texts, output.text);
+    }
+}
+
+/// Clients look for the token among its alternatives by its text.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_of_a_character_reads_the_same_among_its_alternatives() {
+    // The sim's likeliest alternative is the token itself, with the prompt's as with its own.
+    let harness = Harness::with(SimConfig { sampled: ASCII_END..VOCABULARY, ..sim() }, &[]).await;
+    let asked = with_params(request("é\u{1f980}", 40), |params| {
+        params.top_logprobs = Some(2);
+        params.prompt_logprobs = Some(1);
+    });
+    let output = harness.generate(asked).await.unwrap();
+    let texts: Vec<_> = output.tokens.iter().map(|token| &*token.text).collect();
+    assert!(texts.contains(&""), "no token is a part of a character: {texts:?}");
+    for token in &output.tokens {
+        assert_eq!((token.alternatives[0].id, &token.alternatives[0].text), (token.id, &token.text));
+    }
+    let scored = output.prompt.unwrap();
+    assert_eq!(
+        scored.iter().map(|token| &*token.text).collect::<Vec<_>>(),
+        ["<s>", "", "é", "", "", "", "\u{1f980}"]
+    );
+    for token in &scored[1..] {
+        assert_eq!((token.alternatives[0].id, &token.alternatives[0].text), (token.id, &token.text));
     }
 }
 

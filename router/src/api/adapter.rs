@@ -6,14 +6,14 @@ use crate::{
     validate::Invalid,
 };
 
-/// The adapter of an `adapter_id` and an `adapter_source`; null and empty ids are the base model.
-pub(super) fn adapter(id: Option<String>, source: Option<&str>) -> Result<AdapterRef, Error> {
+/// The adapter of an `adapter_id` and an `adapter_source`; null, empty and the base model's own id are the base model.
+pub(super) fn adapter(base: &str, id: Option<String>, source: Option<&str>) -> Result<AdapterRef, Error> {
     let source = match source {
         None | Some("" | "local") => AdapterSource::Local,
         Some(_) => return Err(Invalid::AdapterSource { allowed: "local" }.into()),
     };
     Ok(match id {
-        Some(id) if !id.is_empty() => AdapterRef::Named { id, source },
+        Some(id) if !id.is_empty() && id != base => AdapterRef::Named { id, source },
         _ => AdapterRef::Base,
     })
 }

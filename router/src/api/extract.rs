@@ -5,7 +5,7 @@ use axum::{
     extract::{FromRequest, Request},
     http::{
         HeaderMap,
-        header::{CONTENT_LENGTH, CONTENT_TYPE},
+        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     },
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -56,8 +56,15 @@ async fn read(request: Request<Body>, bounds: &Http) -> Result<Bytes, Error> {
     }
 }
 
-/// `application/json` or `application/…+json`, with any parameters.
+/// `application/json` or `application/…+json`, with any parameters, and not compressed.
 fn is_json(headers: &HeaderMap) -> bool {
+    if headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
+        return false;
+    }
     let Some(Ok(value)) = headers.get(CONTENT_TYPE).map(|value| value.to_str()) else { return false };
     let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
@@ -171,5 +178,10 @@ mod tests {
             assert_eq!(is_json(&headers), expected, "{value}");
         }
         assert!(!is_json(&HeaderMap::new()));
+        for (coding, expected) in [("gzip", false), ("Identity", true), ("", false)] {
+            let headers = [(CONTENT_TYPE, "application/json"), (CONTENT_ENCODING, coding)];
+            let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
+            assert_eq!(is_json(&HeaderMap::from_iter(headers)), expected, "{coding}");
+        }
     }
 }

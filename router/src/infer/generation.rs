@@ -135,10 +135,10 @@ impl Generation {
         }
         TokenOutput {
             id,
-            text,
             logprob: finite(logprob),
             special: special.is_some(),
-            alternatives: alternatives_text(&tokenizer, alternatives),
+            alternatives: alternatives_text(&tokenizer, alternatives, id, &text),
+            text,
             delta,
         }
     }
@@ -230,27 +230,37 @@ impl Text {
             Some(special) => special.to_owned(),
             None => detokenizer.push(id),
         };
-        let texts: Vec<String> = tokens.iter().map(|token| token.token).map(text).collect();
+        let mut texts: Vec<String> = tokens.iter().map(|token| token.token).map(text).collect();
+        if let Some(last) = texts.last_mut() {
+            last.push_str(&detokenizer.finish());
+        }
         tokens
             .into_iter()
             .zip(texts)
             .map(|(token, text)| PromptToken {
                 id: token.token,
-                text,
                 logprob: token.logprob.map(finite),
-                alternatives: alternatives_text(tokenizer, &token.alternatives),
+                alternatives: alternatives_text(tokenizer, &token.alternatives, token.token, &text),
+                text,
             })
             .collect()
     }
 }
 
-fn alternatives_text(tokenizer: &Tokenizer, alternatives: &[engine::Alternative]) -> Vec<Alternative> {
+/// The text of each alternative alone, but of the token in whose place they stand as it reads there: clients look for it
+/// among them, and alone it may be a part of a character.
+fn alternatives_text(
+    tokenizer: &Tokenizer,
+    alternatives: &[engine::Alternative],
+    chosen: u32,
+    text: &str,
+) -> Vec<Alternative> {
     alternatives
         .iter()
-        .map(|alternative| Alternative {
-            id: alternative.token,
-            text: tokenizer.piece(alternative.token).to_owned(),
-            logprob: finite(alternative.logprob),
+        .map(|&engine::Alternative { token, logprob }| Alternative {
+            id: token,
+            text: if token == chosen { text } else { tokenizer.piece(token) }.to_owned(),
+            logprob: finite(logprob),
         })
         .collect()
 }

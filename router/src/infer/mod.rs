@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     adapters::{Registry, Staged},
-    app::{ModelHandle, ModelInfo, Readiness},
+    app::{ModelHandle, Readiness},
     config::Config,
     driver::{Driver, Refused},
     error::Error,
@@ -102,7 +102,13 @@ impl Shared {
         }
         let model = self.parts.model.get().ok_or(Error::NotReady)?;
         let GenerateRequest { prompt, adapter, params, request_id } = request;
-        let adapter = named(adapter, model)?;
+        let adapter = match adapter {
+            AdapterRef::Base => None,
+            AdapterRef::Named { id, source } => {
+                crate::adapters::name::check(&id)?;
+                Some((id, source))
+            }
+        };
         let valid = validator.validate(prompt, &params, model).await?;
         let validation = arrived.elapsed();
         metrics.validated(validation);
@@ -175,17 +181,5 @@ impl Shared {
             }
         }
         Err(Error::NotReady)
-    }
-}
-
-/// The adapter that is asked for; the base model may be named as well.
-fn named(adapter: AdapterRef, model: &ModelInfo) -> Result<Option<(String, AdapterSource)>, Error> {
-    match adapter {
-        AdapterRef::Base => Ok(None),
-        AdapterRef::Named { id, .. } if id.is_empty() || id == model.model_id => Ok(None),
-        AdapterRef::Named { id, source } => {
-            crate::adapters::name::check(&id)?;
-            Ok(Some((id, source)))
-        }
     }
 }

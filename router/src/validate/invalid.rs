@@ -69,9 +69,11 @@ pub enum Invalid {
     BiasValue,
     #[error("at most one of `adapter_id` or `adapters` may be provided")]
     AdapterAndMerge,
-    #[error("`adapter_id` must have at most {max} bytes. Given: {given}")]
+    #[error("an adapter's id must have at most {max} bytes. Given: {given}")]
     AdapterIdLength { max: usize, given: usize },
-    #[error("`adapter_id` must consist of letters, digits and `._/@-`, and be a relative path without `..`")]
+    #[error(
+        "an adapter's id must consist of letters, digits and `._/@-`, and be a relative path without `..`"
+    )]
     AdapterId,
     #[error("`adapter_source` must be one of: {allowed}")]
     AdapterSource { allowed: &'static str },

@@ -60,6 +60,10 @@ async fn an_adapter_is_named_in_the_headers() {
     let server = Server::new().await;
     let body = with(&json!({"adapter_id": "known/sql", "adapter_source": "local"}));
     assert_snapshot!("generate_adapter", server.post("/generate", &body).await.ok().golden());
+    // The base model's own id names no adapter.
+    let base = server.post("/generate", &with(&json!({"adapter_id": "sim"}))).await.ok();
+    assert_eq!((base.header("x-adapter-id"), base.header("x-adapter-source")), ("", ""));
+    assert_eq!(base.json(), server.post("/generate", &with(&json!({}))).await.ok().json());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::types::GenerateBody;
 use crate::{
     api::adapter::{adapter, refuse_merge},
-    config::Limits,
+    config::Config,
     error::Error,
     infer::{GenerateRequest, Params, Prompt},
     validate::Invalid,
@@ -35,9 +35,10 @@ pub(super) struct Wanted {
 pub(super) fn convert(
     body: GenerateBody,
     reply: Reply,
-    limits: &Limits,
+    config: &Config,
     request_id: Arc<str>,
 ) -> Result<(GenerateRequest, Wanted), Error> {
+    let limits = &config.limits;
     let parameters = body.parameters.unwrap_or_default();
     refuse_merge(parameters.merged_adapters.as_ref(), parameters.adapter_id.as_deref())?;
     if parameters.watermark == Some(true) {
@@ -61,8 +62,14 @@ pub(super) fn convert(
     let sequences =
         best_of(parameters.best_of, reply, sampling, parameters.seed.is_some(), limits.max_best_of)?;
     let counts = [parameters.return_k_alternatives, parameters.top_n_tokens];
-    if counts.iter().flatten().any(|count| *count <= 0) {
+    if counts[0].is_some_and(|count| count <= 0) {
         return Err(Invalid::Alternatives.into());
+    }
+    if let Some(given) = counts[1]
+        && !(1..=i64::from(limits.max_alternatives)).contains(&given.into())
+    {
+        let message = format!("must be > 0 and <= {}. Given: {given}", limits.max_alternatives);
+        return Err(Invalid::Parameter { param: "top_n_tokens", message }.into());
     }
     if body.inputs.is_empty() {
         return Err(Invalid::EmptyInputs.into());
@@ -102,7 +109,8 @@ pub(super) fn convert(
         top_logprobs: counts.into_iter().flatten().max().map(Into::into),
         prompt_logprobs: prefill.then_some(0),
     };
-    let adapter = adapter(parameters.adapter_id, parameters.adapter_source.as_deref())?;
+    let source = parameters.adapter_source.as_deref();
+    let adapter = adapter(&config.model.model_id, parameters.adapter_id, source)?;
     Ok((GenerateRequest { prompt, adapter, params, request_id }, wanted))
 }
 

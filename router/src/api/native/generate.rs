@@ -86,8 +86,8 @@ pub async fn generate_stream(
     Extension(RequestId(id)): Extension<RequestId>,
     Json(body): Json<GenerateBody>,
 ) -> Result<Response, Error> {
-    let (request, wanted) = convert(body, Reply::Stream, &state.config.limits, id)
-        .inspect_err(|error| state.metrics.rejected(error))?;
+    let (request, wanted) =
+        convert(body, Reply::Stream, &state.config, id).inspect_err(|error| state.metrics.rejected(error))?;
     let compute = Compute::start(&state, request.adapter.clone(), wanted.characters);
     stream(state.infer.generate(request).await?, &wanted, &compute).await
 }
@@ -97,8 +97,8 @@ async fn whole(
     Extension(RequestId(id)): Extension<RequestId>,
     body: GenerateBody,
 ) -> Result<(HeaderMap, GenerateResponse), Error> {
-    let (request, wanted) = convert(body, Reply::Whole, &state.config.limits, id)
-        .inspect_err(|error| state.metrics.rejected(error))?;
+    let (request, wanted) =
+        convert(body, Reply::Whole, &state.config, id).inspect_err(|error| state.metrics.rejected(error))?;
     let compute = Compute::start(state, request.adapter.clone(), wanted.characters);
     let mut sequences = generate_all(state, request, wanted.sequences).await?;
     // The likeliest wins; of equals the first.

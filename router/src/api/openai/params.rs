@@ -116,7 +116,7 @@ pub(super) fn select_model(
         (model, id) => model.or(id),
     };
     let served = chosen.clone().unwrap_or_else(|| base.to_owned());
-    Ok((adapter::adapter(chosen, adapter_source)?, served))
+    Ok((adapter::adapter(base, chosen, adapter_source)?, served))
 }
 
 /// A token's id as the key of a bias: written in one way only, so that no token has two biases.
@@ -166,7 +166,8 @@ mod tests {
     fn the_model_names_the_adapter() {
         let base = (AdapterRef::Base, "base".to_owned());
         assert_eq!(select("base", None), Ok(base.clone()));
-        assert_eq!(select("", Some("")), Ok(base));
+        assert_eq!(select("", Some("")), Ok(base.clone()));
+        assert_eq!(select("base", Some("base")), Ok(base));
         assert_eq!(select("sql", None), Ok(named("sql")));
         assert_eq!(select("base", Some("sql")), Ok(named("sql")));
         assert_eq!(select("sql", Some("sql")), Ok(named("sql")));
