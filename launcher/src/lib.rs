@@ -16,6 +16,7 @@ pub mod serve;
 pub mod supervise;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use cli::Command;
@@ -70,8 +71,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-#[expect(clippy::print_stderr, reason = "the last word, which must not depend on the log level")]
+/// The last word, which depends neither on the log level nor on whether it can be written.
 fn fail(message: &str, code: u8) -> ExitCode {
-    eprintln!("{}", message.replace('\n', " "));
+    let _ = writeln!(std::io::stderr(), "{}", message.replace('\n', " "));
     ExitCode::from(code)
 }

@@ -20,6 +20,9 @@ pub fn init(json: bool, level: LogLevel) {
     let others = if level == LogLevel::Error { "error" } else { "warn" };
     let filter = EnvFilter::new(format!("{others},lorikeet={}", level.as_str()));
     let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    // A record that cannot be written (the disk is full, the log's reader has left) is lost, and nothing else: it would
+    // be told by `eprintln!`, which panics for the same reason.
+    let builder = builder.log_internal_errors(false);
     // Only a second call could fail, and there is none outside tests.
     let _ = if json {
         builder.json().flatten_event(true).try_init()

@@ -30,6 +30,23 @@ fn a_dead_rank_restarts_the_whole_group() {
 }
 
 #[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let place = Place::new(SLEEPS);
+    let full = std::fs::File::create("/dev/full").unwrap();
+    let mut server = place.serve_with_log(&[], full);
+    let first = server.wait_for_shards(1);
+    let router = server.wait_for_router();
+    kill(first[0].1, Signal::SIGKILL).unwrap();
+    server.wait_for_shards(2);
+    assert!(is_alive(router));
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+
+    let mut refused = place.serve_with_log(&["--no-such-flag"], std::fs::File::create("/dev/full").unwrap());
+    assert_eq!(refused.wait().code(), Some(2));
+}
+
+#[test]
 fn a_group_that_keeps_dying_is_given_up() {
     let place = Place::new("kill -9 $$");
     let started = Instant::now();

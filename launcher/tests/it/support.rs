@@ -87,13 +87,18 @@ impl Place {
 
     /// Starts `lorikeet serve` on a free port.
     pub(crate) fn serve(&self, arguments: &[&str]) -> Server<'_> {
+        self.serve_with_log(arguments, Stdio::piped())
+    }
+
+    /// The same with its log elsewhere; of a pipe every line is read.
+    pub(crate) fn serve_with_log(&self, arguments: &[&str], log: impl Into<Stdio>) -> Server<'_> {
         let mut command = self.lorikeet(&["serve", "--model-id", "m", "--port", "0"]);
-        let mut child = command.args(arguments).stderr(Stdio::piped()).spawn().unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut child = command.args(arguments).stderr(log).spawn().unwrap();
         let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
-        });
+        if let Some(stderr) = child.stderr.take() {
+            let mut stderr = BufReader::new(stderr).lines().map_while(Result::ok);
+            std::thread::spawn(move || stderr.try_for_each(|line| sender.send(line)));
+        }
         Server { place: self, child, lines, log: Vec::new() }
     }
 
