@@ -108,9 +108,13 @@ async fn cors_is_for_listed_origins() {
     }
     let other = open.send(Method::GET, "/health", &[("origin", "https://b.example")], "").await;
     assert_eq!(other.header("access-control-allow-origin"), "");
-    let headers = [origin, ("access-control-request-method", "POST")];
+    // OpenAI's client in a browser sends headers of its own.
+    let asked = "authorization,content-type,x-stainless-lang";
+    let headers =
+        [origin, ("access-control-request-method", "POST"), ("access-control-request-headers", asked)];
     let preflight = open.send(Method::OPTIONS, "/v1/completions", &headers, "").await.ok();
     assert_eq!(preflight.header("access-control-allow-methods"), "GET,POST");
+    assert_eq!(preflight.header("access-control-allow-headers"), asked);
 }
 
 #[tokio::test(flavor = "multi_thread")]
