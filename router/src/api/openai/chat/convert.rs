@@ -89,10 +89,8 @@ fn for_template(index: usize, message: Message, characters: &mut usize) -> Resul
     let Message { role, content, name, tool_calls, tool_call_id } = message;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     if !(1..=64).contains(&role.len()) || !role.bytes().all(plain) {
-        return Err(parameter(
-            "messages",
-            format!("[{index}].role must be 1 to 64 letters, digits, `_` or `-`"),
-        ));
+        let path = format!("messages[{index}].role");
+        return Err(misshapen(path, "must be 1 to 64 letters, digits, `_` or `-`"));
     }
     let text = match content {
         Some(Content::Text(text)) => Some(text),
@@ -100,9 +98,8 @@ fn for_template(index: usize, message: Message, characters: &mut usize) -> Resul
             let mut text = String::new();
             for (place, part) in parts.into_iter().enumerate() {
                 let Some(piece) = part.text.filter(|_| part.kind == "text") else {
-                    let message =
-                        format!("[{index}].content[{place}] must be of type `text` and have a `text`");
-                    return Err(parameter("messages", message));
+                    let path = format!("messages[{index}].content[{place}]");
+                    return Err(misshapen(path, "must be of type `text` and have a `text`"));
                 };
                 text.push_str(&piece);
             }
