@@ -23,8 +23,11 @@ class Rope:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Rope":
-        """Reads both spellings: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`."""
-        settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        """Reads both spellings: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`. Which
+        counts if both are there, and where the original length comes from, is as in transformers."""
+        settings = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        if any(isinstance(value, dict) for value in settings.values()):
+            raise ModelError("rope_parameters in config.json differ by layer, which is not supported")
         kind = settings.get("rope_type", settings.get("type", "default"))
         if kind not in ("default", "linear", "llama3"):
             raise ModelError(
@@ -32,14 +35,16 @@ class Rope:
             )
         if float(settings.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))) != 1.0:
             raise ModelError("partial_rotary_factor in config.json is not supported; heads must rotate whole")
-        return cls(
-            theta=float(settings.get("rope_theta", config.get("rope_theta", 10000.0))),
-            kind=kind,
-            factor=float(settings.get("factor", 1.0)),
-            low_freq_factor=float(settings.get("low_freq_factor", 1.0)),
-            high_freq_factor=float(settings.get("high_freq_factor", 4.0)),
-            original_positions=int(settings.get("original_max_position_embeddings", 8192)),
-        )
+        theta = float(settings.get("rope_theta", config.get("rope_theta", 10000.0)))
+        if kind == "default":
+            return cls(theta)
+        factor = float(settings["factor"])
+        if kind == "linear":
+            return cls(theta, kind, factor)
+        length = "original_max_position_embeddings"
+        original = config.get(length) or settings.get(length) or config["max_position_embeddings"]
+        low, high = float(settings["low_freq_factor"]), float(settings["high_freq_factor"])
+        return cls(theta, kind, factor, low, high, int(original))
 
 
 def cos_sin_table(rope: Rope, head_dim: int, positions: int) -> torch.Tensor:

@@ -26,7 +26,7 @@ class CausalLM:
         self.config = config
         self._kernels, self._tp, self._sites = build.kernels, build.tp, build.sites
         self._dtype = getattr(torch, build.mode)  # of weights, and of adapters
-        embedding = "model.embed_tokens.weight"
+        embedding, head = _embedding_names(build, config.tied)
         sizes = config.vocab_size, config.hidden_size
         self._embedding = Embedding(build, embedding, *sizes, config.embedding_scale)
         self._blocks = [
@@ -34,7 +34,6 @@ class CausalLM:
         ]
         self._shapes = tuple(dict.fromkeys(block.attention.shape for block in self._blocks))
         self._norm = build.vector("model.norm.weight", config.hidden_size)
-        head = embedding if config.tied else "lm_head.weight"
         self._lm_head = LmHead(build, head, *sizes, config.logit_cap)
         self._fused: Decoder | None = None
         self._adapters: LoraTables | None = None
@@ -113,3 +112,11 @@ class CausalLM:
         if len(known) < len(layers):
             return None
         return self._kernels.decoder(DecoderSpec(known, self._norm, self.config.norm_eps))
+
+
+def _embedding_names(build: Build, tied: bool) -> tuple[str, str]:
+    """The tensors of the embedding and of lm_head. If they are tied, either stands for both; a checkpoint
+    that holds both has its way, as in transformers, which ties them only if they are equal."""
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    held = build.source.names() if tied else (embedding, head)
+    return (embedding if embedding in held else head, head if head in held else embedding)

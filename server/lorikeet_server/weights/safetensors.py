@@ -17,7 +17,8 @@ from lorikeet_server.weights.source import Slice
 if TYPE_CHECKING:
     import torch
 
-INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+INDEX = f"{WHOLE}.index.json"
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the format's own bound
 
@@ -37,16 +38,19 @@ class SafetensorsSource:
             self._headers[path] = header
             for name, shape in header.shapes.items():
                 # A consolidated copy beside the shards repeats their names; the index says which file counts.
-                if wanted is None or wanted.get(name) == path.name:
-                    self._files[name] = path
-                    self._shapes[name] = shape
+                if wanted is not None and wanted.get(name) != path.name:
+                    continue
+                if name in self._files:
+                    raise WeightsError(
+                        f"{self._files[name]} and {path.name} both hold {name}; leave one of them there"
+                    )
+                self._files[name] = path
+                self._shapes[name] = shape
         missing = sorted(set(wanted or ()) - set(self._files))
         if missing:
             raise WeightsError(
                 f"{directory / INDEX} names {missing[0]}, which its file does not hold; fetch the model again"
             )
-        if self._config.get("tie_word_embeddings"):
-            self._files.pop("lm_head.weight", None)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -137,8 +141,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _indexed(directory: Path) -> dict[str, str] | None:
-    """File name by tensor name, if the model has an index."""
-    if not (directory / INDEX).is_file():
+    """File name by tensor name, if the model has an index. As in transformers, it says nothing where there is
+    one whole file."""
+    if (directory / WHOLE).is_file() or not (directory / INDEX).is_file():
         return None
     weight_map = read_json(directory / INDEX).get("weight_map")
     if not isinstance(weight_map, dict):
@@ -152,6 +157,8 @@ def _weight_files(directory: Path, wanted: dict[str, str] | None) -> list[Path]:
         if any(Path(name).name != name for name in names):
             raise WeightsError(f"{directory / INDEX} names a file outside its directory")
         return [directory / name for name in names]
+    if (directory / WHOLE).is_file():  # whatever lies beside it: an average, an adapter, another precision
+        return [directory / WHOLE]
     files = sorted(directory.glob("*.safetensors"))
     files = [file for file in files if file.name != "adapter_model.safetensors"]
     if not files:

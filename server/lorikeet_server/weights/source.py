@@ -56,7 +56,7 @@ class WeightSource(Protocol):
         ...
 
     def names(self) -> list[str]:
-        """The tensors, sorted. A tied `lm_head.weight` is left out: config says `tie_word_embeddings`."""
+        """The tensors, sorted. Where config says `tie_word_embeddings`, one of the two may be missing."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...]:

@@ -1,10 +1,13 @@
 """Every family gives the numbers that transformers gives, on every backend."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from shard_driver import (
     Driver,
     expected_logprobs,
@@ -141,3 +144,37 @@ def test_norms_with_an_offset_have_the_bits_of_transformers(dtype: torch.dtype) 
     scale = norm.weight.detach(), norm.eps, 1.0
     assert torch.equal(kernels.rms_norm(x, *scale), norm(x))
     assert torch.equal(kernels.add_rms_norm(x, residual, *scale)[0], norm(x + residual))
+
+
+UNSCALED = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"}
+READINGS: dict[str, dict[str, Any]] = {
+    "llama3-as-long-as-the-model": {"rope_parameters": UNSCALED, "max_position_embeddings": 256},
+    "llama3-length-beside": {"rope_parameters": LLAMA3, "original_max_position_embeddings": 64},
+    "scaling-before-parameters": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+        "rope_scaling": {"type": "linear", "factor": 4.0},
+        "rope_theta": 700.0,
+    },
+    "theta-beside-parameters": {"rope_parameters": {"rope_type": "default"}, "rope_theta": 700},
+    "tied-head-only": {"tie_word_embeddings": True},
+    "tied-but-differing": {"tie_word_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_files_mean_what_transformers_reads(name: str, tmp_path: Path) -> None:
+    """Directories as other tools write them: fields left out, given twice, or at odds with the weights."""
+    tiny_model(tmp_path)
+    file, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    file.write_text(json.dumps(json.loads(file.read_text()) | READINGS[name]))
+    if name == "tied-head-only":
+        tensors = load_file(weights)
+        del tensors["model.embed_tokens.weight"]
+        save_file(tensors, weights, metadata={"format": "pt"})
+    engine = make_engine(tmp_path, tmp_path / "store")
+    engine.warmup(warmup_request())
+    prompt = prompt_of(75, seed=1)
+    (run,) = Driver(engine).generate([prompt], 1, prompt_logprobs=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    expected = expected_logprobs(model, prompt)[torch.arange(74), torch.tensor(prompt[1:])]
+    assert torch.allclose(torch.tensor(run.prompt_logprobs), expected, atol=1e-4)

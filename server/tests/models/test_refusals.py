@@ -28,6 +28,8 @@ def path(tmp_path: Path) -> Path:
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "rope_parameters .* differ by layer"),
+        ({"rope_scaling": {"type": "linear"}}, "lacks factor"),
         ({"num_key_value_heads": 3}, "not a multiple"),
         ({"vocab_size": None}, "unusable value"),
         ({"intermediate_size": 90}, "gate_proj.weight has shape"),

@@ -61,10 +61,24 @@ def test_progress_reaches_the_total(directory: Path) -> None:
     assert reports[-1].done == reports[-1].total > 0
 
 
-def test_a_tied_head_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"tie_word_embeddings": true}')
-    save_file({"lm_head.weight": torch.ones(2), "a": torch.ones(2)}, tmp_path / "model.safetensors")
-    assert open_source(tmp_path).names() == ["a"]
+def test_one_whole_file_is_the_model(tmp_path: Path) -> None:
+    """Whatever lies beside it, as in transformers."""
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    for name in ("model_ema", "model-00001-of-00001", "model.fp16"):
+        save_file({"a": torch.zeros(2), "b": torch.zeros(2)}, tmp_path / f"{name}.safetensors")
+    weight_map = dict.fromkeys("ab", "model-00001-of-00001.safetensors")
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    source = open_source(tmp_path)
+    assert source.names() == ["a"] and torch.equal(source.load("a"), torch.ones(2))
+
+
+def test_one_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for name in ("one", "two"):
+        save_file({"a": torch.ones(2)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(WeightsError, match=r"one\.safetensors and two\.safetensors both hold a"):
+        open_source(tmp_path)
 
 
 def test_a_copy_beside_the_shards_is_ignored(tmp_path: Path) -> None:
