@@ -17,6 +17,7 @@ from lorikeet_server.adapters.strict_json import parse_object, shown, wrong_valu
 CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 1 << 20
 _MAX_PATTERNS = 4096
+_MAX_NAME = 1024  # comparing names takes the square of their length
 # Far beyond any real alpha, and small enough to keep every scale finite in float32.
 _MAX_ALPHA = 1e9
 _DEFAULT = 8  # of r and of lora_alpha, in every version of PEFT
@@ -50,8 +51,9 @@ def parse_config(data: bytes, max_rank: int) -> AdapterConfig:
         raise wrong_value("task_type", raw["task_type"], '"CAUSAL_LM" or null')
     check_options(raw)
     base_model = raw.get("base_model_name_or_path")
-    if not isinstance(base_model, str | None):
-        raise wrong_value("base_model_name_or_path", base_model, "a string")
+    if not isinstance(base_model, str | None) or len(base_model or "") > _MAX_NAME:
+        expected = f"a string of at most {_MAX_NAME} characters"
+        raise wrong_value("base_model_name_or_path", base_model, expected)
     budget = Budget()
     return AdapterConfig(base_model or "", select_modules(raw, budget), _scaling(raw, max_rank, budget))
 

@@ -72,9 +72,10 @@ def _layers(raw: dict[str, Any]) -> Selection:
         raise InvalidAdapterError("adapter_config.json sets layers_pattern without layers_to_transform")
     if wanted is None or wanted == []:
         return lambda module: True
-    indices = wanted if isinstance(wanted, list) else [wanted]
-    if not all(type(index) is int for index in indices):
+    listed = wanted if isinstance(wanted, list) else [wanted]
+    if not all(type(index) is int for index in listed):
         raise wrong_value("layers_to_transform", wanted, "a whole number or a list of them")
+    indices = frozenset(listed)
     searches = [_layer_search(pattern) for pattern in _layer_patterns(patterns)] if patterns else [_LAYER]
 
     def in_layer(module: str) -> bool:

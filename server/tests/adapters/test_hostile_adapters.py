@@ -137,6 +137,7 @@ CASES: dict[str, Case] = {
     "classifier": (config(task_type="SEQ_CLS"), "task_type"),
     "wrong base": (config(base_model_name_or_path="meta-llama/Llama-2-7b-hf"), "trained for .*Llama-2-7b.* serves"),
     "wrong base, local": (config(base_model_name_or_path="/data/Mistral-7B-v0.1"), "trained for"),
+    "base without end": (config(base_model_name_or_path="a/b" + "-hf" * 300_000), "at most 1024 characters"),
     "base is a number": (config(base_model_name_or_path=7), "base_model_name_or_path to 7"),
     "r 0": (config(r=0), "r to 0; expected is a whole number from 1 to 512"),
     "r -1": (config(r=-1), "r to -1"),
