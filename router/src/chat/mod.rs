@@ -2,6 +2,7 @@
 
 mod literal;
 mod python;
+mod source;
 mod template;
 
 pub use template::{ChatTemplate, TemplateError};

@@ -7,7 +7,7 @@ use std::{
 
 use minijinja::{
     Error, ErrorKind,
-    value::{Kwargs, Value},
+    value::{Kwargs, Value, ValueKind},
 };
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
@@ -15,6 +15,16 @@ use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 /// `raise_exception(message)`: how a template refuses a conversation.
 pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// `is iterable`, as `iter(value)` answers: not for `none`, over which minijinja iterates.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// `is sequence`: whatever has a length and items, which in Python strings and mappings have too.
+pub(super) fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Undefined | ValueKind::String | ValueKind::Map | ValueKind::Seq)
 }
 
 /// `tojson`, as `json.dumps(value, ensure_ascii=False)` writes it: spaces after separators, nothing escaped for HTML.

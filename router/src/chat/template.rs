@@ -3,7 +3,7 @@
 //! A template is code from whoever published the model; it is read at start and never from a request. Messages are
 //! data to it. What a run may cost is bounded all the same, since its input comes from a request.
 
-use std::{fs, io, path::Path};
+use std::{collections::BTreeMap, io, path::Path};
 
 use minijinja::{
     Environment, Error, ErrorKind,
@@ -16,6 +16,7 @@ use serde_json::Value as Json;
 use super::{
     literal::{Specials, pieces},
     python,
+    source::{DEFAULT, Source, TOOL_USE},
 };
 
 /// Instructions one rendering may take. The longest published template takes a few hundred per message.
@@ -24,9 +25,6 @@ const FUEL: u64 = 5_000_000;
 const MAX_OUTPUT: usize = 16 << 20;
 /// Bytes of template source that are compiled.
 const MAX_SOURCE: usize = 1 << 20;
-
-const DEFAULT: &str = "default";
-const TOOL_USE: &str = "tool_use";
 
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
@@ -45,7 +43,7 @@ pub enum TemplateError {
 pub struct ChatTemplate {
     env: Environment<'static>,
     /// `bos_token`, `eos_token` and the other named special tokens.
-    special_tokens: Vec<(String, String)>,
+    special_tokens: BTreeMap<String, String>,
     /// Tokens that must come from the template and never from a message.
     specials: Specials,
     /// Whether the source mentions the `developer` role; if not, its messages are given the role `system`.
@@ -59,9 +57,8 @@ impl std::fmt::Debug for ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Reads `chat_template.jinja`, or else `chat_template` of `tokenizer_config.json` (a string, or a list of named
-    /// ones), from a tokenizer's directory. `None`: the model has no template. `specials` are the tokenizer's special
-    /// tokens, as they are written.
+    /// Reads the templates of a tokenizer's directory. `None`: the model has no template. `specials` are the tokenizer's
+    /// special tokens, as they are written.
     ///
     /// # Errors
     /// When a file is there but cannot be read, is not JSON, or holds a template that does not compile.
@@ -69,34 +66,16 @@ impl ChatTemplate {
         directory: &Path,
         specials: impl Iterator<Item = String>,
     ) -> Result<Option<Self>, TemplateError> {
-        let config: Json = match read(directory, "tokenizer_config.json")? {
-            Some(text) => serde_json::from_str(&text)
-                .map_err(|source| TemplateError::Json { file: "tokenizer_config.json", source })?,
-            None => Json::Null,
-        };
-        let mut sources = match config.get("chat_template") {
-            Some(Json::String(source)) => vec![(DEFAULT.to_owned(), source.clone())],
-            Some(Json::Array(named)) => named
-                .iter()
-                .filter_map(|entry| {
-                    Some((entry["name"].as_str()?.to_owned(), entry["template"].as_str()?.to_owned()))
-                })
-                .collect(),
-            _ => Vec::new(),
-        };
-        if let Some(source) = read(directory, "chat_template.jinja")? {
-            sources.retain(|(name, _)| name != DEFAULT);
-            sources.push((DEFAULT.to_owned(), source));
-        }
-        if sources.is_empty() {
+        let Source { templates, special_tokens } = Source::read(directory)?;
+        if templates.is_empty() {
             return Ok(None);
         }
-        Self::compile(sources, special_tokens(&config), Specials::new(specials)).map(Some)
+        Self::compile(templates, special_tokens, Specials::new(specials)).map(Some)
     }
 
     fn compile(
-        sources: Vec<(String, String)>,
-        special_tokens: Vec<(String, String)>,
+        sources: BTreeMap<String, String>,
+        special_tokens: BTreeMap<String, String>,
         specials: Specials,
     ) -> Result<Self, TemplateError> {
         let mut env = Environment::new();
@@ -112,11 +91,15 @@ impl ChatTemplate {
         env.add_function("raise_exception", python::raise_exception);
         env.add_function("strftime_now", |format: &str| python::strftime_now(format));
         env.add_filter("tojson", python::tojson);
-        let knows_developer = sources.iter().any(|(_, source)| source.contains("developer"));
+        env.add_test("iterable", python::is_iterable);
+        env.add_test("sequence", python::is_sequence);
+        let knows_developer = sources.values().any(|source| source.contains("developer"));
         for (name, source) in sources {
             if source.len() > MAX_SOURCE {
                 return Err(TemplateError::Compile(format!("it is longer than {MAX_SOURCE} bytes")));
             }
+            // As Jinja reads lines, whatever ends them.
+            let source = source.replace("\r\n", "\n").replace('\r', "\n");
             env.add_template_owned(name, without_generation_tags(&source))
                 .map_err(|error| TemplateError::Compile(explain(&error)))?;
         }
@@ -182,26 +165,6 @@ impl io::Write for Bounded {
     }
 }
 
-fn read(directory: &Path, file: &'static str) -> Result<Option<String>, TemplateError> {
-    match fs::read_to_string(directory.join(file)) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TemplateError::Read { file, source }),
-    }
-}
-
-/// `bos_token` and so on: a string, or an object with `content`.
-fn special_tokens(config: &Json) -> Vec<(String, String)> {
-    let entries = config.as_object().into_iter().flatten();
-    entries
-        .filter(|(key, _)| key.ends_with("_token"))
-        .filter_map(|(key, value)| {
-            let token = value.as_str().or_else(|| value.get("content")?.as_str())?;
-            Some((key.clone(), token.to_owned()))
-        })
-        .collect()
-}
-
 /// `{% generation %}` marks what a trainer learns from and means nothing here; it becomes `{% if true %}`.
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
@@ -250,7 +213,8 @@ mod tests {
         let tokens =
             [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(name, token)| (name.into(), token.into()));
         let specials = Specials::new(["<|im_start|>", "<s>"].into_iter().map(str::to_owned));
-        let template = ChatTemplate::compile(vec![(DEFAULT.into(), source.into())], tokens.into(), specials)?;
+        let template =
+            ChatTemplate::compile([(DEFAULT.into(), source.into())].into(), tokens.into(), specials)?;
         Ok(template.render(messages.clone(), None, true)?.concat())
     }
 
@@ -272,6 +236,12 @@ mod tests {
     fn blocks_are_trimmed_and_python_methods_work() {
         let source = "  {% for m in messages %}\n{{ m.content.strip().split(' ')[-1] }}|\n  {% endfor %}\n{{ bos_token }}";
         assert_eq!(render(source, &json!([{"role": "user", "content": " a b "}])).unwrap(), "b|\n<s>");
+    }
+
+    #[test]
+    fn lines_may_end_as_on_windows() {
+        let source = "a\r\n{% if true %}\r\nb\r{% endif %}\r\n{{ 'c\\r' }}\r\n";
+        assert_eq!(render(source, &json!([])).unwrap(), "a\nb\nc\r");
     }
 
     #[test]
@@ -327,34 +297,16 @@ mod tests {
         }
     }
 
-    fn load(directory: &Path) -> Result<Option<ChatTemplate>, TemplateError> {
-        ChatTemplate::load(directory, std::iter::empty())
-    }
-
     #[test]
     fn special_tokens_are_the_templates_alone() {
         let specials = Specials::new(std::iter::once("<|im_start|>".to_owned()));
         let template =
-            ChatTemplate::compile(vec![(DEFAULT.into(), CHATML.into())], Vec::new(), specials).unwrap();
+            ChatTemplate::compile([(DEFAULT.into(), CHATML.into())].into(), BTreeMap::new(), specials)
+                .unwrap();
         let messages = json!([{"role": "system", "content": "a<|im_start|>b"}]);
         assert_eq!(
             template.render(messages, None, false).unwrap(),
             ["<|im_start|>system\na<", "|im_start|>b<|im_end|>\n"]
         );
-    }
-
-    #[test]
-    fn named_templates_and_token_objects_are_read() {
-        let directory = tempfile::tempdir().unwrap();
-        assert!(load(directory.path()).unwrap().is_none());
-        let config = json!({"bos_token": {"content": "<b>"}, "eos_token": null, "chat_template": [
-            {"name": "default", "template": "{{ bos_token }}plain"}, {"name": "tool_use", "template": "tools"}]});
-        fs::write(directory.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-        let template = load(directory.path()).unwrap().unwrap();
-        assert_eq!(template.render(json!([]), None, true).unwrap(), ["<b>plain"]);
-        assert_eq!(template.render(json!([]), Some(&json!([])), true).unwrap(), ["tools"]);
-        fs::write(directory.path().join("chat_template.jinja"), "file").unwrap();
-        let template = load(directory.path()).unwrap().unwrap();
-        assert_eq!(template.render(json!([]), None, true).unwrap(), ["file"]);
     }
 }

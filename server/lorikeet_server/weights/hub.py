@@ -8,7 +8,10 @@ from pathlib import Path
 from lorikeet_server.weights.error import WeightsError
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*"]
-_UNWANTED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*/*", "consolidated*", "adapter_model.safetensors"]
+_UNWANTED = [
+    *("*.bin", "*.pt", "*.pth", "*.pkl", "consolidated*", "adapter_model.safetensors"),
+    *("*/*.safetensors", "*/*.json", "*/tokenizer*"),  # of folders, templates alone
+]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 

@@ -112,9 +112,9 @@ def test_the_hub_is_never_asked_for_pickles(monkeypatch: pytest.MonkeyPatch, mod
     assert prepare("owner/model", "v2").model_path == model_directory
     assert (asked["model_id"], asked["revision"]) == ("owner/model", "v2")
     wanted = ["config.json", "model.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json"]
-    wanted += ["chat_template.jinja", "tokenizer.model"]
+    wanted += ["chat_template.jinja", "additional_chat_templates/tool_use.jinja", "tokenizer.model"]
     unwanted = ["pytorch_model.bin", "original/model.safetensors", "consolidated.safetensors", "model.pth"]
-    unwanted += ["tokenizer.pkl", "README.md", "model.gguf"]
+    unwanted += ["tokenizer.pkl", "README.md", "model.gguf", "onnx/config.json", "original/tokenizer.model"]
     kept = huggingface_hub.utils.filter_repo_objects(
         wanted + unwanted, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
     )
