@@ -19,6 +19,7 @@ from lorikeet_server.kernels.ops import (
     PackedLinear,
 )
 from lorikeet_server.kernels.registry import select
+from lorikeet_server.kernels.row_ops import Penalties
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "LoraTable",
     "LoraTables",
     "PackedLinear",
+    "Penalties",
     "SequenceTables",
     "StepTensors",
     "select",

@@ -105,7 +105,18 @@ class GreedyResult(Structure):
     ]
 
 
-STRUCTURES = (Linear, LoraTable, LoraBatch, Attention, Places, Sequences, DecoderLayer, Decoder, Step)
+class Penalties(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        ("count", c_int32),
+        ("columns", c_int32),
+        *((name, c_void_p) for name in ("rows", "lanes", "factors", "output", "seen")),
+    ]
+
+
+STRUCTURES = (
+    *(Linear, LoraTable, LoraBatch, Attention, Places, Sequences, DecoderLayer, Decoder, Step),
+    Penalties,
+)
 
 # Result and arguments. A c_char_p result is null, or says which argument is out of range. ctypes releases the
 # interpreter lock around each call.
@@ -129,6 +140,11 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     ),
     "lk_lora": (None, [c_void_p, c_void_p, c_void_p, POINTER(LoraTable), POINTER(LoraBatch)]),
     "lk_greedy": (None, [c_void_p, c_void_p, c_int, c_int, POINTER(GreedyResult)]),
+    "lk_weigh": (None, [c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p]),
+    "lk_keep_top_p": (None, [c_void_p, c_int, c_int, c_void_p, c_void_p]),
+    "lk_best_of": (None, [c_void_p, c_int, c_int, c_int, c_void_p, c_void_p]),
+    "lk_penalise": (None, [c_void_p, POINTER(Penalties)]),
+    "lk_invert": (None, [c_void_p, c_int, c_int, c_void_p, c_void_p]),
     "lk_decoder_open": (c_void_p, [c_char_p, POINTER(Decoder)]),
     "lk_decoder_close": (None, [c_void_p]),
     "lk_decoder_run": (c_char_p, [c_void_p, POINTER(Step), c_void_p, c_void_p]),

@@ -24,6 +24,7 @@ from lorikeet_server.kernels.cpu_native import (
     packed_linear,
     raise_for,
 )
+from lorikeet_server.kernels.cpu_row_ops import CpuRowOps
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.host_ops import HostOps
 from lorikeet_server.kernels.lora_batch import LoraBatch
@@ -35,7 +36,7 @@ from lorikeet_server.kernels.sequence_tables import SequenceTables
 from lorikeet_server.kernels.slab import Slabs
 
 
-class CpuKernels(HostOps):
+class CpuKernels(CpuRowOps, HostOps):
     """See `ops.Kernels`. One instance drives one instruction set; all share one pool of threads."""
 
     lora_layout = RANK_MAJOR

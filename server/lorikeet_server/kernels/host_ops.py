@@ -11,7 +11,6 @@ from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.ops import AttentionPlan
 from lorikeet_server.kernels.sequence_tables import SequenceTables
-from lorikeet_server.kernels.top_p import keep_top_p
 
 
 class HostOps:
@@ -19,6 +18,7 @@ class HostOps:
 
     device = torch.device("cpu")
     dtype = torch.float32
+    own_threads = True
 
     def captures(self, shapes: Sequence[AttentionShape]) -> bool:
         return False
@@ -43,6 +43,3 @@ class HostOps:
         fixed: bool = False,
     ) -> AttentionPlan | None:
         return None
-
-    def keep_top_p(self, probability: Tensor, top_p: Tensor) -> Tensor:
-        return keep_top_p(probability, top_p)

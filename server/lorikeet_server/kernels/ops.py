@@ -20,6 +20,7 @@ from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_layout import LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
+from lorikeet_server.kernels.row_ops import RowOps
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 LinearMode = Literal["float32", "float16", "bfloat16"]
@@ -50,12 +51,16 @@ class Greedy(NamedTuple):
     )
 
 
-class Kernels(Protocol):
+class Kernels(RowOps, Protocol):
     """One backend. Stateless but for caches, so one instance serves the whole process."""
 
     @property
     def name(self) -> str:
         """Short name and variant, for logs (`reference`, `cpu-avx512`)."""
+
+    @property
+    def own_threads(self) -> bool:
+        """Whether ops run on threads of the backend's own, and not on torch's."""
 
     @property
     def device(self) -> torch.device:
@@ -163,14 +168,6 @@ class Kernels(Protocol):
 
     def greedy(self, logits: Tensor) -> Greedy:
         """`logits` f32 [T, V]. A row with NaN or +inf, or -inf only, gives a logsumexp that is not finite."""
-
-    def keep_top_p(self, probability: Tensor, top_p: Tensor) -> Tensor:
-        """What `top_p` f32 [T] leaves of `probability` f32 [T, V], whose rows add up to 1: 0 where it leaves
-        nothing, and elsewhere the probability, times a factor of the row.
-
-        Left are the likeliest tokens, as few as add up to `top_p`, and whatever equals the last of them. Sums
-        of float32 are rounded, so that a row that comes to just `top_p` may keep one value more or less.
-        """
 
     def decoder(self, spec: DecoderSpec) -> Decoder | None:
         """All layers as one call on one rank, or None where the backend has no faster way than op by op."""

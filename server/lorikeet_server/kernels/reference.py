@@ -23,7 +23,7 @@ from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraTable, LoraTabl
 from lorikeet_server.kernels.ops import AttentionPlan, Greedy, LinearMode, PackedLinear
 from lorikeet_server.kernels.reference_attention import Planner, ReferencePlan, attend
 from lorikeet_server.kernels.sequence_tables import SequenceTables
-from lorikeet_server.kernels.top_p import keep_top_p
+from lorikeet_server.kernels.torch_row_ops import TorchRowOps
 
 CPU = torch.device("cpu")
 
@@ -74,10 +74,11 @@ class TorchLoraTables(LoraTables):
         return build
 
 
-class ReferenceKernels:
+class ReferenceKernels(TorchRowOps):
     """The reference backend; see `ops.Kernels` for the meaning and shapes of each op."""
 
     name = "reference"
+    own_threads = False
 
     def __init__(self, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.dtype = device, dtype
@@ -191,9 +192,6 @@ class ReferenceKernels:
         return Greedy(
             index.amin(dim=-1).clamp(max=logits.shape[1] - 1), largest.squeeze(-1) - logsumexp, logsumexp
         )
-
-    def keep_top_p(self, probability: Tensor, top_p: Tensor) -> Tensor:
-        return keep_top_p(probability, top_p)
 
     def decoder(self, spec: DecoderSpec) -> Decoder | None:
         return None

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from lorikeet_server.device.base import Device, Parcel
+from lorikeet_server.kernels import Penalties
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +77,9 @@ class PenaltyCounts:
         held, add = slots[rows], parcel.add
         return PenalisedRows(add(rows), add(self._lane[held]), add(self._factors[held]))
 
-    def apply(self, scores: torch.Tensor, of: PenalisedRows) -> None:
-        """Penalises rows of `scores` `[rows, vocab]` in place."""
-        repetition, frequency, presence = of.factors[:, 0:1], of.factors[:, 1:2], of.factors[:, 2:3]
-        count = self._output[of.lanes]
-        score = scores[of.rows]
-        repeated = torch.where(score < 0, score * repetition, score / repetition)
-        score = torch.where(self._seen[of.lanes], repeated, score)
-        score -= frequency * count + presence * (count > 0)
-        scores[of.rows] = score
+    def of(self, rows: PenalisedRows) -> Penalties:
+        """What these rows are penalised by."""
+        return Penalties(rows.rows, rows.lanes, rows.factors, self._output, self._seen)
 
     def record(self, tokens: torch.Tensor, of: PenalisedRows) -> None:
         """Counts one sampled token `[rows]` per row as output of its slot."""

@@ -22,7 +22,6 @@ class DrawnRows:
 
     rows: torch.Tensor  # i64 [drawn]
     everyone: bool  # no row of the step is without
-    temperature: torch.Tensor  # f32 [drawn]
     filters: Filters
     ways: Ways
 
@@ -37,9 +36,10 @@ class DrawnRows:
         top_k, top_p, typical_p = params.top_k[slots], params.top_p[slots], params.typical_p[slots]
         add, uniform = parcel.add, uniforms(params.seed[slots], positions)
         any_typical = bool((typical_p < 1).any())
-        filters = Filters(add(top_k), add(top_p), add(typical_p), add(uniform), any_typical)
-        ways = Ways.of(top_k, top_p, typical_p, params.vocab_size, parcel, params.device.discrete)
-        return DrawnRows(add(rows), everyone, add(params.temperature[slots]), filters, ways)
+        numbers = add(params.temperature[slots]), add(top_k), add(top_p), add(typical_p), add(uniform)
+        filters = Filters(*numbers, any_typical)
+        ways = Ways.of(top_k, top_p, typical_p, params.vocab_size, parcel)
+        return DrawnRows(add(rows), everyone, filters, ways)
 
 
 @dataclass(frozen=True, slots=True)

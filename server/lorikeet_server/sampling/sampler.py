@@ -46,8 +46,8 @@ def sample(
 ) -> Sampled:
     """Samples one token for each row of `logits` `[rows, vocab]` float32; `greedy` knows the best of each."""
     best, logprobs, norm = greedy
-    scores = _adjust(logits, params, plan)
-    tokens = best if scores is logits else scores.argmax(-1)
+    scores = _adjust(kernels, logits, params, plan)
+    tokens = best if scores is logits else kernels.greedy(scores).tokens
     if plan.drawn is not None:
         _draw(kernels, tokens, scores, plan.drawn)
     if plan.penalised is not None:
@@ -58,12 +58,13 @@ def sample(
     rows, counts, index = plan.alternative_rows, plan.alternative_counts, plan.alternatives
     best_tokens = best_logprobs = None
     if index is not None:
-        best_logprobs, best_tokens = logits[index].topk(int(counts.max()), dim=-1)
-        best_logprobs = best_logprobs - norm[index].unsqueeze(-1)
+        chosen = logits if rows.size == logits.shape[0] else logits[index]
+        best_logits, best_tokens = kernels.best_of(chosen, int(counts.max()))
+        best_logprobs = best_logits - norm[index].unsqueeze(-1)
     return Sampled(tokens, logprobs, norm.isfinite(), rows, counts, best_tokens, best_logprobs)
 
 
-def _adjust(logits: torch.Tensor, params: SlotParams, plan: SamplingPlan) -> torch.Tensor:
+def _adjust(kernels: Kernels, logits: torch.Tensor, params: SlotParams, plan: SamplingPlan) -> torch.Tensor:
     """Adds biases, then penalties. `logits` themselves stay as the model gave them."""
     if not params.bias and plan.penalised is None:
         return logits
@@ -72,7 +73,7 @@ def _adjust(logits: torch.Tensor, params: SlotParams, plan: SamplingPlan) -> tor
         for row in np.flatnonzero(plan.slots == slot):
             scores[row].index_add_(0, tokens, values)
     if plan.penalised is not None:
-        params.penalties.apply(scores, plan.penalised)
+        kernels.penalise(scores, params.penalties.of(plan.penalised))
     return scores
 
 
@@ -80,6 +81,4 @@ def _draw(kernels: Kernels, tokens: torch.Tensor, scores: torch.Tensor, drawn: D
     """Replaces `tokens` at the rows that have a temperature by random draws."""
     if not drawn.everyone:
         scores = scores[drawn.rows]
-    # Relative to the best score, so that a tiny temperature overflows to probability zero and not to NaN.
-    scaled = (scores - scores.amax(-1, keepdim=True)) / drawn.temperature.unsqueeze(-1)
-    tokens[drawn.rows] = draw(kernels, scaled, drawn.filters, drawn.ways)
+    tokens[drawn.rows] = draw(kernels, scores, drawn.filters, drawn.ways)

@@ -138,10 +138,11 @@ class CudaKernels(ReferenceKernels):
         else:
             super().lora(y, x, table, batch)
 
-    def keep_top_p(self, probability: Tensor, top_p: Tensor) -> Tensor:
-        if self._flashinfer is None or probability.shape[1] < RADIX_VOCABULARY:
-            return super().keep_top_p(probability, top_p)
-        # In sums of integers: the order of others would differ from run to run.
+    def keep_top_p(self, weights: Tensor, top_p: Tensor) -> Tensor:
+        if self._flashinfer is None or weights.shape[1] < RADIX_VOCABULARY:
+            return super().keep_top_p(weights, top_p)
+        # In double precision, whose sums do not depend on their order; FlashInfer's are of integers then.
+        probability = weights * (1 / weights.sum(-1, dtype=torch.float64)).float().unsqueeze(-1)
         renormalise = self._flashinfer.sampling.top_p_renorm_probs
         kept: Tensor = renormalise(probability, top_p, is_deterministic=True)
         return kept

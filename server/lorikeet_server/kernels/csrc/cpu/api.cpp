@@ -5,6 +5,7 @@
 #include "decoder.h"
 #include "pack.h"
 #include "range.h"
+#include "sampling.h"
 
 using namespace lorikeet;  // every name below is a thin wrapper over this namespace
 
@@ -31,11 +32,12 @@ const KernelTable* find(const char* isa) {
 
 extern "C" {
 
-// Sizes of the structures in types.h, so that Python can tell a stale library from a fresh one.
+// Sizes of the structures that Python fills, so that Python can tell a stale library from a fresh one.
 EXPORT int lk_struct_bytes(int which) {
   constexpr size_t sizes[] = {
       sizeof(Linear),    sizeof(LoraTable), sizeof(LoraBatch), sizeof(Attention),
-      sizeof(Places), sizeof(Sequences), sizeof(DecoderLayer), sizeof(Decoder), sizeof(Step)};
+      sizeof(Places),    sizeof(Sequences), sizeof(DecoderLayer), sizeof(Decoder),
+      sizeof(Step),      sizeof(Penalties)};
   return which < int(sizeof(sizes) / sizeof(sizes[0])) ? int(sizes[which]) : -1;
 }
 
@@ -96,6 +98,28 @@ EXPORT void lk_lora(Ops* ops, float* y, const float* x, const LoraTable* table,
 EXPORT void lk_greedy(Ops* ops, const float* logits, int rows, int columns,
                       const GreedyResult* result) {
   ops->greedy(logits, rows, columns, *result);
+}
+
+EXPORT void lk_weigh(Ops* ops, const float* scores, int rows, int columns,
+                     const float* temperature, float* weights) {
+  ops->weigh(scores, rows, columns, temperature, weights);
+}
+
+EXPORT void lk_keep_top_p(const float* weights, int rows, int columns, const float* top_p,
+                          float* kept) {
+  keep_top_p(weights, rows, columns, top_p, kept);
+}
+
+EXPORT void lk_best_of(const float* scores, int rows, int columns, int count, float* values,
+                       int64_t* index) {
+  best_of(scores, rows, columns, count, values, index);
+}
+
+EXPORT void lk_penalise(float* scores, const Penalties* by) { penalise(scores, *by); }
+
+EXPORT void lk_invert(const float* weights, int rows, int columns, const double* uniform,
+                      int64_t* index) {
+  invert(weights, rows, columns, uniform, index);
 }
 
 // `decoder` and everything it points to must outlive the result.

@@ -199,6 +199,14 @@ void Ops::attention(const float* q, int64_t q_stride, const Attention& layer,
   }
 }
 
+void Ops::weigh(const float* scores, int rows, int columns, const float* temperature,
+                float* weights) {
+  pool_.run(rows, [&](int row) {
+    const int64_t offset = int64_t{row} * columns;
+    kernels_.weigh(scores + offset, columns, temperature[row], weights + offset);
+  });
+}
+
 void Ops::greedy(const float* logits, int rows, int columns, const GreedyResult& result) {
   struct Part {
     float maximum, sum;

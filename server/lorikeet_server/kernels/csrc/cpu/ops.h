@@ -31,6 +31,8 @@ class Ops {
   void attention(const float* q, int64_t q_stride, const Attention& layer,
                  const Sequences& sequences, float* out);
   void greedy(const float* logits, int rows, int columns, const GreedyResult& result);
+  // weights[row][column] = exp((score - best of the row) / temperature[row])
+  void weigh(const float* scores, int rows, int columns, const float* temperature, float* weights);
 
   Pool& pool() { return pool_; }
 

@@ -71,6 +71,7 @@ struct KernelTable {
                 int head_dim);
   // Maximum, its lowest index, and the sum of exp(logit - maximum).
   void (*greedy)(const float* logits, int n, float* maximum, int* index, float* sum);
+  void (*weigh)(const float* scores, int n, float temperature, float* weights);  // as Ops::weigh
 };
 
 const KernelTable* portable_table();

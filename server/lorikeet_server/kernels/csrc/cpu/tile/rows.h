@@ -76,17 +76,28 @@ void silu_mul(const float* gate, const float* up, int n, float* out) {
   });
 }
 
-void greedy(const float* logits, int n, float* maximum, int* index, float* sum) {
-  const Vec lowest = Vec::set(-__builtin_inff());
-  Vec largest = lowest;
+inline float largest_of(const float* x, int n) {
+  Vec largest = Vec::set(-__builtin_inff());
   for_vectors(n, [&](int i, int count) {
     if (count == kWidth) {
-      largest = max_of(Vec::load(logits + i), largest);
+      largest = max_of(Vec::load(x + i), largest);
     } else {
-      for (int j = i; j < n; ++j) largest = max_of(Vec::set(logits[j]), largest);
+      for (int j = i; j < n; ++j) largest = max_of(Vec::set(x[j]), largest);
     }
   });
-  *maximum = max_lanes(largest);
+  return max_lanes(largest);
+}
+
+void weigh(const float* scores, int n, float temperature, float* weights) {
+  const Vec best = Vec::set(largest_of(scores, n)), divisor = Vec::set(temperature);
+  for_vectors(n, [&](int i, int count) {
+    const Vec score = load_up_to(scores + i, count);
+    store_up_to(exp_of((score - best) / divisor), weights + i, count);
+  });
+}
+
+void greedy(const float* logits, int n, float* maximum, int* index, float* sum) {
+  *maximum = largest_of(logits, n);
   *index = 0;
   for (int i = 0; i < n; ++i) {
     if (logits[i] == *maximum) {
