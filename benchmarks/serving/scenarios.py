@@ -5,7 +5,7 @@ AVX-512 machines.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -87,42 +87,42 @@ def retention(bench: Bench) -> Iterator[Row]:
     )
 
 
-def many_adapters(bench: Bench) -> Iterator[Row]:
-    """One client, each request another of N staged adapters. The numbers take turns: a machine's speed
-    drifts by more than they differ.
-    """
-    counts = (1, 10, 100, 1000)
-    loads = {
-        count: Load(1, bench.names(count), "distinct", requests=max(10, min(count, 40)), tokens=16)
-        for count in counts
-    }
-    Load(4, bench.names(max(counts)), "distinct", requests=max(counts), tokens=1).on(bench.ours, 1)
+def in_turns(bench: Bench, loads: Mapping[str, Load], figure: str) -> dict[str, float]:
+    """Medians of a figure of loads that take turns: a machine's speed drifts by more than they differ."""
     rounds = [
-        {count: load.on(bench.ours, 1)["latency_p50_ms"] for count, load in loads.items()}
-        for _ in range(2 * bench.runs + 1)
+        {name: load.once(bench.ours, seed)[figure] for name, load in loads.items()}
+        for seed in range(2 * bench.runs + 1)
     ]
-    one = median(latency[1] for latency in rounds)
-    for count in counts[1:]:
-        many = median(latency[count] for latency in rounds)
-        yield Row(f"latency, {count} adapters ÷ one", many, one, "ms", 1.05, at_most=True)
+    return {name: median(values[name] for values in rounds) for name in loads}
+
+
+def thousand_staged(bench: Bench) -> tuple[str, ...]:
+    names = bench.names(1000)
+    Load(4, names, "distinct", requests=len(names), tokens=1).on(bench.ours, 1)
+    return names
+
+
+def many_adapters(bench: Bench) -> Iterator[Row]:
+    """One client, each request another of N staged adapters."""
+    names = thousand_staged(bench)
+    loads = {
+        str(count): Load(1, names[:count], "distinct", requests=max(10, min(count, 40)), tokens=16)
+        for count in (1, 10, 100, 1000)
+    }
+    latency = in_turns(bench, loads, "latency_p50_ms")
+    for count in ("10", "100", "1000"):
+        yield Row(f"latency, {count} adapters ÷ one", latency[count], latency["1"], "ms", 1.05, at_most=True)
 
 
 def popular_adapters(bench: Bench) -> Iterator[Row]:
-    """Twenty clients whose requests are spread over 1,000 staged adapters and 64 device slots, in turns with
-    one adapter.
-    """
-    names = bench.names(1000)
-    Load(4, names, "distinct", requests=len(names), tokens=1).on(bench.ours, 1)
+    """Twenty clients whose requests are spread over 1,000 staged adapters and 64 device slots."""
+    names = thousand_staged(bench)
     loads = {
         "one": Load(20, names[:1], "identical", requests=60),
         "Zipf 1.0": Load(20, names, "zipf:1.0", requests=60),
         "at random": Load(20, names, "uniform", requests=60),
     }
-    rounds = [
-        {name: load.once(bench.ours, seed)["tokens_per_second"] for name, load in loads.items()}
-        for seed in range(2 * bench.runs + 1)
-    ]
-    rates = {name: median(rate[name] for rate in rounds) for name in loads}
+    rates = in_turns(bench, loads, "tokens_per_second")
     for name, goal in (("Zipf 1.0", 0.85), ("at random", None)):
         what = f"20 clients, 1,000 adapters ({name}) on 64 slots ÷ one"
         yield Row(what, rates[name], rates["one"], "tok/s", goal)

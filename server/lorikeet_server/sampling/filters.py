@@ -19,6 +19,11 @@ from lorikeet_server.kernels.torch_row_ops import cut, relative
 CANDIDATES = 256
 
 
+def take(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Some rows, in ascending order and distinct; of all, no copy is made."""
+    return tensor if rows.numel() == tensor.shape[0] else tensor[rows]
+
+
 @dataclass(slots=True)
 class Filters:
     """Parameters `[rows]` of the rows to draw. Off: top_k 0, top_p 1, typical_p 1."""
@@ -31,8 +36,9 @@ class Filters:
     any_typical: bool
 
     def take(self, rows: torch.Tensor) -> "Filters":
-        numbers = self.temperature[rows], self.top_k[rows], self.top_p[rows], self.typical_p[rows]
-        return Filters(*numbers, self.uniform[rows], self.any_typical)
+        numbers = self.temperature, self.top_k, self.top_p, self.typical_p, self.uniform
+        temperature, top_k, top_p, typical_p, uniform = (take(each, rows) for each in numbers)
+        return Filters(temperature, top_k, top_p, typical_p, uniform, self.any_typical)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +71,8 @@ def draw(kernels: Kernels, scores: torch.Tensor, filters: Filters, ways: Ways) -
     tokens = torch.empty(scores.shape[0], dtype=torch.int64, device=scores.device)
     among = ((ways.plain, _plain), (ways.nucleus, _nucleus), (ways.tried, _tried), (ways.whole, _whole))
     for rows, way in among:
-        if rows.numel() == scores.shape[0]:
-            return way(kernels, scores, filters)
         if rows.numel():
-            tokens[rows] = way(kernels, scores[rows], filters.take(rows))
+            tokens[rows] = way(kernels, take(scores, rows), filters.take(rows))
     return tokens
 
 

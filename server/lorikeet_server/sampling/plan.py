@@ -21,7 +21,6 @@ class DrawnRows:
     """The rows with a temperature, on the device."""
 
     rows: torch.Tensor  # i64 [drawn]
-    everyone: bool  # no row of the step is without
     filters: Filters
     ways: Ways
 
@@ -31,7 +30,6 @@ class DrawnRows:
         rows = np.flatnonzero(params.temperature[slots] > 0)
         if not rows.size:
             return None
-        everyone = rows.size == slots.size
         slots, positions = slots[rows], positions[rows]
         top_k, top_p, typical_p = params.top_k[slots], params.top_p[slots], params.typical_p[slots]
         add, uniform = parcel.add, uniforms(params.seed[slots], positions)
@@ -39,7 +37,7 @@ class DrawnRows:
         numbers = add(params.temperature[slots]), add(top_k), add(top_p), add(typical_p), add(uniform)
         filters = Filters(*numbers, any_typical)
         ways = Ways.of(top_k, top_p, typical_p, params.vocab_size, parcel)
-        return DrawnRows(add(rows), everyone, filters, ways)
+        return DrawnRows(add(rows), filters, ways)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from lorikeet_server.kernels import Greedy, Kernels
-from lorikeet_server.sampling.filters import draw
+from lorikeet_server.sampling.filters import draw, take
 from lorikeet_server.sampling.params import SlotParams
 from lorikeet_server.sampling.plan import DrawnRows, SamplingPlan
 
@@ -58,8 +58,7 @@ def sample(
     rows, counts, index = plan.alternative_rows, plan.alternative_counts, plan.alternatives
     best_tokens = best_logprobs = None
     if index is not None:
-        chosen = logits if rows.size == logits.shape[0] else logits[index]
-        best_logits, best_tokens = kernels.best_of(chosen, int(counts.max()))
+        best_logits, best_tokens = kernels.best_of(take(logits, index), int(counts.max()))
         best_logprobs = best_logits - norm[index].unsqueeze(-1)
     return Sampled(tokens, logprobs, norm.isfinite(), rows, counts, best_tokens, best_logprobs)
 
@@ -79,6 +78,4 @@ def _adjust(kernels: Kernels, logits: torch.Tensor, params: SlotParams, plan: Sa
 
 def _draw(kernels: Kernels, tokens: torch.Tensor, scores: torch.Tensor, drawn: DrawnRows) -> None:
     """Replaces `tokens` at the rows that have a temperature by random draws."""
-    if not drawn.everyone:
-        scores = scores[drawn.rows]
-    tokens[drawn.rows] = draw(kernels, scores, drawn.filters, drawn.ways)
+    tokens[drawn.rows] = draw(kernels, take(scores, drawn.rows), drawn.filters, drawn.ways)

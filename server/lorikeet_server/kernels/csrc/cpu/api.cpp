@@ -32,7 +32,7 @@ const KernelTable* find(const char* isa) {
 
 extern "C" {
 
-// Sizes of the structures that Python fills, so that Python can tell a stale library from a fresh one.
+// Sizes of the structures that Python fills, by which it tells a stale library from a fresh one.
 EXPORT int lk_struct_bytes(int which) {
   constexpr size_t sizes[] = {
       sizeof(Linear),    sizeof(LoraTable), sizeof(LoraBatch), sizeof(Attention),

@@ -13,10 +13,10 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Between two ops of a step a helper waits a few microseconds, so sleeping at once would cost more
-// than it saves. Between two steps it waits a millisecond, in which it gives way to whoever needs the
-// core, but does not sleep: a thread that is woken may be put on the caller's core, beside an idle
-// one, and stay there for many steps (measured, one client on two cores: periods of 13.6 ms a token
-// instead of 7.6). Longer waits mean that there is nothing to do.
+// than it saves. Between two steps it waits a millisecond, in which it gives way to whoever needs
+// the core, but does not sleep: a thread that is woken may be put on the caller's core, beside an
+// idle one, and stay there for many steps (measured, one client on two cores: periods of 13.6 ms a
+// token instead of 7.6). Longer waits mean that there is nothing to do.
 constexpr auto kHelperSpin = std::chrono::microseconds(50);
 constexpr auto kCallerSpin = std::chrono::microseconds(20);
 constexpr auto kYielding = std::chrono::milliseconds(2);

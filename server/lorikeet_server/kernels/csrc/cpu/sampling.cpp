@@ -11,29 +11,31 @@
 namespace lorikeet {
 namespace {
 
-// A weight's exponent and the first three bits of its fraction. Bits order as numbers do,
-// since none is negative.
-constexpr int kBuckets = 1 << 11;
-
-int bucket_of(float weight) {
+// Orders as numbers do; 0 and -0 are equal.
+uint32_t key_of(float value) {
   uint32_t bits;
-  std::memcpy(&bits, &weight, sizeof bits);
-  return int(bits >> 20) & (kBuckets - 1);
+  value += 0.0f;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// The value at which a row's falling weights have added up to `top_p` of it. One pass finds
-// the bucket that holds it, and only that bucket is sorted.
+// Numbers that are near in size share a bucket: one pass over a row finds the buckets that matter,
+// and only these are sorted.
+constexpr int kBucketBits = 11, kBuckets = 1 << kBucketBits;
+size_t bucket_of(float value) { return key_of(value) >> (32 - kBucketBits); }
+
+// The value at which a row's falling weights have added up to `top_p` of it.
 float cut_of(const float* row, int columns, float top_p) {
   std::vector<double> sums(kBuckets, 0.0);
-  for (int i = 0; i < columns; ++i) sums[size_t(bucket_of(row[i]))] += double(row[i]);
+  for (int i = 0; i < columns; ++i) sums[bucket_of(row[i])] += double(row[i]);
   double total = 0.0;
   for (const double sum : sums) total += sum;
 
   const double share = double(top_p) * total;
   double reached = 0.0;
-  int bucket = kBuckets - 1;
-  while (bucket > 0 && !(reached + sums[size_t(bucket)] >= share && sums[size_t(bucket)] > 0.0)) {
-    reached += sums[size_t(bucket--)];
+  size_t bucket = kBuckets - 1;
+  while (bucket > 0 && !(reached + sums[bucket] >= share && sums[bucket] > 0.0)) {
+    reached += sums[bucket--];
   }
   std::vector<float> inside;
   for (int i = 0; i < columns; ++i) {
@@ -84,27 +86,16 @@ int64_t invert_row(const float* row, int columns, double uniform) {
   return last;
 }
 
-// Orders as scores do; 0 and -0 are equal.
-uint32_t key_of(float score) {
-  uint32_t bits;
-  score += 0.0f;
-  std::memcpy(&bits, &score, sizeof bits);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-// One pass counts scores by the first bits of their keys, and only as many buckets are sorted as
-// hold the best.
 void best_of_row(const float* row, int columns, int count, float* values, int64_t* index) {
-  constexpr int kShift = 32 - 11;
   std::vector<int> counts(kBuckets, 0);
-  for (int i = 0; i < columns; ++i) ++counts[size_t(key_of(row[i]) >> kShift)];
-  int bucket = kBuckets, held = 0;
-  while (bucket > 0 && held < count) held += counts[size_t(--bucket)];
+  for (int i = 0; i < columns; ++i) ++counts[bucket_of(row[i])];
+  size_t bucket = kBuckets;
+  int held = 0;
+  while (bucket > 0 && held < count) held += counts[--bucket];
   std::vector<std::pair<uint32_t, int>> inside;
   inside.reserve(size_t(held));
   for (int i = 0; i < columns; ++i) {
-    const uint32_t key = key_of(row[i]);
-    if (int(key >> kShift) >= bucket) inside.emplace_back(~key, i);
+    if (bucket_of(row[i]) >= bucket) inside.emplace_back(~key_of(row[i]), i);
   }
   std::partial_sort(inside.begin(), inside.begin() + count, inside.end());
   for (int i = 0; i < count; ++i) {
