@@ -7,6 +7,9 @@ gets none of that.
 
 import math
 import re
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lorikeet_server.adapters.strict_json import parse_object, shown
@@ -15,6 +18,8 @@ from lorikeet_server.errors import InvalidAdapterError
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 20_000
 LENGTH_BYTES = 8
+# Adapters of one recipe share theirs, byte for byte.
+_REMEMBERED_HEADERS = 4
 _MAX_METADATA_BYTES = 1 << 20
 _MAX_BYTES_PER_TENSOR = 512
 _MAX_COMMAS_PER_TENSOR = 8
@@ -49,9 +54,10 @@ def header_bytes(prefix: bytearray, file_bytes: int, what: str) -> int:
     return length
 
 
+@lru_cache(_REMEMBERED_HEADERS)
 def parse_header(
-    data: bytearray, file_bytes: int, what: str, max_tensors: int = MAX_TENSORS
-) -> dict[str, TensorInfo]:
+    data: bytes, file_bytes: int, what: str, max_tensors: int = MAX_TENSORS
+) -> Mapping[str, TensorInfo]:
     """Tensors by name, in the order of their bytes, which cover the file. Raises `InvalidAdapterError`."""
     _check_density(data, what, min(max_tensors, MAX_TENSORS))
     entries = parse_object(data, f"the header of {what}", MAX_HEADER_BYTES)
@@ -71,10 +77,10 @@ def parse_header(
         raise InvalidAdapterError(
             f"{what} has {file_bytes} bytes and its header describes {LENGTH_BYTES + len(data) + at}"
         )
-    return dict(ordered)
+    return MappingProxyType(dict(ordered))
 
 
-def _check_density(data: bytearray, what: str, max_tensors: int) -> None:
+def _check_density(data: bytes, what: str, max_tensors: int) -> None:
     """Bound the work of parsing by counting: a hostile header costs a scan and not a million objects."""
     if data[:1] != b"{":
         raise InvalidAdapterError(f"the header of {what} does not start with an object")

@@ -3,17 +3,18 @@
 Every method blocks: it belongs on a thread of low priority, never on the event loop or the compute thread.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 
 from lorikeet_server.adapters.base_model import BaseModel
 from lorikeet_server.adapters.config import AdapterConfig, parse_config
 from lorikeet_server.adapters.entry import StoredAdapter
-from lorikeet_server.adapters.header import TensorInfo
+from lorikeet_server.adapters.header import TensorInfo, parse_header
 from lorikeet_server.adapters.intake import FetchProgress, take_in
-from lorikeet_server.adapters.load import Reader, load, read_header
+from lorikeet_server.adapters.load import WEIGHTS_FILE, Reader, load, read_header
 from lorikeet_server.adapters.plan import PlannedPair, plan
 from lorikeet_server.adapters.source_local import Peek, open_local
 from lorikeet_server.adapters.staged import StagedAdapter
@@ -25,7 +26,11 @@ from lorikeet_server.config import MAX_LORA_RANK
 from lorikeet_server.errors import DataLossError, InvalidAdapterError, SourceUnavailableError
 from lorikeet_server.kernels import RANK_MAJOR, LoraForm, LoraLayout
 
-Plan = tuple[AdapterConfig, dict[str, TensorInfo], tuple[PlannedPair, ...]]
+Plan = tuple[AdapterConfig, Mapping[str, TensorInfo], tuple[PlannedPair, ...]]
+
+# A plan of hundreds of tensors takes milliseconds. It is asked for when an adapter is fetched and again when
+# it is staged, and adapters of one recipe have the same.
+_REMEMBERED_PLANS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,10 @@ class AdapterLibrary:
     roots: Sequence[str]
     store: Store
     staged: HostTier = field(default_factory=HostTier)
+    _plan_of: Callable[[bytes, bytes, int], Plan] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._plan_of = lru_cache(_REMEMBERED_PLANS)(self._check)
 
     def fetch(self, source: str, adapter_id: str, max_bytes: int) -> Iterator[FetchProgress]:
         """Copy an adapter into the store; the last progress carries its digest. Closing it early undoes it.
@@ -105,8 +114,13 @@ class AdapterLibrary:
         return StagedAdapter(digest, config.base_model, max(pair.rank for pair in planned), matrices)
 
     def _plan(self, config_bytes: bytes, weights: Reader) -> Plan:
-        """All checks that need no tensor data."""
+        """All checks that need no tensor data; leaves `weights` at the first tensor."""
+        return self._plan_of(config_bytes, read_header(weights), weights.weights_bytes)
+
+    def _check(self, config_bytes: bytes, header: bytes, weights_bytes: int) -> Plan:
         config = parse_config(config_bytes, self.model.max_rank)
         BaseModel(self.model.names).check(config.base_model)
-        tensors = read_header(weights, len(self.model.targets))
+        # Two tensors each can be used. Twice that, so that one too many is still refused by its name.
+        max_tensors = 4 * len(self.model.targets) + 64
+        tensors = parse_header(header, weights_bytes, WEIGHTS_FILE, max_tensors)
         return config, tensors, plan(config, tensors, self.model.targets)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lorikeet_server.adapters import values
-from lorikeet_server.adapters.header import LENGTH_BYTES, TensorInfo, header_bytes, parse_header
+from lorikeet_server.adapters.header import LENGTH_BYTES, TensorInfo, header_bytes
 from lorikeet_server.adapters.plan import PlannedPair
 from lorikeet_server.errors import NoRoomError
 from lorikeet_server.kernels import LoraAdapter, LoraForm
@@ -40,13 +40,10 @@ class Reader(Protocol):
         ...
 
 
-def read_header(reader: Reader, num_targets: int) -> dict[str, TensorInfo]:
-    """The header, leaving `reader` at the first tensor. Raises `InvalidAdapterError`."""
-    # Two tensors each can be used. Twice that, so that one too many is still refused by its name.
-    max_tensors = 4 * num_targets + 64
+def read_header(reader: Reader) -> bytes:
+    """The header's JSON, leaving `reader` at the first tensor. Raises `InvalidAdapterError`."""
     prefix = reader.read(min(LENGTH_BYTES, reader.weights_bytes))
-    length = header_bytes(prefix, reader.weights_bytes, WEIGHTS_FILE)
-    return parse_header(reader.read(length), reader.weights_bytes, WEIGHTS_FILE, max_tensors)
+    return bytes(reader.read(header_bytes(prefix, reader.weights_bytes, WEIGHTS_FILE)))
 
 
 def load(

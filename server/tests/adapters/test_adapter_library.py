@@ -77,6 +77,29 @@ def test_from_directory_to_slot(tmp_path: Path) -> None:
     assert names_in(found, 1) == []
 
 
+def test_what_equal_headers_share_is_neither_scale_nor_values(tmp_path: Path) -> None:
+    """Plans are remembered: nothing of one adapter may reach another of its shapes, or of its config."""
+    lib = build.library(tmp_path)
+    values = [build.tensors(), {name: 2 * each for name, each in build.tensors().items()}]
+    doubled = build.config(lora_alpha=2 * build.config()["lora_alpha"])
+    for name, config, tensors in (
+        ("a", build.config(), values[0]),
+        ("values", build.config(), values[1]),
+        ("scale", doubled, values[0]),
+    ):
+        build.write(tmp_path / "root" / name, config, build.safetensors(tensors))
+    first, other_values, other_scale = (
+        build.matrices(lib.stage(build.fetch(lib, name))) for name in ("a", "values", "scale")
+    )
+    for module, each in first.items():
+        assert torch.equal(other_values[module].a, 2 * each.a) and other_values[module].scale == each.scale
+        assert torch.equal(other_scale[module].a, each.a) and other_scale[module].scale == 2 * each.scale
+    longer = build.safetensors(values[0]) + b"\0"
+    build.write(tmp_path / "root/longer", build.config(), longer)
+    with pytest.raises(InvalidAdapterError, match=f"has {len(longer)} bytes"):
+        build.fetch(lib, "longer")
+
+
 def test_a_move_replaces_what_was_there(tmp_path: Path) -> None:
     lib = build.library(tmp_path)
     build.write(tmp_path / "root/wide", build.config(), build.safetensors(build.tensors()))
