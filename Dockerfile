@@ -18,14 +18,12 @@ RUN PATH="/build/bin:$PATH" maturin build --release --locked --out /dist
 FROM python:3.13-slim-trixie AS dependencies
 COPY requirements /requirements
 # Without dependencies: the demo model has another inference stack, FlashInfer what kernels want that we do not call.
+# nvcc comes with FlashInfer, which finds it, and cuBLAS's headers, beside torch.
 RUN install() { uv pip install --quiet --no-cache --require-hashes "$@"; } \
     && pip install --quiet --no-cache-dir --require-hashes -r /requirements/bootstrap.txt \
     && python -m venv --without-pip /opt/lorikeet \
-    && python -m venv --without-pip /opt/nvcc \
     && install --python /opt/lorikeet/bin/python -r /requirements/runtime.txt \
-    && install --python /opt/lorikeet/bin/python --no-deps -r /requirements/cuda.txt -r /requirements/demo.txt \
-    && install --python /opt/nvcc/bin/python --no-deps -r /requirements/nvcc.txt \
-    && ln -s /opt/nvcc/lib/python3.*/site-packages/nvidia/cu13 /opt/cuda
+    && install --python /opt/lorikeet/bin/python --no-deps -r /requirements/cuda.txt -r /requirements/demo.txt
 
 FROM dependencies AS kernels
 # hadolint ignore=DL3008
@@ -35,10 +33,11 @@ RUN apt-get update \
 COPY --from=wheel /dist /dist
 RUN uv pip install --quiet --no-cache --python /opt/lorikeet/bin/python --no-deps /dist/*.whl \
     && /opt/lorikeet/bin/python -m lorikeet_server.kernels.build --ahead \
-    && CUDA_HOME=/opt/cuda /opt/lorikeet/bin/python -m lorikeet_server.kernels.cuda.build --ahead
+    && /opt/lorikeet/bin/python -m lorikeet_server.kernels.cuda.build --ahead
 
 FROM python:3.13-slim-trixie
-# FlashInfer alone compiles where it runs, once: mount a volume on /home/lorikeet/.cache to keep what it makes.
+# FlashInfer alone compiles where it runs, since there are too many combinations of type, width, window and GPU: its kernels
+# for one model, once, with what is in this image. Mount a volume on /home/lorikeet/.cache to keep what it makes.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
@@ -51,7 +50,6 @@ COPY --from=kernels /opt/lorikeet/share/lorikeet /opt/lorikeet/share/lorikeet
 USER 10001
 # The last two ask NVIDIA's container runtime for the driver; nobody else reads them.
 ENV PATH="/opt/lorikeet/bin:$PATH" \
-    CUDA_HOME=/opt/cuda \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 EXPOSE 3000

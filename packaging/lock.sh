@@ -8,12 +8,15 @@ lock() {
         --no-header --no-annotate --no-emit-index-url "$@" >/dev/null
 }
 
-lock "$@" pyproject.toml --output-file requirements/runtime.txt
-# FlashInfer's attention without what its other kernels want, half a gigabyte of it.
+# All that is in one environment, so that what is in it at times agrees with what is in it always.
 every=$(mktemp)
 trap 'rm -f "$every"' EXIT
-lock "$@" pyproject.toml --extra cuda --constraint requirements/runtime.txt --output-file "$every"
-printf '%s\n' apache-tvm-ffi einops flashinfer-python ninja nvidia-ml-py tabulate |
+cat requirements/runtime.txt requirements/cuda.txt >"$every"
+lock "$@" pyproject.toml --extra cuda --output-file "$every"
+lock "$@" pyproject.toml --constraint "$every" --output-file requirements/runtime.txt
+# FlashInfer's attention without what its other kernels want, half a gigabyte of it; and nvcc with all that it needs.
+printf '%s\n' apache-tvm-ffi einops flashinfer-python ninja nvidia-ml-py tabulate \
+    nvidia-cuda-cccl nvidia-cuda-crt nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-curand nvidia-nvvm |
     lock "$@" - --no-deps --constraint "$every" --output-file requirements/cuda.txt
 lock "$@" pyproject.toml --group dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
 # Its dependencies are a whole other inference stack; only the model inside is wanted.
@@ -23,7 +26,7 @@ printf '%s\n' uv 'maturin>=1.9,<2' | lock "$@" - --output-file requirements/boot
 # What a machine with torch, transformers and pytest lacks to run the server and its checks on a GPU.
 printf '%s\n' apache-tvm-ffi flashinfer-python gguf grpcio grpcio-health-checking loguru protobuf |
     lock "$@" - --no-deps --constraint "$every" --output-file requirements/gpu-check.txt
-# nvcc and its headers, all of one minor version, as old as the oldest torch's CUDA.
+# The oldest nvcc that must compile our kernels, with its headers: tests do it.
 printf '%s==13.0.*\n' nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-cccl nvidia-cuda-runtime |
     lock "$@" - --no-deps --output-file requirements/nvcc.txt
 # Third-party clients of the integration tests, whose pins clash.

@@ -10,7 +10,6 @@ nothing to do.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -19,8 +18,8 @@ from typing import Any
 
 import torch
 
-from lorikeet_server.config import CUDA_HOME
 from lorikeet_server.kernels.cuda import toolkit
+from lorikeet_server.kernels.cuda.flashinfer_library import prepare
 
 BF16, FP16 = torch.bfloat16, torch.float16
 NO_POSITIONS = 0  # FlashInfer's PosEncodingMode.NONE
@@ -56,7 +55,7 @@ def main() -> None:
     if find_spec("flashinfer") is None:
         print(json.dumps({"library": "FlashInfer is not installed", "KiB": 0, "seconds": 0}))
         return
-    os.environ.setdefault(CUDA_HOME, str(toolkit.find().root))
+    prepare(toolkit.find())
     from flashinfer.jit.core import build_jit_specs
     from flashinfer.utils import determine_attention_backend
 

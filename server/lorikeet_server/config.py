@@ -21,7 +21,7 @@ GOMP_SPINCOUNT = "GOMP_SPINCOUNT"  # how long an idle kernel thread spins before
 KERNEL_ISA = "LORIKEET_KERNEL_ISA"  # instruction set of the kernels: avx512, avx2, portable; else the best
 XDG_CACHE_HOME = "XDG_CACHE_HOME"  # compiled kernels are kept in lorikeet/kernels below it, default ~/.cache
 CUDA_HOME = (
-    "CUDA_HOME"  # the toolkit that compiles CUDA kernels; else nvcc on the PATH, else the one from PyPI
+    "CUDA_HOME"  # the toolkit that compiles CUDA kernels; else the one from PyPI, else nvcc's on the PATH
 )
 
 # The kernels have their own threads; torch's remaining ops use OpenMP's. Sleeping at each of its barriers

@@ -4,20 +4,17 @@ What cannot be had on this machine is computed by torch instead: correct, slower
 """
 
 import logging
-import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lorikeet_server.config import CUDA_HOME
 from lorikeet_server.device.base import Parcel
 from lorikeet_server.device.parcel import Singly
 from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.attention_shape import AttentionShape
-from lorikeet_server.kernels.cuda import toolkit
 from lorikeet_server.kernels.cuda.attention import FlashInferAttention, FlashInferPlan
+from lorikeet_server.kernels.cuda.flashinfer_library import open_flashinfer
 from lorikeet_server.kernels.cuda.library import open_library
 from lorikeet_server.kernels.cuda.sgmv import FORMATS, Sgmv
 from lorikeet_server.kernels.cuda.tables import LAYOUT, DeviceLoraTables
@@ -156,29 +153,3 @@ class CudaKernels(ReferenceKernels):
 
     def _vectors(self, width: int) -> bool:
         return width * self.dtype.itemsize % VECTOR_BYTES == 0
-
-
-def open_flashinfer(device: torch.device, dtype: torch.dtype) -> Any:
-    """The module, once one of its kernels has run on `device`; None, with a warning, where that fails."""
-    try:
-        # It compiles its kernels on first use, with the toolkit that this names.
-        os.environ.setdefault(CUDA_HOME, str(toolkit.find().root))
-        import flashinfer
-        from flashinfer.jit import env
-
-        # The kernels of one dtype and width take a minute or more each; --warmup-timeout has to cover them.
-        log.info(
-            "FlashInfer keeps compiled kernels in %s; those that are not there yet are compiled now and "
-            "during warm-up, some minutes on a first start",
-            env.FLASHINFER_JIT_DIR,
-        )
-        ones = torch.ones(1, 64, dtype=dtype, device=device)
-        flashinfer.norm.rmsnorm(ones, ones[0], 1e-6)
-    except (ImportError, OSError, RuntimeError) as error:
-        log.warning(
-            "no FlashInfer, torch computes attention, several times slower: %s; it comes with "
-            "pip install 'lorikeet[cuda]'",
-            error,
-        )
-        return None
-    return flashinfer

@@ -1,17 +1,15 @@
-"""Finds nvcc: the toolkit named by CUDA_HOME, the one on the PATH, or the one that came from PyPI."""
+"""Finds nvcc: the toolkit named by CUDA_HOME, the one from PyPI, of torch's CUDA, or the one on the PATH."""
 
 import os
 import shutil
-import sysconfig
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from lorikeet_server.config import CUDA_HOME, environment
 from lorikeet_server.kernels.compiled import BuildError
 
-INSTALL = (
-    "pip install 'nvidia-cuda-nvcc>=13.0' nvidia-nvvm nvidia-cuda-crt nvidia-cuda-cccl nvidia-cuda-runtime"
-)
+INSTALL = "pip install 'lorikeet[cuda]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +25,20 @@ class Toolkit:
     @property
     def flags(self) -> tuple[str, ...]:
         """Where headers and libraries are; nvcc by itself does not look where PyPI's are."""
-        libraries = next(path for path in self._libraries() if (path / "libcudart_static.a").is_file())
+        libraries = next(path for path in self.libraries if (path / "libcudart_static.a").is_file())
         return ("-I", str(self.root / "include"), "-L", str(libraries))
 
     def missing(self) -> list[str]:
         """What a build needs and this toolkit lacks, as paths below its root."""
         needed = ["bin/nvcc", "bin/ptxas", "include/cuda_runtime.h", "include/cuda_bf16.h"]
         lacking = [path for path in needed if not (self.root / path).is_file()]
-        if not any((path / "libcudart_static.a").is_file() for path in self._libraries()):
+        if not any((path / "libcudart_static.a").is_file() for path in self.libraries):
             lacking.append("lib/libcudart_static.a")
         return lacking
 
-    def _libraries(self) -> tuple[Path, ...]:
+    @property
+    def libraries(self) -> tuple[Path, ...]:
+        """Where installers, and where packages from PyPI, put libraries."""
         return self.root / "lib64", self.root / "lib"
 
 
@@ -58,14 +58,18 @@ def find() -> Toolkit:
     )
 
 
+def from_pypi() -> list[Toolkit]:
+    """What packages from PyPI have laid down, whole or, as torch's own do, in part."""
+    namespace = find_spec("nvidia")
+    places = (namespace.submodule_search_locations or ()) if namespace else ()
+    return [Toolkit(root) for place in places for root in sorted(Path(place).glob("cu1[3-9]"), reverse=True)]
+
+
 def _candidates() -> list[tuple[str, Path]]:
     candidates = []
     if home := environment().get(CUDA_HOME):
         candidates.append((CUDA_HOME, Path(home)))
+    candidates += [("the toolkit from PyPI,", found.root) for found in from_pypi()]
     if nvcc := shutil.which("nvcc"):
         candidates.append(("the toolkit on the PATH,", Path(os.path.realpath(nvcc)).parents[1]))
-    packages = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
-    candidates += [
-        ("the toolkit from PyPI,", root) for root in sorted(packages.glob("cu1[3-9]"), reverse=True)
-    ]
     return candidates

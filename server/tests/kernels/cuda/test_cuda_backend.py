@@ -13,7 +13,7 @@ from shard_driver import Driver, Run, make_engine, prompt_of, tiny_model, warmup
 from tiny_adapters import ATTENTION, save_adapter
 
 from lorikeet_server.kernels import AttentionShape, Kernels, select
-from lorikeet_server.kernels.cuda import DeviceLoraTables, backend
+from lorikeet_server.kernels.cuda import DeviceLoraTables, backend, toolkit
 from lorikeet_server.pb import shard_pb2 as pb
 
 CPU = torch.device("cpu")
@@ -133,7 +133,7 @@ def test_what_is_missing_is_left_to_torch(
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(backend, "open_library", no_toolkit)
-    monkeypatch.setattr(backend.toolkit, "find", no_toolkit)
+    monkeypatch.setattr(toolkit, "find", no_toolkit)
     kernels = backend.CudaKernels(CPU, torch.bfloat16)
     assert "no CUDA kernels for adapters" in caplog.text and "no FlashInfer" in caplog.text
     assert not kernels.captures([AttentionShape(2, 1, 64, 1.0)])

@@ -1,14 +1,17 @@
-"""The CUDA sources compile for every architecture that is supported, and no kernel spills a register."""
+"""The CUDA sources compile for every architecture that is supported, and no kernel spills a register;
+FlashInfer compiles with what `lorikeet[cuda]` brings."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
 import torch
-from lock_environment import cuda_toolkit
+from lock_environment import ROOT, cuda_toolkit, environment
 
 import lorikeet_server.kernels
 from lorikeet_server.kernels.cuda import abi, build
@@ -48,3 +51,36 @@ def test_the_library_links_and_loads_without_a_device(
     if not torch.cuda.is_available():
         assert library.lorikeet_load(), "CUDA's words instead of a crash"
     assert build.library("90", tmp_path) == made
+
+
+# The smallest of its modules that the server uses. A symbol that nothing defines, the driver's say, fails at
+# once.
+FLASHINFER = """
+import ctypes, os
+from lorikeet_server.kernels.cuda import toolkit
+from lorikeet_server.kernels.cuda.flashinfer_library import prepare
+prepare(toolkit.find())
+from flashinfer.jit import gen_act_and_mul_module
+module = gen_act_and_mul_module("silu")
+module.build(verbose=False)
+ctypes.CDLL(str(module.get_library_path()), mode=os.RTLD_NOW)
+print(module.get_library_path())
+"""
+
+
+@pytest.mark.slow
+def test_flashinfer_compiles_links_and_loads_without_a_device(tmp_path: Path) -> None:
+    installed = environment(ROOT / "requirements" / "cuda.txt")
+    # Its torch, and so cuBLAS's headers, are ours.
+    paths = [str(ROOT / "server"), sysconfig.get_path("purelib")]
+    variables = {"PYTHONPATH": os.pathsep.join(paths), "XDG_CACHE_HOME": str(tmp_path)}
+    clean = {name: value for name, value in os.environ.items() if name != "CUDA_HOME"}
+    done = subprocess.run(
+        [installed / "bin" / "python", "-c", FLASHINFER],
+        env={**clean, **variables, "FLASHINFER_CUDA_ARCH_LIST": "8.0 9.0a"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.splitlines()[-1]).is_relative_to(tmp_path / "lorikeet" / "kernels")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,7 +25,8 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No toolkit anywhere."""
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path / "site")})
+    places = [str(tmp_path / "site/nvidia"), str(tmp_path / "other/nvidia")]
+    monkeypatch.setattr(toolkit, "find_spec", lambda _: SimpleNamespace(submodule_search_locations=places))
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -34,14 +35,17 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert toolkit.INSTALL in str(failure.value)
 
 
-def test_the_order_is_home_then_path_then_pypi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pypi = pretend(tmp_path / "site/nvidia/cu13", FILES)
-    assert toolkit.find().root == pypi
-    assert toolkit.find().flags == ("-I", f"{pypi}/include", "-L", f"{pypi}/lib")
+def test_the_order_is_home_then_pypi_then_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     on_path = pretend(tmp_path / "path", [*FILES, "lib64/libcudart_static.a"])
     monkeypatch.setenv("PATH", str(on_path / "bin"))
     assert toolkit.find().root == on_path
-    assert toolkit.find().flags[-1] == f"{on_path}/lib64"
+    assert toolkit.find().flags == ("-I", f"{on_path}/include", "-L", f"{on_path}/lib64")
+    pretend(tmp_path / "site/nvidia/cu14", FILES[2:])  # torch's, say
+    other = pretend(tmp_path / "other/nvidia/cu13", FILES)
+    assert toolkit.find().root == other
+    pypi = pretend(tmp_path / "site/nvidia/cu13", FILES)
+    assert toolkit.find().root == pypi
+    assert toolkit.find().flags[-1] == f"{pypi}/lib"
     home = pretend(tmp_path / "home", FILES)
     monkeypatch.setenv("CUDA_HOME", str(home))
     assert toolkit.find().root == home
@@ -67,7 +71,7 @@ def test_what_was_built_ahead_needs_no_toolkit(monkeypatch: pytest.MonkeyPatch, 
     )
     made = build.build_ahead()
     assert made.is_relative_to(ahead) and made.read_text() == "80 90"
-    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path / "none")})
+    monkeypatch.setattr(toolkit, "find_spec", lambda _: None)
     assert build.library("90", tmp_path / "cache") == build.library("120", tmp_path / "cache") == made
     with pytest.raises(BuildError):
         build.library("75", tmp_path / "cache")
