@@ -19,7 +19,7 @@ OMP_NUM_THREADS = "OMP_NUM_THREADS"  # threads of the compute kernels, unless --
 LOG_LEVEL = "LOG_LEVEL"  # least level of log records; debug or trace shows details
 GOMP_SPINCOUNT = "GOMP_SPINCOUNT"  # how long an idle kernel thread spins before it sleeps
 KERNEL_ISA = "LORIKEET_KERNEL_ISA"  # instruction set of the kernels: avx512, avx2, portable; else the best
-XDG_CACHE_HOME = "XDG_CACHE_HOME"  # compiled kernels are kept in lorikeet/kernels below it, default ~/.cache
+XDG_CACHE_HOME = "XDG_CACHE_HOME"  # kernels and tokenizers are kept in lorikeet below it, default ~/.cache
 CUDA_HOME = (
     "CUDA_HOME"  # the toolkit that compiles CUDA kernels; else the one from PyPI, else nvcc's on the PATH
 )
@@ -103,6 +103,12 @@ class ServeConfig:
 def environment() -> Mapping[str, str]:
     """The process environment."""
     return os.environ
+
+
+def cache_directory() -> Path:
+    """Where what is made on first use is kept."""
+    root = environment().get(XDG_CACHE_HOME)
+    return (Path(root) if root else Path.home() / ".cache") / "lorikeet"
 
 
 def prepare_threads(threads: int, environment: MutableMapping[str, str] = os.environ) -> int:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lorikeet_server.config import XDG_CACHE_HOME, environment
+from lorikeet_server.config import cache_directory
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +27,8 @@ class BuildError(RuntimeError):
 
 
 def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/lorikeet/kernels`, or the same under `~/.cache`."""
-    root = environment().get(XDG_CACHE_HOME)
-    return (Path(root) if root else Path.home() / ".cache") / "lorikeet" / "kernels"
+    """Where one user's compiled kernels are kept."""
+    return cache_directory() / "kernels"
 
 
 def digest(sources: Path, facts: object, compiler: str | None = None) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from lorikeet_server.weights.error import WeightsError
+from lorikeet_server.weights.formats import open_source
 from lorikeet_server.weights.prepare import prepare
-from lorikeet_server.weights.source import open_source
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 

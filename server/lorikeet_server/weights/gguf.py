@@ -137,9 +137,6 @@ def _dequantize(stored: GgufTensor, blocks: npt.NDArray[np.uint8]) -> npt.NDArra
 def _ranges(shape: tuple[int, ...], part: Slice | None, name: str) -> tuple[range, range]:
     ranges = [range(size) for size in shape]
     if part is not None:
-        if part.dim >= len(shape) or part.stop > shape[part.dim]:
-            raise WeightsError(
-                f"{name} of shape {shape} has no slice {part.start}..{part.stop} of dimension {part.dim}"
-            )
+        part.check(name, shape)
         ranges[part.dim] = range(part.start, part.stop)
     return ranges[0], ranges[-1]

@@ -8,6 +8,7 @@ known here.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -148,9 +149,6 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizati
 
 def _stored_bytes(name: str, shape: tuple[int, ...], quantization: GGMLQuantizationType) -> int:
     block, block_bytes = GGML_QUANT_SIZES[quantization]
-    elements = 1
-    for size in shape:
-        elements *= size
     if not shape or shape[-1] % block:
         raise _DamagedError(f"tensor {name} of shape {shape} does not divide into blocks of {block}")
-    return elements // block * block_bytes
+    return math.prod(shape) // block * block_bytes

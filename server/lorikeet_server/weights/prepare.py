@@ -4,16 +4,17 @@ read."""
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from lorikeet_server.config import cache_directory
 from lorikeet_server.weights.demo import DEMO_ID, demo_model
 from lorikeet_server.weights.error import WeightsError
 from lorikeet_server.weights.hub import fetch, is_hub_id
-from lorikeet_server.weights.safetensors import SafetensorsSource, read_json
+from lorikeet_server.weights.json_file import read_json
+from lorikeet_server.weights.safetensors import SafetensorsSource
 
 TOKENIZER_JSON = "tokenizer.json"
 
@@ -47,7 +48,7 @@ def prepare(model_id: str, revision: str | None = None, cache_dir: Path | None =
     path = demo_model() if model_id == DEMO_ID else Path(model_id).expanduser()
     if path.suffix == ".gguf":
         return Prepared(
-            model_id, path.resolve(), _gguf_tokenizer(path.resolve(), cache_dir or default_cache())
+            model_id, path.resolve(), _gguf_tokenizer(path.resolve(), cache_dir or cache_directory())
         )
     if not path.is_dir():
         if path.exists():
@@ -56,11 +57,6 @@ def prepare(model_id: str, revision: str | None = None, cache_dir: Path | None =
             raise WeightsError(f"--model-id {model_id}: no such directory or .gguf file")
         path = fetch(model_id, revision, cache_dir)
     return _directory(model_id, path.resolve())
-
-
-def default_cache() -> Path:
-    """Where generated files are kept: `lorikeet` under XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorikeet"
 
 
 def _directory(model_id: str, directory: Path) -> Prepared:

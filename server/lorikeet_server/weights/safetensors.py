@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from lorikeet_server.weights.digest import BaseDigest, Extent
+from lorikeet_server.weights.digest import BaseDigest
 from lorikeet_server.weights.error import WeightsError
+from lorikeet_server.weights.json_file import read_json
+from lorikeet_server.weights.safetensors_header import SafetensorsHeader
 from lorikeet_server.weights.source import Slice
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 WHOLE = "model.safetensors"
 INDEX = f"{WHOLE}.index.json"
-_LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 100_000_000  # the format's own bound
 
 
 class SafetensorsSource:
@@ -31,10 +29,10 @@ class SafetensorsSource:
         self._config = read_json(directory / "config.json")
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._headers: dict[Path, _Header] = {}
+        self._headers: dict[Path, SafetensorsHeader] = {}
         wanted = _indexed(directory)
         for path in _weight_files(directory, wanted):
-            header = _Header(path)
+            header = SafetensorsHeader(path)
             self._headers[path] = header
             for name, shape in header.shapes.items():
                 # A consolidated copy beside the shards repeats their names; the index says which file counts.
@@ -73,11 +71,9 @@ class SafetensorsSource:
         return self._shapes[name]
 
     def load(self, name: str, part: Slice | None = None) -> torch.Tensor:
-        path, shape = self._file(name), self._shapes[name]
-        if part is not None and (part.dim >= len(shape) or part.stop > shape[part.dim]):
-            raise WeightsError(
-                f"{name} of shape {shape} has no slice {part.start}..{part.stop} of dimension {part.dim}"
-            )
+        path = self._file(name)
+        if part is not None:
+            part.check(name, self._shapes[name])
         try:
             # Opened for each tensor: the mapping is cheap, and a mapping kept open would count as our memory.
             with safe_open(path, framework="pt") as file:
@@ -95,49 +91,6 @@ class SafetensorsSource:
         if name not in self._files:
             raise WeightsError(f"model directory {self.directory} has no tensor {name}")
         return self._files[name]
-
-
-class _Header:
-    """One file's tensors: shapes by name and where their bytes lie."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                (length,) = struct.unpack("<Q", file.read(_LENGTH_BYTES))
-                if length > min(size, _MAX_HEADER_BYTES):
-                    raise ValueError("its header is longer than the file")
-                entries = json.loads(file.read(length))
-                entries.pop("__metadata__", None)
-                self.length = _LENGTH_BYTES + length
-                self.shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-                self.extents = [
-                    Extent(self.length + begin, self.length + end)
-                    for begin, end in (entry["data_offsets"] for entry in entries.values())
-                ]
-                if any(extent.end > size for extent in self.extents):
-                    raise ValueError("it is cut short")
-        except OSError as error:
-            raise WeightsError(f"cannot read weights {path}: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            raise WeightsError(
-                f"{path} is not a usable safetensors file ({error}); fetch the model again"
-            ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model directory. Raises WeightsError naming the path."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WeightsError(
-            f"cannot read {path}: {error.strerror or error}; --model-id wants a model directory"
-        ) from error
-    except ValueError as error:
-        raise WeightsError(f"{path} is not JSON ({error}); fetch the model again") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} is not a JSON object; fetch the model again")
-    return content
 
 
 def _indexed(directory: Path) -> dict[str, str] | None:

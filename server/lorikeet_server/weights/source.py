@@ -7,9 +7,7 @@ This module knows no architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorikeet_server.weights.error import WeightsError
@@ -31,15 +29,12 @@ class Slice:
         if self.dim not in (0, 1) or not 0 <= self.start <= self.stop:
             raise ValueError(f"not a slice of a tensor: dim {self.dim}, {self.start}..{self.stop}")
 
-    @classmethod
-    def of_rank(cls, dim: int, size: int, rank: int, world_size: int) -> Slice:
-        """The share of `rank` when `size` is divided evenly over `world_size` ranks."""
-        if size % world_size:
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises WeightsError if the tensor `name` of this shape has no such slice."""
+        if self.dim >= len(shape) or self.stop > shape[self.dim]:
             raise WeightsError(
-                f"a dimension of {size} does not divide over {world_size} shards; use another --num-shard"
+                f"{name} of shape {shape} has no slice {self.start}..{self.stop} of dimension {self.dim}"
             )
-        share = size // world_size
-        return cls(dim, rank * share, (rank + 1) * share)
 
 
 class WeightSource(Protocol):
@@ -66,66 +61,3 @@ class WeightSource(Protocol):
     def load(self, name: str, part: Slice | None = None) -> torch.Tensor:
         """Reads a tensor, or a slice of it, to host memory: contiguous, the caller's own, stored dtype."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a load has come. `total` counts each of the source's tensors once, in elements."""
-
-    done: int
-    total: int
-
-
-class ReportingSource:
-    """A source that tells `report` after each tensor how much has been read; a slice counts as its size."""
-
-    def __init__(self, inner: WeightSource, report: Callable[[Progress], None], share: int = 1) -> None:
-        """`share`: over how many ranks the weights are divided, so that a rank's own part counts as the
-        whole."""
-        self._inner = inner
-        self._report = report
-        self._total = sum(_elements(inner.shape(name)) for name in inner.names()) // share
-        self._done = 0
-
-    @property
-    def digest(self) -> str:
-        return self._inner.digest
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return self._inner.config
-
-    def names(self) -> list[str]:
-        return self._inner.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._inner.shape(name)
-
-    def load(self, name: str, part: Slice | None = None) -> torch.Tensor:
-        tensor = self._inner.load(name, part)
-        self._done = min(self._done + tensor.numel(), self._total)
-        self._report(Progress(self._done, self._total))
-        return tensor
-
-
-def open_source(path: str | Path) -> WeightSource:
-    """Opens the weights at `path`: a `.gguf` file, or a directory with config.json and safetensors files.
-
-    Reads headers only. Raises WeightsError with one line that names the path.
-    """
-    # Imported here, so that a safetensors model needs no gguf package and the formats can import this module.
-    path = Path(path)
-    if path.suffix == ".gguf":
-        from lorikeet_server.weights.gguf import GgufSource
-
-        return GgufSource(path)
-    from lorikeet_server.weights.safetensors import SafetensorsSource
-
-    return SafetensorsSource(path)
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

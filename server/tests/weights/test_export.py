@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from lorikeet_server.weights import open_source
 from lorikeet_server.weights.export import export, main
-from lorikeet_server.weights.source import open_source
 
 
 def test_an_exported_gguf_computes_what_the_original_computes(

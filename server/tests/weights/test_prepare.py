@@ -14,9 +14,10 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import LlamaForCausalLM
 
+from lorikeet_server.config import cache_directory
 from lorikeet_server.weights import WeightsError, hub
 from lorikeet_server.weights.demo import DEMO_ID
-from lorikeet_server.weights.prepare import default_cache, prepare
+from lorikeet_server.weights.prepare import prepare
 
 VIEW = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 
@@ -138,7 +139,7 @@ def test_hub_ids(model_id: str, expected: bool) -> None:
 
 def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "lorikeet"
+    assert cache_directory() == tmp_path / "lorikeet"
 
 
 def test_preparing_a_gguf_imports_nothing_large(demo_gguf: Path, tmp_path: Path) -> None:

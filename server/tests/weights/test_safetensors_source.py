@@ -34,14 +34,6 @@ def test_tensors_whole_and_in_slices(directory: Path, tiny_model: LlamaForCausal
             assert torch.equal(part, tensor.narrow(dim, 1, size - 2))
 
 
-def test_ranks_together_have_everything(directory: Path, tiny_model: LlamaForCausalLM) -> None:
-    source, name = open_source(directory), "model.layers.1.mlp.down_proj.weight"
-    parts = [source.load(name, Slice.of_rank(1, 96, rank, 4)) for rank in range(4)]
-    assert torch.equal(torch.cat(parts, dim=1), tiny_model.state_dict()[name])
-    with pytest.raises(WeightsError, match="--num-shard"):
-        Slice.of_rank(1, 96, 0, 5)
-
-
 def test_stored_dtype_is_kept(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     tensors = {kind: torch.ones(2, 2).to(getattr(torch, kind)) for kind in ("bfloat16", "float16", "float32")}
