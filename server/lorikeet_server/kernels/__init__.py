@@ -5,19 +5,15 @@ the `lora_*` modules hold what every backend's LoRA product reads. Nothing here 
 """
 
 from lorikeet_server.kernels.attention_layer import AttentionLayer
+from lorikeet_server.kernels.attention_plan import AttentionPlan
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.decoder import Decoder, DecoderLayer, DecoderSpec, StepTensors
 from lorikeet_server.kernels.lora_adapter import LoraAdapter, LoraMatrices
 from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
 from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraForm, LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraTable, LoraTables
-from lorikeet_server.kernels.ops import (
-    AttentionPlan,
-    Greedy,
-    Kernels,
-    LinearMode,
-    PackedLinear,
-)
+from lorikeet_server.kernels.ops import Greedy, Kernels
+from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
 from lorikeet_server.kernels.registry import select
 from lorikeet_server.kernels.row_ops import Penalties
 from lorikeet_server.kernels.sequence_tables import SequenceTables

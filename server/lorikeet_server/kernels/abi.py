@@ -5,6 +5,8 @@ from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int, c_int32
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lorikeet_server.kernels.c_library import Functions, open_library
+
 
 class Linear(Structure):
     _fields_: ClassVar[list[tuple[Any, ...]]] = [
@@ -120,7 +122,7 @@ STRUCTURES = (
 
 # Result and arguments. A c_char_p result is null, or says which argument is out of range. ctypes releases the
 # interpreter lock around each call.
-FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
+FUNCTIONS: Functions = {
     "lk_struct_bytes": (c_int, [c_int]),
     "lk_open": (c_void_p, [c_char_p]),
     "lk_set_threads": (None, [c_int]),
@@ -152,16 +154,6 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """Open the library and declare its functions. Raises `OSError` if it does not load or does not match."""
-    library = ctypes.CDLL(str(path))
-    for name, (result, arguments) in FUNCTIONS.items():
-        function = getattr(library, name, None)
-        if function is None:
-            raise OSError(f"{path} has no {name}")
-        function.restype, function.argtypes = result, arguments
-    for index, structure in enumerate(STRUCTURES):
-        if (size := library.lk_struct_bytes(index)) != ctypes.sizeof(structure):
-            raise OSError(
-                f"{path} has a {structure.__name__} of {size} bytes, expected {ctypes.sizeof(structure)}"
-            )
-    return library
+    """Raises `OSError` if the library does not load or does not match."""
+    sizes = {structure.__name__: ctypes.sizeof(structure) for structure in STRUCTURES}
+    return open_library(path, FUNCTIONS, "lk_struct_bytes", sizes)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lorikeet_server.kernels import abi, build
 from lorikeet_server.kernels.attention_layer import AttentionLayer
+from lorikeet_server.kernels.attention_plan import AttentionPlan
 from lorikeet_server.kernels.cpu_decoder import CpuDecoder
 from lorikeet_server.kernels.cpu_native import (
     BLOCK_STORAGES,
@@ -30,7 +31,8 @@ from lorikeet_server.kernels.host_ops import HostOps
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
-from lorikeet_server.kernels.ops import AttentionPlan, Greedy, LinearMode, PackedLinear
+from lorikeet_server.kernels.ops import Greedy
+from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
 from lorikeet_server.kernels.reference import round_weight
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 from lorikeet_server.kernels.slab import Slabs

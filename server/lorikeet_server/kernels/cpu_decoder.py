@@ -21,7 +21,7 @@ from lorikeet_server.kernels.cpu_native import (
 from lorikeet_server.kernels.decoder import DecoderLayer, DecoderSpec, StepTensors
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_tables import LoraTable
-from lorikeet_server.kernels.ops import PackedLinear
+from lorikeet_server.kernels.packed_linear import PackedLinear
 
 
 class CpuDecoder:

@@ -14,7 +14,7 @@ from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
 from lorikeet_server.kernels.lora_layout import dtype_codes
 from lorikeet_server.kernels.lora_tables import LoraTable
-from lorikeet_server.kernels.ops import LinearMode
+from lorikeet_server.kernels.packed_linear import LinearMode
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 # Storage of a packed weight, as `DType` numbers it.

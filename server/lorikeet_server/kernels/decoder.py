@@ -5,17 +5,16 @@ parallelism needs its all-reduce between the ops.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from lorikeet_server.kernels.attention_layer import AttentionLayer
+from lorikeet_server.kernels.attention_plan import AttentionPlan
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_tables import LoraTable
+from lorikeet_server.kernels.packed_linear import PackedLinear
 from lorikeet_server.kernels.sequence_tables import SequenceTables
-
-if TYPE_CHECKING:
-    from lorikeet_server.kernels.ops import AttentionPlan, PackedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +22,11 @@ class DecoderLayer:
     """Weights and attention of one layer. Without a LoRA table no adapter ever targets the module."""
 
     input_norm: Tensor  # f32 [hidden]
-    qkv: "PackedLinear"  # hidden -> (H + 2K) * D
-    o: "PackedLinear"  # H * D -> hidden
+    qkv: PackedLinear  # hidden -> (H + 2K) * D
+    o: PackedLinear  # H * D -> hidden
     post_norm: Tensor  # f32 [hidden]
-    gate_up: "PackedLinear"  # hidden -> 2I, gate first
-    down: "PackedLinear"  # I -> hidden
+    gate_up: PackedLinear  # hidden -> 2I, gate first
+    down: PackedLinear  # I -> hidden
     attention: AttentionLayer
     qkv_bias: Tensor | None = None  # f32 [(H + 2K) * D], added after LoRA
     q_norm: Tensor | None = None  # f32 [D], RMS norm of every query head before the rotation
@@ -55,7 +54,7 @@ class StepTensors:
     positions: Tensor
     slot_mapping: Tensor
     sequences: SequenceTables
-    plan: "AttentionPlan | None" = None
+    plan: AttentionPlan | None = None
 
 
 class Decoder(Protocol):

@@ -8,8 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lorikeet_server.device.base import Parcel
+from lorikeet_server.kernels.attention_plan import AttentionPlan
 from lorikeet_server.kernels.attention_shape import AttentionShape
-from lorikeet_server.kernels.ops import AttentionPlan
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 

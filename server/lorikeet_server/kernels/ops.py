@@ -8,37 +8,22 @@ op in it, and sums, norms, rotations and softmax are computed in float32. An op 
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels.attention_layer import AttentionLayer
+from lorikeet_server.kernels.attention_plan import AttentionPlan
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_layout import LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
+from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
 from lorikeet_server.kernels.row_ops import RowOps
 from lorikeet_server.kernels.sequence_tables import SequenceTables
-
-LinearMode = Literal["float32", "float16", "bfloat16"]
-
-
-class PackedLinear(Protocol):
-    """A weight in the backend's own layout; only the backend that packed it can read it."""
-
-    @property
-    def in_features(self) -> int: ...
-    @property
-    def out_features(self) -> int: ...
-    @property
-    def mode(self) -> LinearMode: ...
-
-
-class AttentionPlan(Protocol):
-    """What a backend has prepared for the sequences of a step; only the backend that made it can read it."""
 
 
 class Greedy(NamedTuple):

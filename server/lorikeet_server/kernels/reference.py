@@ -15,12 +15,14 @@ from torch import Tensor
 from lorikeet_server.device.base import Parcel
 from lorikeet_server.device.parcel import Singly
 from lorikeet_server.kernels.attention_layer import AttentionLayer
+from lorikeet_server.kernels.attention_plan import AttentionPlan
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments, RowSlots
 from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraTable, LoraTables
-from lorikeet_server.kernels.ops import AttentionPlan, Greedy, LinearMode, PackedLinear
+from lorikeet_server.kernels.ops import Greedy
+from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
 from lorikeet_server.kernels.reference_attention import Planner, ReferencePlan, attend
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 from lorikeet_server.kernels.torch_row_ops import TorchRowOps

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lorikeet_server.kernels.c_library import Functions, open_library
 from lorikeet_server.kernels.lora_adapter import ENTRY
 
 MAX_SLICES = 4
@@ -67,7 +68,7 @@ SIZES = {
 }
 
 # Result and arguments. A c_char_p result is null, or says what is wrong.
-FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
+FUNCTIONS: Functions = {
     "lorikeet_struct_bytes": (c_int, [c_int]),
     "lorikeet_load": (c_char_p, []),
     "lorikeet_sgmv_scratch": (c_int64, [POINTER(Tables), c_int]),
@@ -78,14 +79,5 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """Open the library and declare its functions. Raises `OSError` if it does not load or does not match."""
-    library = ctypes.CDLL(str(path))
-    for name, (result, arguments) in FUNCTIONS.items():
-        function = getattr(library, name, None)
-        if function is None:
-            raise OSError(f"{path} has no {name}")
-        function.restype, function.argtypes = result, arguments
-    for index, (name, size) in enumerate(SIZES.items()):
-        if (found := library.lorikeet_struct_bytes(index)) != size:
-            raise OSError(f"{path} has a {name} of {found} bytes, expected {size}")
-    return library
+    """Raises `OSError` if the library does not load or does not match."""
+    return open_library(path, FUNCTIONS, "lorikeet_struct_bytes", SIZES)

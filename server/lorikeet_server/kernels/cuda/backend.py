@@ -12,6 +12,7 @@ from torch import Tensor
 from lorikeet_server.device.base import Parcel
 from lorikeet_server.device.parcel import Singly
 from lorikeet_server.kernels.attention_layer import AttentionLayer
+from lorikeet_server.kernels.attention_plan import AttentionPlan
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.cuda.attention import FlashInferAttention, FlashInferPlan
 from lorikeet_server.kernels.cuda.flashinfer_library import open_flashinfer
@@ -22,7 +23,6 @@ from lorikeet_server.kernels.cuda.tiles import LoraTiles
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
-from lorikeet_server.kernels.ops import AttentionPlan
 from lorikeet_server.kernels.reference import ReferenceKernels
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
