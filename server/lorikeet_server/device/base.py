@@ -27,8 +27,8 @@ class Parcel(Protocol):
     """What the host sends to a device for one step."""
 
     @property
-    def place(self) -> int:
-        """Bytes that have been added since `begin`. Equal places mean that what is added next comes to equal
+    def offset(self) -> int:
+        """Bytes that have been added since `begin`. At equal offsets, what is added next comes to equal
         addresses."""
 
     def begin(self) -> None:

@@ -40,7 +40,7 @@ class StepParcel:
         self._end, self._open = 0, False
 
     @property
-    def place(self) -> int:
+    def offset(self) -> int:
         return self._end
 
     def begin(self) -> None:
@@ -79,7 +79,7 @@ class Singly:
     """See `base.Parcel`. Sends each thing by itself as it is added: for work beside the steps. On a host it
     is there already."""
 
-    place = 0
+    offset = 0
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -14,8 +15,15 @@ from lorikeet_server.kernels import Greedy, Kernels, LoraBatch, SequenceTables, 
 from lorikeet_server.models.causal_lm import CausalLM
 from lorikeet_server.pb import shard_pb2 as pb
 
-Scored = tuple[torch.Tensor, Greedy, torch.Tensor]  # logits [rows, vocab], the best, sequence slots [rows]
 Write = Callable[[pb.StepResult], None]
+
+
+class Scored(NamedTuple):
+    """The rows of a step whose next token is sampled."""
+
+    logits: torch.Tensor  # f32 [rows, vocab]
+    greedy: Greedy
+    slots: torch.Tensor  # i64 [rows], of their sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,7 @@ class Eager:
         return EagerStep(
             add(inputs.prompt_tokens),
             add(inputs.decode_slots),
-            StepTensors(add(inputs.positions), add(inputs.places), sequences, plan),
+            StepTensors(add(inputs.positions), add(inputs.slot_mapping), sequences, plan),
             batch,
             [self._scores.prepare(chunk, adapters) for chunk in inputs.prompt_chunks],
             sampled,
@@ -79,4 +87,4 @@ class Eager:
         logits = self._model.logits(
             hidden if ready.sampled is None else hidden[ready.sampled], ready.sampled_batch
         )
-        return (logits, self._kernels.greedy(logits), ready.slots), writes
+        return Scored(logits, self._kernels.greedy(logits), ready.slots), writes

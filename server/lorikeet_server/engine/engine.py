@@ -185,8 +185,8 @@ class Engine:
 
 def _check(request: pb.WarmupRequest, max_positions: int) -> None:
     for name in ("block_size", "max_sequences", "max_step_tokens", "max_sequence_tokens"):
-        if getattr(request, name) < 1:
-            raise ConfigError(f"{name} must be at least 1")
+        if (given := getattr(request, name)) < 1:
+            raise ConfigError(f"{name} is {given}, it must be at least 1")
     if request.max_sequence_tokens > max_positions:
         raise ConfigError(
             f"max_sequence_tokens is {request.max_sequence_tokens}, the model has {max_positions} positions"

@@ -34,20 +34,20 @@ def buckets(max_rows: int) -> list[int]:
 
 
 @dataclass(slots=True)
-class Laid:
+class PaddedStep:
     """A step of decodes, padded, where the parcel brings it."""
 
     slots: torch.Tensor  # i64 [bucket]
-    step: StepTensors
+    tensors: StepTensors
     batch: LoraBatch | None  # None: without adapter slots
-    place: int  # where the parcel ended: equal to that of a capture, so are all addresses
+    offset: int  # of the parcel's end: if it equals that of a capture, so do all addresses
 
 
 @dataclass(slots=True)
-class Captured:
+class DecodeGraph:
     """One capture."""
 
-    place: int
+    offset: int  # as in `PaddedStep`
     replay: Callable[[], None]
     outputs: Outputs  # logits [bucket, vocab], and the three of `Greedy`
 
@@ -67,7 +67,7 @@ class DecodeGraphs:
         # One for all captures, or each would keep its own.
         shape = self._buckets[-1], model.config.vocab_size
         self._logits = torch.empty(shape, dtype=torch.float32, device=device.where)
-        self._captured: dict[tuple[int, bool], Captured] = {}
+        self._captured: dict[tuple[int, bool], DecodeGraph] = {}
 
     def capture(self) -> None:
         """Captures everything, the largest first: the smaller then find room in its memory."""
@@ -75,59 +75,59 @@ class DecodeGraphs:
             for adapters in (False, True) if self._batcher is not None else (False,):
                 self._captured[bucket, adapters] = self._capture(bucket, adapters)
 
-    def holds(self, inputs: StepInputs) -> bool:
+    def can_replay(self, inputs: StepInputs) -> bool:
         """Whether a step can be replayed: decodes only, not more than the largest bucket."""
         return bool(self._captured) and inputs.decodes_only and inputs.rows <= self._buckets[-1]
 
-    def prepare(self, inputs: StepInputs) -> Laid:
+    def prepare(self, inputs: StepInputs) -> PaddedStep:
         """Puts everything that the step needs into the parcel, which is empty."""
         bucket = next(bucket for bucket in self._buckets if bucket >= inputs.rows)
-        arrays = inputs.decode_slots, inputs.positions, inputs.places
-        return self._lay(bucket, arrays, inputs.adapters, inputs.tables, inputs.context)
+        arrays = inputs.decode_slots, inputs.positions, inputs.slot_mapping
+        return self._pad(bucket, arrays, inputs.adapters, inputs.tables, inputs.context)
 
-    def run(self, inputs: StepInputs, laid: Laid) -> Scored:
+    def run(self, inputs: StepInputs, step: PaddedStep) -> Scored:
         """What `Eager.run` gives, until the next run."""
-        captured = self._captured[laid.slots.shape[0], bool((inputs.adapters >= 0).any())]
-        if captured.place != laid.place:
-            raise RuntimeError(f"the step's parcel ends at {laid.place}, its capture's at {captured.place}")
+        captured = self._captured[step.slots.shape[0], bool((inputs.adapters >= 0).any())]
+        if captured.offset != step.offset:
+            raise RuntimeError(f"the step's parcel ends at {step.offset}, its capture's at {captured.offset}")
         captured.replay()
         logits, *best = (output[: inputs.rows] for output in captured.outputs)
-        return logits, Greedy(*best), laid.slots[: inputs.rows]
+        return Scored(logits, Greedy(*best), step.slots[: inputs.rows])
 
-    def _capture(self, bucket: int, adapters: bool) -> Captured:
+    def _capture(self, bucket: int, adapters: bool) -> DecodeGraph:
         """Of a step that is all padding, with tables as wide as any step's."""
         none, no_adapters = np.zeros(0, np.int64), np.zeros(0, np.int32)
         tables = np.zeros((0, self._sequences.limits.blocks_per_sequence), np.int32)
         self._parcel.begin()
-        laid = self._lay(bucket, (none, none, none), no_adapters, tables, np.zeros(0, np.int32))
+        step = self._pad(bucket, (none, none, none), no_adapters, tables, np.zeros(0, np.int32))
         self._parcel.send()
-        batch = laid.batch if adapters else None
-        return Captured(laid.place, *self._device.capture(lambda: self._decode(laid, batch)))
+        batch = step.batch if adapters else None
+        return DecodeGraph(step.offset, *self._device.capture(lambda: self._decode(step, batch)))
 
-    def _decode(self, laid: Laid, batch: LoraBatch | None) -> Outputs:
-        tokens = self._sequences.last_token[laid.slots]
-        hidden = self._model.forward(tokens, laid.step, batch)
+    def _decode(self, step: PaddedStep, batch: LoraBatch | None) -> Outputs:
+        tokens = self._sequences.last_token[step.slots]
+        hidden = self._model.forward(tokens, step.tensors, batch)
         logits = self._model.logits(hidden, batch, self._logits[: tokens.shape[0]])
         return logits, *self._kernels.greedy(logits)
 
-    def _lay(
+    def _pad(
         self, bucket: int, arrays: tuple[Array, ...], adapters: Array, tables: Array, context: Array
-    ) -> Laid:
+    ) -> PaddedStep:
         """What has one size for a bucket; then the attention's tables, with as many blocks as there are."""
         limits, shapes = self._sequences.limits, self._model.attention_shapes
         fill = limits.max_sequences, 0, self._spare
         filled = (padded(array, bucket, value) for array, value in zip(arrays, fill, strict=True))
-        slots, positions, places = map(self._parcel.add, filled)
+        slots, positions, slot_mapping = map(self._parcel.add, filled)
         # Cut for steps without adapters too: what follows must not move.
         batch = self._batcher(padded(adapters, bucket, -1)) if self._batcher is not None else None
-        place = self._parcel.place
+        offset = self._parcel.offset
         sequences = SequenceTables(
             torch.from_numpy(padded(tables, bucket, self._spare // limits.block_size)),
             torch.arange(bucket + 1, dtype=torch.int32),
             torch.from_numpy(padded(context, bucket, 1)),
         )
         plan = self._kernels.plan(sequences, shapes, limits.block_size, self._parcel, fixed=True)
-        return Laid(slots, StepTensors(positions, places, sequences, plan), batch, place)
+        return PaddedStep(slots, StepTensors(positions, slot_mapping, sequences, plan), batch, offset)
 
 
 def padded(rows: Array, count: int, value: int) -> Array:

@@ -15,17 +15,13 @@ NO_TOKENS = np.zeros(0, np.int64)
 
 @dataclass(frozen=True, slots=True)
 class PromptChunk:
-    """Rows `first .. first + predictions` of the step predict the prompt tokens in `targets`."""
+    """As many rows of the step, from `first` on, predict the prompt tokens in `targets`."""
 
     slot: int
     start: int  # position of the row `first`
     first: int
     targets: npt.NDArray[np.int64]
-    top: int
-
-    @property
-    def predictions(self) -> int:
-        return self.targets.size
+    top: int  # alternatives wanted with each
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +31,7 @@ class StepInputs:
     prompt_tokens: Ints  # [prefill rows]
     decode_slots: Ints  # [decode rows]
     positions: Ints  # [rows]
-    places: Ints  # [rows] where in the cache a row's key and value go
+    slot_mapping: Ints  # [rows] where in the cache a row's key and value go: no sequence or adapter slot
     adapters: npt.NDArray[np.int32]  # [rows] adapter slots
     slots: Ints  # [sequences] slots with a row in the step
     tables: npt.NDArray[np.int32]  # [sequences, blocks of the longest]
@@ -89,7 +85,7 @@ def mixed_inputs(step: pb.Step, sequences: Sequences) -> StepInputs:
         prompt_tokens=chunk_tokens,
         decode_slots=decode_slots,
         positions=positions,
-        places=sequences.places(row_slots, positions),
+        slot_mapping=sequences.slot_mapping(row_slots, positions),
         adapters=sequences.adapter[row_slots],
         slots=slots,
         tables=sequences.tables(slots, context),
@@ -114,7 +110,7 @@ def decode_inputs(decode: pb.Decode, sequences: Sequences) -> StepInputs:
         prompt_tokens=NO_TOKENS,
         decode_slots=slots,
         positions=before,
-        places=sequences.places(slots, before),
+        slot_mapping=sequences.slot_mapping(slots, before),
         adapters=sequences.adapter[slots],
         slots=slots,
         tables=sequences.tables(slots, context),
@@ -133,8 +129,12 @@ def _ints(values: object) -> Ints:
 
 def _check_slots(sequences: Sequences, slots: Ints, tokens: int) -> None:
     limits = sequences.limits
-    if not slots.size or slots.max() >= limits.max_sequences or not sequences.active[slots].all():
-        raise ProtocolError("the step has a row for a sequence slot that holds no sequence")
+    if not slots.size:
+        raise ProtocolError("the step has tokens, but no row for a sequence slot")
+    if slots.max() >= limits.max_sequences:
+        raise ProtocolError(f"sequence slot {slots.max()} is outside 0..{limits.max_sequences - 1}")
+    if not (active := sequences.active[slots]).all():
+        raise ProtocolError(f"the step has a row for slot {slots[~active][0]}, which holds no sequence")
     if len(set(slots.tolist())) != slots.size:
         raise ProtocolError("a sequence slot has two rows in one step")
     if tokens > limits.max_step_tokens:
@@ -152,7 +152,9 @@ def _check_chunks(
 ) -> None:
     if not slots.size == lengths.size == starts.size == sample.size == len(next_token):  # type: ignore[arg-type]
         raise ProtocolError("the arrays of the prefill rows differ in length")
-    if lengths.sum() != tokens.size or (lengths < 1).any():
+    if (lengths < 1).any():
+        raise ProtocolError("a prefill chunk has no tokens")
+    if lengths.sum() != tokens.size:
         raise ProtocolError(f"{tokens.size} prompt tokens were sent for rows that count {lengths.sum()}")
     if tokens.size and tokens.max() >= sequences.vocab_size:
         raise ProtocolError(f"a prompt token is outside the vocabulary of {sequences.vocab_size}")

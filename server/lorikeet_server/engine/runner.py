@@ -134,11 +134,11 @@ class Runner:
         """Calls for the batch; returns what writes its numbers once they are there."""
         params, parcel, writes = self._sequences.params, self._parcel, list[Write]()
         parcel.begin()
-        if self._graphs is not None and self._graphs.holds(inputs):
-            laid = self._graphs.prepare(inputs)
+        if self._graphs is not None and self._graphs.can_replay(inputs):
+            padded = self._graphs.prepare(inputs)
             plan = SamplingPlan.of(params, inputs.sampled_slots, inputs.sampled_positions, parcel)
             parcel.send()
-            writes.append(self._sample(self._graphs.run(inputs, laid), plan))
+            writes.append(self._sample(self._graphs.run(inputs, padded), plan))
         else:
             ready = self._eager.prepare(inputs)
             plan = SamplingPlan.of(params, inputs.sampled_slots, inputs.sampled_positions, parcel)
@@ -153,10 +153,9 @@ class Runner:
         return writes
 
     def _sample(self, scored: Scored, plan: SamplingPlan) -> Write:
-        logits, greedy, slots = scored
-        sampled = sample(self._kernels, greedy, logits, self._sequences.params, plan)
+        sampled = sample(self._kernels, scored.greedy, scored.logits, self._sequences.params, plan)
         self._tp.agree(sampled.tokens)
-        self._sequences.last_token[slots] = sampled.tokens
+        self._sequences.last_token[scored.slots] = sampled.tokens
         sampled = sampled.moved(self._device.download)
         return lambda result: results.write_sampled(result, plan.slots, sampled)
 

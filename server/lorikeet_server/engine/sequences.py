@@ -112,8 +112,8 @@ class Sequences:
         self.length[slots] = context
         return before, context
 
-    def places(self, slots: Ints, positions: Ints) -> Ints:
-        """Where in the cache the tokens at `positions` of `slots` go."""
+    def slot_mapping(self, slots: Ints, positions: Ints) -> Ints:
+        """Where in the cache the tokens at `positions` of `slots` go: block * block_size + offset."""
         block, offset = np.divmod(positions, self.limits.block_size)
         return self.blocks[slots, block].astype(np.int64) * self.limits.block_size + offset
 

@@ -33,7 +33,7 @@ def test_equal_things_in_equal_order_have_equal_addresses() -> None:
     for filled in (1, 9, 4):
         parcel.begin()
         first = parcel.add(np.arange(filled, dtype=np.int32), room=40)
-        assert parcel.place == 48
+        assert parcel.offset == 48
         addresses.append((first.data_ptr(), parcel.add(np.ones(3)).data_ptr()))
         parcel.send()
     assert len(set(addresses)) == 1

@@ -124,7 +124,10 @@ def test_an_empty_slot_is_an_error_not_the_base(served: Served, driver: Driver) 
 
 def test_a_new_stream_empties_adapter_slots_and_keeps_staged_ones(served: Served, driver: Driver) -> None:
     served.move(driver, wide=0)
+    tables = driver.engine._model.adapters
+    assert tables is not None and tables.held[0] is not None
     driver.engine.reset()
+    assert tables.held[0] is None, "or the tables would keep its memory"
     step = pb.Step()
     run = driver.admit(step, 0, prompt_of(9, 1), adapter_slot=0)
     driver.prefill(step, run)

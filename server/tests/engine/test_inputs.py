@@ -42,7 +42,7 @@ def test_decodes_alone_are_laid_out_as_among_chunks(sequences: Sequences) -> Non
         assert np.array_equal(ours, theirs), field.name
         assert getattr(ours, "dtype", None) == getattr(theirs, "dtype", None), field.name
     assert alone.positions.tolist() == [33, 15, 16]
-    assert alone.places.tolist() == [62 * 16 + 1, 10 * 16 + 15, 77 * 16]
+    assert alone.slot_mapping.tolist() == [62 * 16 + 1, 10 * 16 + 15, 77 * 16]
     assert np.array_equal(sequences.length, twin.length)
 
 
@@ -50,8 +50,8 @@ def test_decodes_alone_are_laid_out_as_among_chunks(sequences: Sequences) -> Non
     ("decode", "words"),
     [
         (pb.Decode(slot=[1, 1], new_blocks=[0, 0]), "two rows"),
-        (pb.Decode(slot=[2], new_blocks=[0]), "holds no sequence"),
-        (pb.Decode(slot=[8], new_blocks=[0]), "holds no sequence"),
+        (pb.Decode(slot=[2], new_blocks=[0]), "slot 2, which holds no sequence"),
+        (pb.Decode(slot=[8], new_blocks=[0]), "slot 8 is outside"),
         (pb.Decode(slot=[4], new_blocks=[0]), "fewer blocks"),
         (pb.Decode(slot=[4], new_blocks=[1]), "0 blocks were sent for rows that count 1"),
         (pb.Decode(slot=[4], new_blocks=[1], blocks=[100]), "block 100 is outside 0..99"),

@@ -9,6 +9,7 @@ from shard_driver import Driver, make_engine, prompt_of, tiny_model, warmup_requ
 
 from lorikeet_server.engine.memory import GPU, HOST, divide
 from lorikeet_server.errors import ConfigError
+from lorikeet_server.pb import shard_pb2 as pb
 
 
 def test_shares_where_no_flag_speaks() -> None:
@@ -54,7 +55,10 @@ def test_an_equal_warmup_keeps_its_memory(tmp_path: Path) -> None:
         driver = Driver(engine)
         (run,) = driver.generate([prompt_of(20, 1)], 3)
         cache = engine._model._blocks[0].attention.layer.k_cache
-        assert engine.warmup(warmup_request()) == first
+        step = pb.Step()
+        driver.prefill(step, driver.admit(step, 0, prompt_of(20, 2)))
+        driver.execute(step)
+        assert engine.warmup(warmup_request()) == first, "and the sequence in slot 0 is forgotten"
         assert engine._model._blocks[0].attention.layer.k_cache is cache
         (again,) = Driver(engine).generate([prompt_of(20, 1)], 3)
         assert again.tokens == run.tokens

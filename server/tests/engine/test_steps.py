@@ -17,7 +17,6 @@ from shard_driver import (
 )
 
 from lorikeet_server.engine.engine import Engine
-from lorikeet_server.errors import ConfigError, NotReadyError, ProtocolError
 from lorikeet_server.pb import shard_pb2 as pb
 
 SAMPLED = pb.Sampling(temperature=0.9, top_p=0.95, top_k=40, seed=11)
@@ -197,82 +196,3 @@ def test_an_exception_fails_the_step_only(driver: Driver, monkeypatch: pytest.Mo
     driver.release(*runs)
     (after,) = driver.generate([prompt_of(20, 1)], 3)
     assert after.errors == [] and len(after.tokens) == 3
-
-
-def prefill_step(**fields: Any) -> pb.Step:
-    rows = {"slot": [0], "start": [0], "length": [2], "tokens": [1, 2], "new_blocks": [1], "blocks": [0]}
-    rows |= {"sample": [True], "next_token": [0]}
-    admission = pb.Admission(slot=0, adapter_slot=-1, sampling=pb.Sampling())
-    return pb.Step(admissions=[admission], prefill=pb.Prefill(**(rows | fields)))
-
-
-@pytest.mark.parametrize(
-    "step",
-    [
-        pb.Step(decode=pb.Decode(slot=[4], new_blocks=[0])),
-        pb.Step(decode=pb.Decode(slot=[400], new_blocks=[0])),
-        pb.Step(releases=[99]),
-        pb.Step(moves=[pb.AdapterMove(slot=9)]),
-        pb.Step(admissions=[pb.Admission(slot=0, adapter_slot=7)]),
-        pb.Step(admissions=[pb.Admission(slot=8, adapter_slot=-1)]),
-        pb.Step(admissions=[pb.Admission(slot=0, adapter_slot=-1, blocks=[100_000])]),
-        pb.Step(admissions=[pb.Admission(slot=0, adapter_slot=-1, blocks=list(range(17)))]),
-        pb.Step(admissions=[pb.Admission(slot=0, adapter_slot=-1, history=[500])]),
-        prefill_step(tokens=[1, 2, 3]),
-        prefill_step(tokens=[1, 199]),
-        prefill_step(start=[3]),
-        prefill_step(sample=[]),
-        prefill_step(length=[0], tokens=[]),
-        prefill_step(blocks=[]),
-        prefill_step(new_blocks=[0], blocks=[]),
-        prefill_step(length=[17], tokens=[1] * 17),
-        prefill_step(length=[257], tokens=[1] * 257, new_blocks=[16], blocks=list(range(16))),
-        prefill_step(
-            slot=[0, 0], start=[0, 0], length=[1, 1], new_blocks=[1, 0], sample=[True] * 2, next_token=[0] * 2
-        ),
-    ],
-)
-def test_a_step_that_cannot_be_is_refused(driver: Driver, step: pb.Step) -> None:
-    with pytest.raises(ProtocolError):
-        driver.execute(step)
-    driver.engine.reset()
-    (after,) = driver.generate([prompt_of(5, 1)], 2)
-    assert after.errors == []
-
-
-def test_a_sequence_ends_where_the_rotary_table_does(served: tuple[Any, Engine]) -> None:
-    """Also where the bound lies within a block."""
-    served[1].warmup(warmup_request(max_sequence_tokens=30))
-    driver = Driver(served[1])
-    (run,) = driver.generate([prompt_of(28, 1)], 3)
-    assert len(run.tokens) == 3 and run.errors == []
-    with pytest.raises(ProtocolError, match="31 tokens, the bound is 30"):
-        driver.generate([prompt_of(28, 1)], 4)
-
-
-def test_warmup(served: tuple[Any, Engine]) -> None:
-    engine = served[1]
-    block = BLOCK * engine.kv_shape.bytes_per_token
-    assert engine.warmup(warmup_request(kv_bytes=10 * block + 5)).num_blocks == 10
-    # Left to the shard: what all slots can use at full length, as long as there is memory.
-    assert engine.warmup(warmup_request(kv_bytes=0)).num_blocks == 8 * 16
-    assert engine.warmup(warmup_request(adapter_bytes=12345)).adapter_bytes == 12345
-    assert engine.warmup(warmup_request()).adapter_bytes > 0
-    for wrong in ({"kv_bytes": 1}, {"block_size": 0}, {"max_sequences": 0}, {"max_sequence_tokens": 513}):
-        with pytest.raises(ConfigError):
-            engine.warmup(warmup_request(**wrong))
-    with pytest.raises(NotReadyError):
-        engine.execute(pb.Step())
-
-
-def test_info(served: tuple[Any, Engine]) -> None:
-    info = served[1].info()
-    assert (info.architecture, info.vocab_size, info.max_position_embeddings) == (
-        "LlamaForCausalLM",
-        199,
-        512,
-    )
-    assert info.kv_bytes_per_token == 3 * 2 * 2 * 12 * 4
-    assert list(info.lora_targets) == [
-        *("down_proj", "gate_proj", "k_proj", "lm_head", "o_proj", "q_proj", "up_proj", "v_proj")
-    ]
