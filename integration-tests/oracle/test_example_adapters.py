@@ -78,4 +78,4 @@ def test_scripts_explain_themselves(
     monkeypatch.syspath_prepend(str(EXAMPLES))
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(EXAMPLES / script), run_name="__main__")
-    assert "--out" in capsys.readouterr().out
+    assert "--out " in capsys.readouterr().out

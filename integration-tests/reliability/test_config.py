@@ -62,6 +62,9 @@ def test_e1_a_port_in_use_is_named() -> None:
         assert str(port) in refused("--model-id", "smollm2", "--port", str(port))
 
 
-def test_e1_a_model_without_weights_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    assert "--model-id" in refused("--model-id", str(tmp_path), "--port", str(free_port()))
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "*.safetensors"])
+def test_e1_what_a_model_directory_lacks_is_named(tmp_path: Path, missing: str) -> None:
+    for name in {"config.json", "tokenizer.json"} - {missing}:
+        (tmp_path / name).write_text("{}")
+    error = refused("--model-id", str(tmp_path), "--port", str(free_port()))
+    assert f"--model-id {tmp_path} has no {missing}" in error

@@ -17,7 +17,6 @@ from lorikeet_server.kernels import Kernels, select
 from lorikeet_server.sampling import filters
 from lorikeet_server.sampling.params import SamplingParams, SlotParams
 from lorikeet_server.sampling.plan import SamplingPlan
-from lorikeet_server.sampling.rng import uniforms
 from lorikeet_server.sampling.sampler import Sampled, sample
 
 VOCAB = 1000
@@ -106,6 +105,15 @@ def test_rows_do_not_see_each_other() -> None:
     assert run(logits.flip(0), params, backwards).tokens.flip(0).tolist() == together.tokens.tolist()
 
 
+def test_a_bias_is_of_its_own_row() -> None:
+    logits, slots = logits_of(1 + len(MIXES), seed=1), list(range(1 + len(MIXES)))
+    bias = {"bias_tokens": (7,), "bias_values": (100.0,)}
+    biased = run(logits, slot_params([{"temperature": 0.0, **bias}, *MIXES]), slots).tokens
+    plain = run(logits, slot_params([{"temperature": 0.0}, *MIXES]), slots).tokens
+    assert int(biased[0]) == 7 != int(plain[0])
+    assert torch.equal(biased[1:], plain[1:])
+
+
 def test_greedy_rows_and_logprobs() -> None:
     logits = logits_of(6)
     params = slot_params([{"temperature": float(i % 2), "top_logprobs": i} for i in range(6)])
@@ -181,18 +189,3 @@ def test_penalty_lanes_are_reused_clean() -> None:
             params.admit(slot, penalised, [], 0)
         assert set(run(logits_of(1).expand(40, VOCAB), params, list(range(40))).tokens.tolist()) == {best}
         params.clear()
-
-
-def test_uniforms() -> None:
-    seeds = np.repeat(np.arange(100, dtype=np.uint64), 1000)
-    positions = np.tile(np.arange(1000), 100)
-    values = uniforms(seeds, positions)
-    assert values.min() >= 0 and values.max() < 1
-    assert len(np.unique(values)) == len(values)
-    assert abs(values.mean() - 0.5) < 0.005
-    assert np.abs(np.histogram(values, 20, (0, 1))[0] / len(values) - 0.05).max() < 0.003
-    grid = values.reshape(100, 1000) - 0.5
-    # Neither neighbouring positions nor neighbouring seeds move together.
-    assert abs((grid[:, 1:] * grid[:, :-1]).mean()) < 1e-3 and abs((grid[1:] * grid[:-1]).mean()) < 1e-3
-    largest = np.array([2**64 - 1], np.uint64)
-    assert 0 <= float(uniforms(largest, np.array([2**31]))[0]) < 1

@@ -131,10 +131,11 @@ def test_generation_ends_at_every_end_token(write_gguf: Any) -> None:
 def test_a_beginning_token_is_added_where_the_model_wants_it(write_gguf: Any) -> None:
     path = write_gguf(metadata={"tokenizer.ggml.bos_token_id": 0})
     header = GgufHeader.read(path)
-    header.metadata.update({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.merges": []})
-    tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json(header, path)))
-    assert tokenizer.encode("").ids == [0]
-    assert tokenizer.encode("", add_special_tokens=False).ids == []
+    for wanted, ids in ((True, [0]), (False, []), (None, [])):
+        header.metadata.update({"tokenizer.ggml.add_bos_token": wanted, "tokenizer.ggml.merges": []})
+        tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json(header, path)))
+        assert tokenizer.encode("").ids == ids
+        assert tokenizer.encode("", add_special_tokens=False).ids == []
     assert tokenizer_config(header)["bos_token"] == "<|end|>"
 
 

@@ -43,6 +43,7 @@ def test_a_move_is_seen_after_the_commit(emulated: Target) -> None:
     seen = entries(qkv)
     assert seen["rank"].tolist() == [[0, 0, 0, 0], [0, 0, 8, 8], [0, 0, 0, 0], [0, 0, 8, 8]], "largest last"
     assert seen["b"][1, 3] == held.b.data_ptr() and seen["scale"][1, 3] == held.scale
+    assert tile_ranks(found, [1]) == [8]
     fill(found, 1, {2: 8})
     assert entries(qkv)["a"][1, 3] != 0
     found.commit()
@@ -50,6 +51,7 @@ def test_a_move_is_seen_after_the_commit(emulated: Target) -> None:
     found.clear(1)
     found.commit()
     assert not entries(qkv)["a"].any() and not entries(qkv)["rank"].any()
+    assert tile_ranks(found, [1]) == [0]
 
 
 def test_what_the_kernels_cannot_read_is_refused(emulated: Target) -> None:
@@ -101,6 +103,14 @@ def test_tiles_hold_every_row_once(emulated: Target) -> None:
 
 def stored_rank(slot: int) -> int:
     return (8, 24, 32)[slot % 3] if slot % 2 == 0 else 0
+
+
+def tile_ranks(found: DeviceLoraTables, row_slots: list[int]) -> list[int]:
+    """The largest rank that each tile of a step is cut for."""
+    batch = found.batcher()(row_slots)
+    live = int(read(batch.native.total, np.dtype(np.int32), 1)[0])
+    ranks: list[int] = read(batch.native.tiles, abi.TILE, live)["rank"].tolist()
+    return ranks
 
 
 def read(address: int, kind: np.dtype, count: int) -> np.ndarray:
