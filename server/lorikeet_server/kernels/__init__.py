@@ -15,7 +15,7 @@ from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraTable, LoraTabl
 from lorikeet_server.kernels.ops import Greedy, Kernels
 from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
 from lorikeet_server.kernels.registry import select
-from lorikeet_server.kernels.row_ops import Penalties
+from lorikeet_server.kernels.row_ops import Filters, Penalties
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Decoder",
     "DecoderLayer",
     "DecoderSpec",
+    "Filters",
     "Greedy",
     "Kernels",
     "LinearMode",

@@ -115,9 +115,15 @@ class Penalties(Structure):
     ]
 
 
+class Filters(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        (name, c_void_p) for name in ("temperature", "top_k", "top_p", "typical_p")
+    ]
+
+
 STRUCTURES = (
     *(Linear, LoraTable, LoraBatch, Attention, Places, Sequences, DecoderLayer, Decoder, Step),
-    Penalties,
+    *(Penalties, Filters),
 )
 
 # Result and arguments. A c_char_p result is null, or says which argument is out of range. ctypes releases the
@@ -144,6 +150,7 @@ FUNCTIONS: Functions = {
     "lk_greedy": (None, [c_void_p, c_void_p, c_int, c_int, POINTER(GreedyResult)]),
     "lk_weigh": (None, [c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p]),
     "lk_keep_top_p": (None, [c_void_p, c_int, c_int, c_void_p, c_void_p]),
+    "lk_keep": (None, [c_void_p, c_int, c_int, POINTER(Filters), c_void_p]),
     "lk_best_of": (None, [c_void_p, c_int, c_int, c_int, c_void_p, c_void_p]),
     "lk_penalise": (None, [c_void_p, POINTER(Penalties)]),
     "lk_invert": (None, [c_void_p, c_int, c_int, c_void_p, c_void_p]),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lorikeet_server.kernels import abi
 from lorikeet_server.kernels.cpu_native import check
-from lorikeet_server.kernels.row_ops import Penalties
+from lorikeet_server.kernels.row_ops import Filters, Penalties
 
 
 class CpuRowOps:
@@ -40,6 +40,16 @@ class CpuRowOps:
         check(top_p, "top_p", (weights.shape[0],))
         kept, rows = torch.empty_like(weights), (weights.data_ptr(), *weights.shape)
         self.library.lk_keep_top_p(*rows, top_p.data_ptr(), kept.data_ptr())
+        return kept
+
+    def keep(self, scores: Tensor, by: Filters) -> Tensor:
+        rows = (scores.shape[0],)
+        check(by.top_k, "top_k", rows, torch.int64)
+        check(by.top_p, "top_p", rows)
+        check(by.typical_p, "typical_p", rows)
+        kept = self.weigh(scores, by.temperature)
+        native = abi.Filters(*(tensor.data_ptr() for tensor in by[:4]))
+        self.library.lk_keep(scores.data_ptr(), *scores.shape, native, kept.data_ptr())
         return kept
 
     def best_of(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

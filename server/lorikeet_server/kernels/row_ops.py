@@ -15,6 +15,16 @@ class Penalties(NamedTuple):
     seen: Tensor  # bool [lanes, V], whether the sequence holds it at all
 
 
+class Filters(NamedTuple):
+    """What rows are drawn by, `[T]` each. Off: top_k 0, top_p 1, typical_p 1."""
+
+    temperature: Tensor  # f32, above 0
+    top_k: Tensor  # i64
+    top_p: Tensor  # f32
+    typical_p: Tensor  # f32
+    any_typical: bool  # whether a typical_p is on, for who would have to wait to read it
+
+
 class RowOps(Protocol):
     """Part of `ops.Kernels`. A row's result depends on that row alone."""
 
@@ -33,6 +43,15 @@ class RowOps(Protocol):
         Left are the likeliest tokens, as few as add up to that share of the row, and whatever equals the last
         of them. Sums of float32 are rounded, so that a row that comes to just `top_p` may keep one value more
         or less.
+        """
+
+    def keep(self, scores: Tensor, by: Filters) -> Tensor:
+        """What is left of the weights of `scores` f32 [T, V]: as `keep_top_p` gives it, after all filters.
+
+        Top-k leaves as many tokens, the lowest of equals; top-p what `keep_top_p` does; typical-p the tokens
+        whose surprise is nearest to the entropy (Meister et al., 2022), as few as add up to that share of the
+        row, and whatever is as near as the last of them. Each sees the distribution that the one before it
+        left, as in transformers' chain of warpers.
         """
 
     def best_of(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lorikeet_server.kernels.row_ops import Penalties
+from lorikeet_server.kernels.row_ops import Filters, Penalties
 
 
 class TorchRowOps:
@@ -24,7 +24,16 @@ class TorchRowOps:
 
     def keep_top_p(self, weights: Tensor, top_p: Tensor) -> Tensor:
         best, _ = weights.sort(dim=-1, descending=True)
-        return weights.where(weights >= cut(best, top_p * best.sum(-1, dtype=torch.float64)), 0)
+        return weights.where(weights >= _cut(best, best, top_p), 0)
+
+    def keep(self, scores: Tensor, by: Filters) -> Tensor:
+        best, ids = relative(scores, by.temperature).sort(dim=-1, descending=True, stable=True)
+        rank = torch.arange(best.shape[-1], device=best.device)
+        mass = best.exp() * ((rank < by.top_k.unsqueeze(-1)) | (by.top_k == 0).unsqueeze(-1))
+        mass *= (mass >= _cut(mass, mass, by.top_p)) | (by.top_p >= 1).unsqueeze(-1)
+        if by.any_typical:
+            mass *= _typical(best, mass, by.typical_p) | (by.typical_p >= 1).unsqueeze(-1)
+        return torch.empty_like(mass).scatter_(-1, ids, mass)
 
     def best_of(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         # Which of several equal scores a GPU's `topk` takes depends on the number of rows, and logits that
@@ -50,9 +59,22 @@ def relative(scores: Tensor, temperature: Tensor) -> Tensor:
     return (scores - scores.amax(-1, keepdim=True)) / temperature.unsqueeze(-1)
 
 
-def cut(best: Tensor, share: Tensor) -> Tensor:
-    """The value [T, 1] at which rows that fall, `best` [T, n], have added up to `share` f64 [T]; the last one
-    if they never do."""
-    before = best.cumsum(-1, dtype=torch.float64) - best
-    within = (before < share.unsqueeze(-1)).sum(-1, keepdim=True)
-    return best.gather(-1, (within - 1).clamp(min=0))
+def _cut(keys: Tensor, mass: Tensor, share: Tensor) -> Tensor:
+    """The key [T, 1] at which `mass` [T, n], in the order of `keys` [T, n], has added up to `share` [T] of
+    its whole; the last one if it never does."""
+    reached = mass.cumsum(-1, dtype=torch.float64)
+    within = (reached - mass < (share * reached[:, -1]).unsqueeze(-1)).sum(-1, keepdim=True)
+    return keys.gather(-1, (within - 1).clamp(min=0))
+
+
+def _typical(relative: Tensor, mass: Tensor, share: Tensor) -> Tensor:
+    """Which tokens [T, n] typical-p leaves of `mass`, the exponential of `relative` or 0.
+
+    A token's surprise less the entropy is the mean of `relative` less its own: the logarithm of the whole
+    stands in both.
+    """
+    held = mass > 0
+    mean = (relative * mass).where(held, 0).sum(-1, dtype=torch.float64) / mass.sum(-1, dtype=torch.float64)
+    distance = (relative - mean.unsqueeze(-1)).abs().float().masked_fill(~held, torch.inf)
+    ordered, index = distance.sort(dim=-1, stable=True)
+    return distance <= _cut(ordered, mass.gather(-1, index), share)

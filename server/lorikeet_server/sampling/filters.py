@@ -13,8 +13,7 @@ import numpy.typing as npt
 import torch
 
 from lorikeet_server.device.base import Parcel
-from lorikeet_server.kernels import Kernels
-from lorikeet_server.kernels.torch_row_ops import cut, relative
+from lorikeet_server.kernels import Filters, Kernels
 
 CANDIDATES = 256
 
@@ -24,23 +23,6 @@ def take(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return tensor if rows.numel() == tensor.shape[0] else tensor[rows]
 
 
-@dataclass(slots=True)
-class Filters:
-    """Parameters `[rows]` of the rows to draw. Off: top_k 0, top_p 1, typical_p 1."""
-
-    temperature: torch.Tensor  # above 0
-    top_k: torch.Tensor
-    top_p: torch.Tensor
-    typical_p: torch.Tensor
-    uniform: torch.Tensor  # float64
-    any_typical: bool
-
-    def take(self, rows: torch.Tensor) -> "Filters":
-        numbers = self.temperature, self.top_k, self.top_p, self.typical_p, self.uniform
-        temperature, top_k, top_p, typical_p, uniform = (take(each, rows) for each in numbers)
-        return Filters(temperature, top_k, top_p, typical_p, uniform, self.any_typical)
-
-
 @dataclass(frozen=True, slots=True)
 class Ways:
     """How the rows to draw are drawn, as indices of rows, each row in one of them."""
@@ -48,7 +30,7 @@ class Ways:
     plain: torch.Tensor  # without any filter
     tried: torch.Tensor  # from the candidates, which a small top-k says suffice
     nucleus: torch.Tensor  # by top-p alone, from all tokens
-    whole: torch.Tensor  # from all tokens, sorted, which costs milliseconds a row
+    whole: torch.Tensor  # from all tokens
 
     @staticmethod
     def of(
@@ -66,65 +48,34 @@ class Ways:
         return Ways(*(parcel.add(np.flatnonzero(mask)) for mask in masks))
 
 
-def draw(kernels: Kernels, scores: torch.Tensor, filters: Filters, ways: Ways) -> torch.Tensor:
-    """Token `[rows]` of each row of `scores` `[rows, vocab]`."""
+def draw(
+    kernels: Kernels, scores: torch.Tensor, filters: Filters, uniform: torch.Tensor, ways: Ways
+) -> torch.Tensor:
+    """Token `[rows]` of each row of `scores` `[rows, vocab]`, at `uniform` `[rows]` float64."""
     tokens = torch.empty(scores.shape[0], dtype=torch.int64, device=scores.device)
     among = ((ways.plain, _plain), (ways.nucleus, _nucleus), (ways.tried, _tried), (ways.whole, _whole))
     for rows, way in among:
         if rows.numel():
-            tokens[rows] = way(kernels, take(scores, rows), filters.take(rows))
+            temperature, top_k, top_p, typical_p = (take(limit, rows) for limit in filters[:4])
+            by = Filters(temperature, top_k, top_p, typical_p, filters.any_typical)
+            tokens[rows] = way(kernels, take(scores, rows), by, take(uniform, rows))
     return tokens
 
 
-def _plain(kernels: Kernels, scores: torch.Tensor, filters: Filters) -> torch.Tensor:
-    return kernels.invert(kernels.weigh(scores, filters.temperature), filters.uniform)
+def _plain(kernels: Kernels, scores: torch.Tensor, by: Filters, uniform: torch.Tensor) -> torch.Tensor:
+    return kernels.invert(kernels.weigh(scores, by.temperature), uniform)
 
 
-def _nucleus(kernels: Kernels, scores: torch.Tensor, filters: Filters) -> torch.Tensor:
-    kept = kernels.keep_top_p(kernels.weigh(scores, filters.temperature), filters.top_p)
-    return kernels.invert(kept, filters.uniform)
+def _nucleus(kernels: Kernels, scores: torch.Tensor, by: Filters, uniform: torch.Tensor) -> torch.Tensor:
+    return kernels.invert(kernels.keep_top_p(kernels.weigh(scores, by.temperature), by.top_p), uniform)
 
 
-def _tried(kernels: Kernels, scores: torch.Tensor, filters: Filters) -> torch.Tensor:
+def _tried(kernels: Kernels, scores: torch.Tensor, by: Filters, uniform: torch.Tensor) -> torch.Tensor:
     best, ids = kernels.best_of(scores, CANDIDATES)
-    kept = _keep(relative(best, filters.temperature), filters)
     ids, order = ids.sort(-1)
-    index = kernels.invert(kept.gather(-1, order), filters.uniform)
+    index = _whole(kernels, best.gather(-1, order), by, uniform)
     return ids.gather(-1, index.unsqueeze(-1)).squeeze(-1)
 
 
-def _whole(kernels: Kernels, scores: torch.Tensor, filters: Filters) -> torch.Tensor:
-    best, ids = relative(scores, filters.temperature).sort(dim=-1, descending=True, stable=True)
-    kept = _keep(best, filters)
-    return kernels.invert(torch.empty_like(kept).scatter_(-1, ids, kept), filters.uniform)
-
-
-def _keep(best: torch.Tensor, filters: Filters) -> torch.Tensor:
-    """Relative probabilities of rows sorted by falling score, 0 where the filters leave nothing. The rows are
-    whole, or as much of them as top-k leaves."""
-    keep = _top_k(best.shape[-1], filters.top_k)
-    mass = best.exp() * keep
-    # Each filter sees the distribution that the one before it left, as in transformers' chain of warpers.
-    share = filters.top_p * mass.sum(-1, dtype=torch.float64)
-    keep &= (mass >= cut(mass, share)) | (filters.top_p >= 1).unsqueeze(-1)
-    if filters.any_typical:
-        keep &= _typical(best.masked_fill(~keep, -torch.inf), filters.typical_p)
-    return mass * keep
-
-
-def _top_k(width: int, top_k: torch.Tensor) -> torch.Tensor:
-    rank = torch.arange(width, device=top_k.device)
-    return (rank < top_k.unsqueeze(-1)) | (top_k == 0).unsqueeze(-1)
-
-
-def _typical(scores: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
-    """Keeps the tokens whose surprise is nearest to the entropy, up to `mass`; all of them where mass is
-    1."""
-    logprob = scores.log_softmax(-1)
-    probability = logprob.exp()
-    entropy = -(logprob * probability).nansum(-1, keepdim=True)
-    distance = (-logprob - entropy).abs()
-    ordered, index = distance.sort(dim=-1, stable=True)
-    below = probability.gather(-1, index).cumsum(-1) < mass.unsqueeze(-1)
-    last = below.sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
-    return (distance <= ordered.gather(-1, last)) | (mass >= 1).unsqueeze(-1)
+def _whole(kernels: Kernels, scores: torch.Tensor, by: Filters, uniform: torch.Tensor) -> torch.Tensor:
+    return kernels.invert(kernels.keep(scores, by), uniform)

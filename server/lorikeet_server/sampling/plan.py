@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 
 from lorikeet_server.device.base import Parcel
-from lorikeet_server.sampling.filters import Filters, Ways
+from lorikeet_server.kernels import Filters
+from lorikeet_server.sampling.filters import Ways
 from lorikeet_server.sampling.params import SlotParams
 from lorikeet_server.sampling.penalties import PenalisedRows
 from lorikeet_server.sampling.rng import uniforms
@@ -22,6 +23,7 @@ class DrawnRows:
 
     rows: torch.Tensor  # i64 [drawn]
     filters: Filters
+    uniform: torch.Tensor  # f64 [drawn]
     ways: Ways
 
     @staticmethod
@@ -33,11 +35,10 @@ class DrawnRows:
         slots, positions = slots[rows], positions[rows]
         top_k, top_p, typical_p = params.top_k[slots], params.top_p[slots], params.typical_p[slots]
         add, uniform = parcel.add, uniforms(params.seed[slots], positions)
-        any_typical = bool((typical_p < 1).any())
-        numbers = add(params.temperature[slots]), add(top_k), add(top_p), add(typical_p), add(uniform)
-        filters = Filters(*numbers, any_typical)
+        numbers = add(params.temperature[slots]), add(top_k), add(top_p), add(typical_p)
+        filters = Filters(*numbers, any_typical=bool((typical_p < 1).any()))
         ways = Ways.of(top_k, top_p, typical_p, params.vocab_size, parcel)
-        return DrawnRows(add(rows), filters, ways)
+        return DrawnRows(add(rows), filters, add(uniform), ways)
 
 
 @dataclass(frozen=True, slots=True)

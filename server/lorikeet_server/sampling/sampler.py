@@ -78,4 +78,4 @@ def _adjust(kernels: Kernels, logits: torch.Tensor, params: SlotParams, plan: Sa
 
 def _draw(kernels: Kernels, tokens: torch.Tensor, scores: torch.Tensor, drawn: DrawnRows) -> None:
     """Replaces `tokens` at the rows that have a temperature by random draws."""
-    tokens[drawn.rows] = draw(kernels, take(scores, drawn.rows), drawn.filters, drawn.ways)
+    tokens[drawn.rows] = draw(kernels, take(scores, drawn.rows), drawn.filters, drawn.uniform, drawn.ways)

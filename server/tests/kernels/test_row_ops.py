@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lorikeet_server.kernels import Kernels, Penalties, select
+from lorikeet_server.kernels import Filters, Kernels, Penalties, select
 
 
 def kept(kernels: Kernels, probability: list[float], top_p: float) -> list[int]:
@@ -39,6 +39,50 @@ def test_every_row_by_itself(kernels: Kernels, reference: Kernels, spread: float
         alone = kernels.keep_top_p(probability[row : row + 1], top_p[row : row + 1])[0]
         assert torch.equal(alone, left[row])
         assert alone.sum() >= top_p[row] > alone.sum() - alone[alone > 0].min()
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("tied", [False, True])
+def test_filters_leave_what_the_reference_leaves(
+    kernels: Kernels, reference: Kernels, spread: float, tied: bool
+) -> None:
+    scores = torch.randn(36, 3000) * spread
+    if tied:
+        scores = (scores * 4 / spread).round() * spread / 4
+    scores[::5, ::3] = -torch.inf
+    every = torch.cartesian_prod(
+        torch.tensor([0.0, 1, 300, 2999]), torch.tensor([1.0, 0.5, 0.95]), torch.tensor([1.0, 0.2, 0.9])
+    )
+    top_k, top_p, typical_p = every.T.contiguous()
+    by = Filters(torch.linspace(0.5, 2, 36), top_k.long(), top_p, typical_p, any_typical=True)
+    left, expected = kernels.keep(scores, by), reference.keep(scores, by)
+    assert torch.equal(left > 1e-37, expected > 1e-37)  # below, weights may be 0
+    torch.testing.assert_close(left, expected, rtol=1e-5, atol=1e-37)
+    for row in range(36):
+        alone = Filters(*(limit[row : row + 1] for limit in by[:4]), any_typical=True)  # type: ignore[misc]
+        assert torch.equal(kernels.keep(scores[row : row + 1], alone)[0], left[row])
+
+
+def test_top_k_leaves_the_lowest_of_equals(kernels: Kernels) -> None:
+    scores = torch.tensor([[1.0, 2.0, 1.0, -1.0, 1.0, 2.0]])
+    for top_k, expected in (
+        (1, [1]),
+        (2, [1, 5]),
+        (3, [0, 1, 5]),
+        (4, [0, 1, 2, 5]),
+        (6, [0, 1, 2, 3, 4, 5]),
+    ):
+        by = Filters(torch.ones(1), torch.tensor([top_k]), torch.ones(1), torch.ones(1), any_typical=False)
+        assert kernels.keep(scores, by)[0].nonzero().flatten().tolist() == expected
+
+
+def test_typical_p_leaves_the_nearest_to_the_entropy(kernels: Kernels) -> None:
+    """And not the likeliest: of these, whose entropy is 1.36, it has a surprise of 0.69, the next of 1.61."""
+    probability = torch.tensor([[0.5, 0.2, 0.1, 0.1, 0.1]])
+    for typical_p, expected in ((0.1, [1]), (0.3, [0, 1]), (0.7, [0, 1]), (0.71, [0, 1, 2, 3, 4])):
+        limits = torch.zeros(1, dtype=torch.int64), torch.ones(1), torch.tensor([typical_p])
+        left = kernels.keep(probability.log(), Filters(torch.ones(1), *limits, any_typical=True))
+        assert left[0].nonzero().flatten().tolist() == expected
 
 
 def test_each_token_has_its_share(kernels: Kernels) -> None:

@@ -34,6 +34,8 @@ MIXES: list[dict[str, Any]] = [
     {"temperature": 5.0, "top_p": 0.99},
     {"temperature": 1.0, "top_p": 0.001},
     {"temperature": 1.0, "typical_p": 0.3},
+    {"temperature": 1.3, "typical_p": 0.95},
+    {"temperature": 0.9, "top_k": 300, "typical_p": 0.9},
     {"temperature": 1.2, "top_k": 50, "top_p": 0.9},
     {"temperature": 1.2, "top_k": 700, "top_p": 0.9},
     {"temperature": 1.0, "top_k": 30, "top_p": 0.9, "typical_p": 0.5},

@@ -37,7 +37,7 @@ EXPORT int lk_struct_bytes(int which) {
   constexpr size_t sizes[] = {
       sizeof(Linear),    sizeof(LoraTable), sizeof(LoraBatch), sizeof(Attention),
       sizeof(Places),    sizeof(Sequences), sizeof(DecoderLayer), sizeof(Decoder),
-      sizeof(Step),      sizeof(Penalties)};
+      sizeof(Step),      sizeof(Penalties), sizeof(Filters)};
   return which < int(sizeof(sizes) / sizeof(sizes[0])) ? int(sizes[which]) : -1;
 }
 
@@ -108,6 +108,10 @@ EXPORT void lk_weigh(Ops* ops, const float* scores, int rows, int columns,
 EXPORT void lk_keep_top_p(const float* weights, int rows, int columns, const float* top_p,
                           float* kept) {
   keep_top_p(weights, rows, columns, top_p, kept);
+}
+
+EXPORT void lk_keep(const float* scores, int rows, int columns, const Filters* by, float* weights) {
+  keep(scores, rows, columns, *by, weights);
 }
 
 EXPORT void lk_best_of(const float* scores, int rows, int columns, int count, float* values,

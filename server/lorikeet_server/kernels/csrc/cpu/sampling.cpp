@@ -1,8 +1,9 @@
 #include "sampling.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
-#include <functional>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -20,35 +21,93 @@ uint32_t key_of(float value) {
 }
 
 // Numbers that are near in size share a bucket: one pass over a row finds the buckets that matter,
-// and only these are sorted.
+// and only these are looked at again.
 constexpr int kBucketBits = 11, kBuckets = 1 << kBucketBits;
 size_t bucket_of(float value) { return key_of(value) >> (32 - kBucketBits); }
 
-// The value at which a row's falling weights have added up to `top_p` of it.
-float cut_of(const float* row, int columns, float top_p) {
+// The key at which a row's weights, by falling keys, have added up to `part` of their whole.
+uint32_t cut_of(const float* keys, const float* weights, int columns, float part) {
   std::vector<double> sums(kBuckets, 0.0);
-  for (int i = 0; i < columns; ++i) sums[bucket_of(row[i])] += double(row[i]);
+  for (int i = 0; i < columns; ++i) sums[bucket_of(keys[i])] += double(weights[i]);
   double total = 0.0;
   for (const double sum : sums) total += sum;
 
-  const double share = double(top_p) * total;
+  const double share = double(part) * total;
   double reached = 0.0;
   size_t bucket = kBuckets - 1;
   while (bucket > 0 && !(reached + sums[bucket] >= share && sums[bucket] > 0.0)) {
     reached += sums[bucket--];
   }
-  std::vector<float> inside;
+  std::vector<std::pair<uint32_t, float>> inside;
   for (int i = 0; i < columns; ++i) {
-    if (bucket_of(row[i]) == bucket) inside.push_back(row[i]);
+    if (bucket_of(keys[i]) == bucket) inside.emplace_back(key_of(keys[i]), weights[i]);
   }
-  std::sort(inside.begin(), inside.end(), std::greater<float>());
-  float cut = inside.empty() ? 0.0f : inside.front();
-  for (const float weight : inside) {
-    if (!(reached < share)) break;
-    cut = weight;
-    reached += double(weight);
+  if (inside.empty()) return 0;  // of a row of NaN
+  const auto above = [](const auto& one, const auto& other) { return one.first > other.first; };
+  auto first = inside.begin(), last = inside.end();
+  while (last - first > 1) {
+    const auto middle = first + (last - first) / 2;
+    std::nth_element(first, middle, last, above);
+    double upper = reached;
+    for (auto it = first; it != middle; ++it) upper += double(it->second);
+    if (upper < share) {
+      reached = upper;
+      first = middle;
+    } else {
+      last = middle;
+    }
   }
-  return cut;
+  return first->first;
+}
+
+void keep_share(const float* keys, int columns, float part, float* weights) {
+  const uint32_t cut = cut_of(keys, weights, columns, part);
+  for (int i = 0; i < columns; ++i) weights[i] = key_of(keys[i]) >= cut ? weights[i] : 0.0f;
+}
+
+// A token's surprise less the entropy is the mean of the relative scores less its own: the logarithm
+// of the whole stands in both.
+void keep_typical(const float* scores, int columns, float temperature, float part, float* weights) {
+  const float best = *std::max_element(scores, scores + columns);
+  std::vector<float> keys(size_t(columns), -std::numeric_limits<float>::infinity());
+  double total = 0.0, mean = 0.0;
+  for (int i = 0; i < columns; ++i) {
+    if (!(weights[i] > 0.0f)) continue;
+    keys[size_t(i)] = (scores[i] - best) / temperature;
+    total += double(weights[i]);
+    mean += double(keys[size_t(i)] * weights[i]);
+  }
+  mean /= total;
+  for (float& key : keys) key = -float(std::abs(double(key) - mean));
+  keep_share(keys.data(), columns, part, weights);
+}
+
+// In the order of a stable sort by falling score.
+using Rank = std::pair<uint32_t, int>;
+Rank rank_of(const float* scores, int i) { return {~key_of(scores[i]), i}; }
+
+// The first `count` ranks, and others of the buckets that hold them.
+std::vector<Rank> candidates(const float* scores, int columns, int count) {
+  std::vector<int> counts(kBuckets, 0);
+  for (int i = 0; i < columns; ++i) ++counts[bucket_of(scores[i])];
+  size_t bucket = kBuckets;
+  int held = 0;
+  while (bucket > 0 && held < count) held += counts[--bucket];
+  std::vector<Rank> found;
+  found.reserve(size_t(held));
+  for (int i = 0; i < columns; ++i) {
+    if (bucket_of(scores[i]) >= bucket) found.push_back(rank_of(scores, i));
+  }
+  return found;
+}
+
+void keep_best(const float* scores, int columns, int count, float* weights) {
+  std::vector<Rank> found = candidates(scores, columns, count);
+  const auto last = found.begin() + count - 1;
+  std::nth_element(found.begin(), last, found.end());
+  for (int i = 0; i < columns; ++i) {
+    if (*last < rank_of(scores, i)) weights[i] = 0.0f;
+  }
 }
 
 constexpr int kChunk = 1024;
@@ -87,19 +146,10 @@ int64_t invert_row(const float* row, int columns, double uniform) {
 }
 
 void best_of_row(const float* row, int columns, int count, float* values, int64_t* index) {
-  std::vector<int> counts(kBuckets, 0);
-  for (int i = 0; i < columns; ++i) ++counts[bucket_of(row[i])];
-  size_t bucket = kBuckets;
-  int held = 0;
-  while (bucket > 0 && held < count) held += counts[--bucket];
-  std::vector<std::pair<uint32_t, int>> inside;
-  inside.reserve(size_t(held));
-  for (int i = 0; i < columns; ++i) {
-    if (bucket_of(row[i]) >= bucket) inside.emplace_back(~key_of(row[i]), i);
-  }
-  std::partial_sort(inside.begin(), inside.begin() + count, inside.end());
+  std::vector<Rank> found = candidates(row, columns, count);
+  std::partial_sort(found.begin(), found.begin() + count, found.end());
   for (int i = 0; i < count; ++i) {
-    index[i] = inside[size_t(i)].second;
+    index[i] = found[size_t(i)].second;
     values[i] = row[index[i]];
   }
 }
@@ -110,8 +160,21 @@ void keep_top_p(const float* weights, int rows, int columns, const float* top_p,
   Pool::instance().run(rows, [&](int row) {
     const float* from = weights + int64_t{row} * columns;
     float* to = kept + int64_t{row} * columns;
-    const float cut = cut_of(from, columns, top_p[row]);
-    for (int i = 0; i < columns; ++i) to[i] = from[i] >= cut ? from[i] : 0.0f;
+    std::copy(from, from + columns, to);
+    keep_share(from, columns, top_p[row], to);
+  });
+}
+
+void keep(const float* scores, int rows, int columns, const Filters& by, float* weights) {
+  Pool::instance().run(rows, [&](int row) {
+    const float* from = scores + int64_t{row} * columns;
+    float* to = weights + int64_t{row} * columns;
+    const int64_t top_k = by.top_k[row];
+    if (0 < top_k && top_k < columns) keep_best(from, columns, int(top_k), to);
+    if (by.top_p[row] < 1.0f) keep_share(to, columns, by.top_p[row], to);
+    if (by.typical_p[row] < 1.0f) {
+      keep_typical(from, columns, by.temperature[row], by.typical_p[row], to);
+    }
   });
 }
 

@@ -6,8 +6,18 @@
 namespace lorikeet {
 
 // kept[row][column] is the weight where top_p[row] leaves it, else 0: the likeliest, as few as add
-// up to that share of the row, and whatever equals the last of them. `kept` may be `weights`.
+// up to that share of the row, and whatever equals the last of them.
 void keep_top_p(const float* weights, int rows, int columns, const float* top_p, float* kept);
+
+// What rows are drawn by, [rows] each. Off: top_k 0, the others 1.
+struct Filters {
+  const float* temperature;
+  const int64_t* top_k;
+  const float *top_p, *typical_p;
+};
+
+// Sets to 0 those of the weights of `scores` that one filter after the other does not leave.
+void keep(const float* scores, int rows, int columns, const Filters& by, float* weights);
 
 // index[row]: the first column at which the row's sums pass uniform[row] of its whole, the last one
 // if none does. columns > 0.
