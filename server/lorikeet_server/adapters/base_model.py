@@ -5,7 +5,8 @@ nothing. The rule:
 
 - Names are compared by their last component without quantisation and format suffixes, case and punctuation,
   so `HuggingFaceTB/SmolLM2-135M-Instruct`, `/data/SmolLM2-135M-Instruct` and
-  `SmolLM2-135M-Instruct-Q8_0.gguf` agree.
+  `SmolLM2-135M-Instruct-Q8_0.gguf` agree. Nor does it matter whether Llama is called Meta-Llama: the hub
+  renamed Meta-Llama-3.1-8B to Llama-3.1-8B, copies of both names remain, and adapters of both are about.
 - A name says something only if it is a hub id (`owner/name`) or carries a size (`7b`, `135M`). Others, such
   as `/mnt/model`, say nothing, and nothing is held against them.
 - An adapter whose name says something, and agrees with no name of a served model that says something, is
@@ -25,8 +26,8 @@ _SIZE = re.compile(r"(?<![a-z0-9])\d+(?:[._x]\d+)*[bmk](?![a-z0-9])")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 _HUB_CACHE = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)")
 _FORMAT = re.compile(
-    r"[-_.](?:gguf|gptq|awq|exl2|fp8|fp16|bf16|f16|f32|hf|bnb|unsloth|dynamic|int[48]|w[48]a(?:8|16)|[48]-?bit"
-    r"|i?q\d(?:_[0-9a-z]+)*)$"
+    r"[-_.](?:gguf|gptq|awq|exl2|fp8|fp16|bf16|f16|f32|hf|bnb|unsloth|ud|dynamic|quantized|int[48]"
+    r"|w[48]a(?:8|16)|[48]-?bit|i?q\d(?:_[0-9a-z]+)*)$"
 )
 
 
@@ -68,4 +69,4 @@ def _normalised(name: str) -> str:
     last, before = _last(name).lower(), ""
     while last != before:
         last, before = _FORMAT.sub("", last), last
-    return re.sub(r"[^a-z0-9]", "", last)
+    return re.sub(r"[^a-z0-9]", "", last).replace("metallama", "llama")

@@ -26,6 +26,10 @@ ACCEPTED = [
     (["/mnt/models", "HuggingFaceTB/SmolLM2-135M-Instruct"], "HuggingFaceTB/SmolLM2-135M-Instruct"),
     (["meta-llama/Llama-3.1-8B"], "unsloth/Llama-3.1-8B"),
     (["TheBloke/Llama-2-7B-AWQ"], "meta-llama/Llama-2-7b-hf"),
+    (["meta-llama/Llama-3.1-8B"], "meta-llama/Meta-Llama-3.1-8B"),
+    (["/models/Meta-Llama-3-8B-Instruct"], "unsloth/llama-3-8b-Instruct-bnb-4bit"),
+    (["RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w4a16"], "meta-llama/Llama-3.1-8B-Instruct"),
+    (["Llama-3.1-8B-Instruct-UD-Q4_K_XL.gguf"], "unsloth/Meta-Llama-3.1-8B-Instruct-unsloth-bnb-4bit"),
 ]
 REFUSED = [
     (SMOL, "meta-llama/Llama-2-7b-hf"),
@@ -37,6 +41,8 @@ REFUSED = [
     (GGUF, "HuggingFaceTB/SmolLM2-360M-Instruct"),
     (["mistralai/Mistral-7B-v0.1"], "meta-llama/Meta-Llama-3-8B"),
     (["/mnt/models", *SMOL], "meta-llama/Llama-3.1-8B"),
+    (["meta-llama/Llama-3.1-8B"], "meta-llama/Meta-Llama-3.1-8B-Instruct"),
+    (["meta-llama/Llama-3.1-8B"], "meta-llama/Meta-Llama-3-8B"),
 ]
 
 
