@@ -6,10 +6,12 @@ Every method blocks: it belongs on a thread of low priority, never on the event 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
 from lorikeet_server.adapters.base_model import BaseModel
+from lorikeet_server.adapters.base_weights import BaseWeight, repeated
 from lorikeet_server.adapters.config import AdapterConfig, parse_config
 from lorikeet_server.adapters.entry import StoredAdapter
 from lorikeet_server.adapters.header import TensorInfo, parse_header
@@ -26,11 +28,18 @@ from lorikeet_server.config import MAX_LORA_RANK
 from lorikeet_server.errors import DataLossError, InvalidAdapterError, SourceUnavailableError
 from lorikeet_server.kernels import RANK_MAJOR, LoraForm, LoraLayout
 
-Plan = tuple[AdapterConfig, Mapping[str, TensorInfo], tuple[PlannedPair, ...]]
-
 # A plan of hundreds of tensors takes milliseconds. It is asked for when an adapter is fetched and again when
 # it is staged, and adapters of one recipe have the same.
 _REMEMBERED_PLANS = 8
+
+
+class Plan(NamedTuple):
+    """What becomes of each tensor of an adapter's file."""
+
+    config: AdapterConfig
+    tensors: Mapping[str, TensorInfo]
+    pairs: tuple[PlannedPair, ...]
+    repeated: Mapping[str, BaseWeight]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,7 @@ class ServedModel:
     names: Sequence[str]
     targets: Sequence[LoraTarget]
     adapter_dtype: torch.dtype
+    base_weights: Mapping[str, BaseWeight]  # that an adapter may repeat, by module as PEFT names it
     max_rank: int = MAX_LORA_RANK
     layout: LoraLayout = RANK_MAJOR  # as the kernels want it
     pinned_memory: bool = False  # host memory that a GPU can copy from by itself
@@ -109,9 +119,9 @@ class AdapterLibrary:
             return staged
 
     def _read(self, digest: str, stored: StoredAdapter) -> StagedAdapter:
-        config, tensors, planned = self._plan(stored.config, stored)
-        matrices = load(stored, tensors, planned, self.model.form, pinned=self.model.pinned_memory)
-        return StagedAdapter(digest, config.base_model, max(pair.rank for pair in planned), matrices)
+        config, tensors, pairs, again = self._plan(stored.config, stored)
+        matrices = load(stored, tensors, pairs, again, self.model.form, pinned=self.model.pinned_memory)
+        return StagedAdapter(digest, config.base_model, max(pair.rank for pair in pairs), matrices)
 
     def _plan(self, config_bytes: bytes, weights: Reader) -> Plan:
         """All checks that need no tensor data; leaves `weights` at the first tensor."""
@@ -123,4 +133,6 @@ class AdapterLibrary:
         # Two tensors each can be used. Twice that, so that one too many is still refused by its name.
         max_tensors = 4 * len(self.model.targets) + 64
         tensors = parse_header(header, weights_bytes, WEIGHTS_FILE, max_tensors)
-        return config, tensors, plan(config, tensors, self.model.targets)
+        again = repeated(tensors, self.model.base_weights)
+        own = {name: info for name, info in tensors.items() if name not in again}
+        return Plan(config, tensors, plan(config, own, self.model.targets), again)

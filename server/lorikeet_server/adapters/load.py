@@ -2,6 +2,7 @@
 passes.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple, Protocol
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lorikeet_server.adapters import values
+from lorikeet_server.adapters.base_weights import BaseWeight
 from lorikeet_server.adapters.header import LENGTH_BYTES, TensorInfo, header_bytes
 from lorikeet_server.adapters.plan import PlannedPair
 from lorikeet_server.errors import NoRoomError
@@ -50,13 +52,14 @@ def load(
     reader: Reader,
     tensors: Mapping[str, TensorInfo],
     planned: Sequence[PlannedPair],
+    repeated: Mapping[str, BaseWeight],
     form: LoraForm,
     *,
     pinned: bool,
 ) -> LoraAdapter:
-    """Read every tensor into one new allocation.
+    """Read every tensor into one new allocation, but for those that only repeat the base's weights.
 
-    Raises `InvalidAdapterError` naming the tensor, `NoRoomError`.
+    Raises `InvalidAdapterError` naming the tensor, `NoRoomError`, `SourceUnavailableError`.
     """
     ranks, scales = np.zeros(len(form.inputs), np.int64), np.zeros(len(form.inputs), np.float32)
     for pair in planned:
@@ -73,13 +76,24 @@ def load(
     adapter = LoraAdapter.allocate(form, ranks, scales, take)
     places = dict(_places(adapter, planned))
     # In file order, by `parse_header`.
-    for (dtype, _), run in groupby(
-        tensors.items(), lambda item: (item[1].dtype, item[1].begin // _RUN_BYTES)
+    for (base, dtype, _), run in groupby(
+        tensors.items(), lambda item: (repeated.get(item[0]), item[1].dtype, item[1].begin // _RUN_BYTES)
     ):
+        if base is not None:
+            for name, info in run:
+                base.check(name, dtype, _digest(reader, info.end - info.begin))
+            continue
         for name, given in _read(reader, list(run), values.KINDS[dtype], form.dtype):
             to, rows, columns = places[name]
             to[...] = given[rows, columns]
     return adapter
+
+
+def _digest(reader: Reader, size: int) -> str:
+    running = hashlib.sha256()
+    for at in range(0, size, _RUN_BYTES):
+        running.update(reader.read(min(_RUN_BYTES, size - at)))
+    return running.hexdigest()
 
 
 def _places(adapter: LoraAdapter, planned: Sequence[PlannedPair]) -> Iterator[tuple[str, Place]]:

@@ -18,9 +18,7 @@ _KINDS = {
     ".lora_embedding_": "LoRA on an embedding is not supported",
     ".lora_magnitude_vector": "DoRA is not supported",
     ".modules_to_save.": "fully trained modules are not supported",
-    ".base_layer.": "it is a base weight; save the adapter with save_embedding_layers=False",
-    ".embed_tokens.weight": "it is a base weight; save the adapter with save_embedding_layers=False",
-    ".lm_head.weight": "it is a base weight; save the adapter with save_embedding_layers=False",
+    ".base_layer.": "it is a base weight; only those of lm_head and embed_tokens may be repeated",
     ".bias": "trained biases are not supported",
 }
 

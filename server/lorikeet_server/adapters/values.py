@@ -57,8 +57,15 @@ def cast(bits: Bits, kind: Kind, dtype: torch.dtype) -> Bits:
     """The numbers in `dtype`, rounded to nearest."""
     if kind.dtype == dtype:
         return bits
-    given = torch.from_numpy(bits).view(kind.dtype)
+    made = convert(torch.from_numpy(bits).view(kind.dtype), dtype)
+    return made.view(torch.int16 if dtype.itemsize == 2 else torch.int32).numpy()
+
+
+def convert(given: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A vector `[n]` in `dtype`, rounded to nearest; itself if it already is."""
+    if given.dtype == dtype:
+        return given
     made = torch.empty(given.shape, dtype=dtype)
     for at in range(0, len(given), _SERIAL):
         made[at : at + _SERIAL].copy_(given[at : at + _SERIAL])
-    return made.view(torch.int16 if dtype.itemsize == 2 else torch.int32).numpy()
+    return made

@@ -27,6 +27,7 @@ class CausalLM:
         self._kernels, self._tp, self._sites = build.kernels, build.tp, build.sites
         self._dtype = getattr(torch, build.mode)  # of weights, and of adapters
         embedding, head = _embedding_names(build, config.tied)
+        self.embedding_weights = {"model.embed_tokens": embedding, "lm_head": head}
         sizes = config.vocab_size, config.hidden_size
         self._embedding = Embedding(build, embedding, *sizes, config.embedding_scale)
         self._blocks = [

@@ -9,6 +9,7 @@ import torch
 from loguru import logger
 
 from lorikeet_server import __version__
+from lorikeet_server.adapters.base_weights import base_weights
 from lorikeet_server.adapters.library import AdapterLibrary, ServedModel
 from lorikeet_server.adapters.store import Store
 from lorikeet_server.config import Dtype, ServeConfig
@@ -43,6 +44,7 @@ def load_engine(config: ServeConfig) -> Engine:
         names=names,
         targets=model.lora_targets(),
         adapter_dtype=dtype,
+        base_weights=base_weights(source, model.embedding_weights),
         max_rank=config.max_lora_rank,
         layout=kernels.lora_layout,
         pinned_memory=device.discrete,

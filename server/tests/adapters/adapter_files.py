@@ -82,7 +82,8 @@ def library(
     """A library over `tmp_path/root` and `tmp_path/store`."""
     (tmp_path / "root").mkdir(exist_ok=True)
     found = [str(root) for root in (roots or [tmp_path / "root"])]
-    model = ServedModel(names=names, targets=targets(rank=rank, world=world), adapter_dtype=dtype)
+    held = targets(rank=rank, world=world)
+    model = ServedModel(names=names, targets=held, adapter_dtype=dtype, base_weights={})
     return AdapterLibrary(model, found, Store(str(tmp_path / "store"), disk_bytes))
 
 

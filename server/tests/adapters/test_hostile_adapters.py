@@ -256,7 +256,7 @@ CASES: dict[str, Case] = {
     "embedding": (tensors({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 64)}), "embedding"),
     "bias": (tensors({f"{Q}.lora_B.bias": torch.zeros(32)}), "biases"),
     "saved module": (tensors({"base_model.model.lm_head.modules_to_save.weight": torch.zeros(1)}), "fully trained"),
-    "base weight": (tensors({"base_model.model.lm_head.base_layer.weight": torch.zeros(1)}), "save_embedding_layers"),
+    "base weight": (tensors({f"{Q}.base_layer.weight": torch.zeros(1)}), "is a base weight"),
     "unknown tensor": (tensors({"optimizer.state": torch.zeros(1)}), "not a LoRA matrix"),
     # --- L19: values
     "NaN": (tensors(filled(A, float("nan"))), "q_proj.lora_A.weight holds the value nan"),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 
+from lorikeet_server.adapters.base_weights import base_weights
 from lorikeet_server.adapters.library import AdapterLibrary, ServedModel
 from lorikeet_server.adapters.store import Store
 from lorikeet_server.device.base import Device
@@ -74,6 +75,7 @@ def make_engine(
         names=["tiny"],
         targets=model.lora_targets(),
         adapter_dtype=getattr(torch, mode),
+        base_weights=base_weights(source, model.embedding_weights),
         layout=kernels.lora_layout,
         pinned_memory=kernels.device.type == "cuda",
     )

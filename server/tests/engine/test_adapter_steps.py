@@ -31,7 +31,7 @@ class Served:
     """A tiny model, its adapters on disk, and an engine over both."""
 
     def __init__(self, path: Path, backend: str, family: str) -> None:
-        self.model = tiny_model(path / "model", family)
+        self.model = tiny_model(path / "model", family, tie_word_embeddings=family == "gemma2")
         self.path = path / "adapters"
         for seed, (name, settings) in enumerate(ADAPTERS.items()):
             save_adapter(self.model, self.path / name, seed, **settings)

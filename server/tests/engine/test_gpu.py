@@ -182,7 +182,9 @@ def test_the_demo_model_answers_as_on_the_cpu(tmp_path: Path) -> None:
         (select("cuda", device=CUDA, dtype=torch.bfloat16), "bfloat16"),
     ):
         model = registry.load(source, kernels, mode, TensorParallel())  # type: ignore[arg-type]
-        served = ServedModel(names=["demo"], targets=model.lora_targets(), adapter_dtype=torch.bfloat16)
+        served = ServedModel(
+            names=["demo"], targets=model.lora_targets(), adapter_dtype=torch.bfloat16, base_weights={}
+        )
         library = AdapterLibrary(served, [], Store(str(tmp_path / mode), 0))
         identity = Identity("demo", source.digest, mode, "test")
         engine = Engine(identity, model, kernels, open_device(kernels.device), TensorParallel(), library)

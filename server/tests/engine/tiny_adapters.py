@@ -20,8 +20,7 @@ def save_adapter(model: Any, directory: Path, seed: int, **settings: Any) -> Non
         for name, parameter in wrapped.named_parameters():
             if "lora_" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    # Else an adapter of lm_head brings the base weight along.
-    wrapped.save_pretrained(directory, save_embedding_layers=False)
+    wrapped.save_pretrained(directory)
     wrapped.unload()
 
 
