@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{Harness, for_adapter, request, sim};
 use futures::{StreamExt, future::join_all};
@@ -114,12 +114,11 @@ async fn a_failure_is_forgotten_after_a_while() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_source_delays_only_those_who_asked() {
     let config = SimConfig { fetch_time: Duration::from_secs(20), ..sim() };
-    let harness = Harness::with(config, &["--adapter-load-timeout", "0.5"]).await;
+    let harness = Harness::with(config, &["--adapter-load-timeout", "2"]).await;
     let mut asked = Box::pin(harness.generate(for_adapter("known/slow", request("a", 1))));
     assert!(futures::poll!(&mut asked).is_pending());
-    let started = Instant::now();
     harness.generate(request("base", 5)).await.unwrap();
-    assert!(started.elapsed() < Duration::from_millis(400));
+    assert!(futures::poll!(&mut asked).is_pending(), "the base model waited for it");
     let error = asked.await.unwrap_err();
     assert!(matches!(error, Error::AdapterTimeout { .. }), "{error}");
 }

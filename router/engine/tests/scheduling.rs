@@ -216,6 +216,7 @@ fn when_blocks_run_out_the_youngest_is_preempted_and_says_the_same() {
         driver.drain(2000);
         assert!(driver.engine.stats().preemptions > 0);
         assert!(ids.iter().all(|id| driver.output[id].len() == 30));
+        assert_eq!(driver.finished, ids, "the older has the blocks of the younger");
     }
 }
 

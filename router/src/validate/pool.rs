@@ -131,7 +131,7 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, time::Instant};
+    use std::sync::mpsc;
 
     use super::*;
 
@@ -153,10 +153,10 @@ mod tests {
                 .await
             }));
         }
+        // Time for the long ones to take what they may.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let start = Instant::now();
+        // A worker is left, or this would wait until its deadline.
         assert_eq!(pool.run(Lane::Short, || Ok(7)).await, Ok(7));
-        assert!(start.elapsed() < Duration::from_secs(1));
         for _ in 0..3 {
             release.send(()).unwrap();
         }

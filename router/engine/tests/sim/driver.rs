@@ -34,6 +34,8 @@ pub struct Driver {
     pub started: HashMap<u64, u32>,
     /// When a request's first step was planned, in steps.
     pub first_step: HashMap<u64, u64>,
+    /// Finished requests, in the order in which they ended.
+    pub finished: Vec<u64>,
     pub faults: Faults,
     pub steps: u64,
     bytes: Vec<u64>,
@@ -55,6 +57,7 @@ impl Driver {
             outcomes: HashMap::new(),
             started: HashMap::new(),
             first_step: HashMap::new(),
+            finished: Vec::new(),
             faults: Faults::default(),
             steps: 0,
             bytes: adapters.to_vec(),
@@ -222,6 +225,7 @@ impl Driver {
                         let stopped = job.stops && token == super::STOP;
                         assert_eq!(finish == FinishReason::StopToken, stopped);
                         self.outcomes.insert(id, Outcome::Finished(finish));
+                        self.finished.push(id);
                     }
                 }
                 Event::Failed { reason, .. } => {
