@@ -16,7 +16,6 @@ pub mod serve;
 pub mod supervise;
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::process::ExitCode;
 
 use cli::Command;
@@ -26,6 +25,7 @@ const USAGE: u8 = 2;
 
 /// Parses the command line and does what it says.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let _written = logs::WrittenAtEnd;
     let command = match cli::parse(args) {
         Ok(cli) => cli.command,
         Err(error) => return usage(&error),
@@ -42,12 +42,16 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => {
-            logs::init(args.json_output, args.log_level);
+            logs::init(args.json_output, args.log_level)?;
             serve::serve(*args)
         }
         Command::Router(args) => {
-            logs::init(args.config.telemetry.json_output, args.log_level);
-            many_threads()?.block_on(lorikeet_router::run(args.config))?;
+            logs::init(args.config.telemetry.json_output, args.log_level)?;
+            let runtime = many_threads()?;
+            let ended = runtime.block_on(lorikeet_router::run(args.config));
+            // Nothing is in flight; a disk that hangs while it is looked at must not hold up the end.
+            runtime.shutdown_background();
+            ended?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Bench(args) => {
@@ -71,8 +75,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The last word, which depends neither on the log level nor on whether it can be written.
 fn fail(message: &str, code: u8) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "{}", message.replace('\n', " "));
+    logs::last_word(&message.replace('\n', " "));
     ExitCode::from(code)
 }

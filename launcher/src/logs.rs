@@ -1,8 +1,12 @@
 //! One log from many processes: records of the shards are read line by line and written again
-//! through `tracing`, with the rank they came from.
+//! through `tracing`, with the rank they came from. Nobody who logs waits for the log's reader.
 
-use std::io::IsTerminal;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
+use std::time::Duration;
 
+use lorikeet_router::telemetry::LogWriter;
 use serde::Deserialize;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, BufReader};
 use tracing::Level;
@@ -14,14 +18,23 @@ use crate::supervise::Role;
 /// Longer lines are cut: one child must not make the launcher grow.
 const LONGEST_LINE: usize = 64 * 1024;
 
-/// Sends the process's own records to stderr, as text or as one JSON object a line.
-pub fn init(json: bool, level: LogLevel) {
+/// How long the end of the process waits for the log's reader.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Where records go, once logging has been set up.
+static WRITER: OnceLock<LogWriter> = OnceLock::new();
+
+/// Sends the process's own records, and what its panics say, to stderr, as text or as one JSON object a line.
+pub fn init(json: bool, level: LogLevel) -> std::io::Result<()> {
+    let writer = LogWriter::start(std::io::stderr(), |lost| {
+        tracing::warn!(lost, "log records are missing here: their reader did not take them in time");
+    })?;
+    let writer = WRITER.get_or_init(|| writer);
     // Libraries have a say when something is wrong; their details are of no use to an operator.
     let others = if level == LogLevel::Error { "error" } else { "warn" };
     let filter = EnvFilter::new(format!("{others},lorikeet={}", level.as_str()));
-    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
-    // A record that cannot be written (the disk is full, the log's reader has left) is lost, and nothing else: it would
-    // be told by `eprintln!`, which panics for the same reason.
+    let builder = tracing_subscriber::fmt().with_writer(|| writer.clone()).with_env_filter(filter);
+    // They would be told by `eprintln!`, which waits for the reader, and panics when there is none.
     let builder = builder.log_internal_errors(false);
     // Only a second call could fail, and there is none outside tests.
     let _ = if json {
@@ -30,6 +43,38 @@ pub fn init(json: bool, level: LogLevel) {
         let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         builder.with_ansi(colour).with_target(false).try_init()
     };
+    // The usual hook waits for the reader.
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let thread = thread.name().unwrap_or("unnamed");
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            tracing::error!(thread, "{panic}\n{backtrace}");
+        } else {
+            tracing::error!(thread, "{panic}");
+        }
+    }));
+    Ok(())
+}
+
+/// Writes the last line on stderr, which depends neither on the log level nor on whether it can be written.
+pub fn last_word(line: &str) {
+    let line = format!("{line}\n");
+    match WRITER.get() {
+        Some(writer) => writer.insist(line.as_bytes()),
+        None => drop(std::io::stderr().write_all(line.as_bytes())),
+    }
+}
+
+/// Waits, when dropped, for the log to be written, but not for ever.
+pub struct WrittenAtEnd;
+
+impl Drop for WrittenAtEnd {
+    fn drop(&mut self) {
+        if let Some(writer) = WRITER.get() {
+            writer.finish(PATIENCE);
+        }
+    }
 }
 
 /// What a line says.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use lorikeet_router::config::Config;
 
 use crate::cli::{Device, ServeArgs};
+use crate::logs;
 use crate::supervise::{Plan, Prepared, ProcessSpec, Role, SHARD_GRACE};
 
 /// What is known of the place the processes run in.
@@ -56,11 +57,11 @@ pub fn prepare(args: &ServeArgs, host: &Host) -> ProcessSpec {
 }
 
 /// The router drains by itself within `--drain-timeout`; this is how much later it is killed.
-const AFTER_DRAIN: Duration = Duration::from_secs(5);
+const AFTER_DRAIN: Duration = Duration::from_secs(4);
 
 /// From SIGTERM to the end of the last process, at the longest.
 pub fn longest_end(config: &Config) -> Duration {
-    drain_deadline(config) + SHARD_GRACE
+    drain_deadline(config) + SHARD_GRACE + logs::PATIENCE
 }
 
 fn drain_deadline(config: &Config) -> Duration {

@@ -99,7 +99,7 @@ fn one_shard_and_the_router() {
     ] {
         assert_eq!(values(&plan.router, flag), [value], "{flag}");
     }
-    assert_eq!(plan.drain_deadline, Duration::from_secs(12));
+    assert_eq!(plan.drain_deadline, Duration::from_secs(11));
     assert_eq!(plan.max_restarts, 5);
 }
 

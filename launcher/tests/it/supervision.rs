@@ -1,8 +1,11 @@
 //! Processes start, die, restart and end together, and none is ever left behind.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use crate::support::{Place, SLEEPS, assert_gone, children, is_alive, until};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -44,6 +47,47 @@ fn a_log_that_cannot_be_written_ends_nothing() {
 
     let mut refused = place.serve_with_log(&["--no-such-flag"], std::fs::File::create("/dev/full").unwrap());
     assert_eq!(refused.wait().code(), Some(2));
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_nothing_up() {
+    // Thirty times what a pipe and the launcher hold.
+    let place = Place::new(
+        r"i=0; while [ $i -lt 500 ]; do i=$((i+1)); printf '%0300000d\n' $i >&2; done; touch $PLACE/logged; exec sleep 600",
+    );
+    let (reader, log) = std::io::pipe().unwrap();
+    let mut server = place.serve_with_log(&[], log);
+    let shards = server.wait_for_shards(1);
+    server.wait_for_router();
+    until("the shard to have logged", || place.path().join("logged").exists().then_some(()));
+
+    // Who comes back reads that something is missing.
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        BufReader::new(reader).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    let missing = lines.iter().find(|line| line.contains("log records are missing here"));
+    assert!(missing.unwrap().contains("WARN"));
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+    assert_gone(&pids(&shards));
+    assert!(lines.iter().last().unwrap().contains("ended in order"));
+}
+
+#[test]
+fn the_end_waits_for_the_logs_reader_but_not_for_ever() {
+    let place = Place::new("kill -9 $$");
+    let (mut reader, log) = std::io::pipe().unwrap();
+    let mut filler = log.try_clone().unwrap();
+    // The pipe is full before the first record.
+    let room = fcntl(&log, FcntlArg::F_GETPIPE_SZ).unwrap();
+    filler.write_all(&vec![b'\n'; usize::try_from(room).unwrap()]).unwrap();
+    drop(filler);
+    let mut server = place.serve_with_log(&["--max-shard-restarts", "0"], log);
+    assert_eq!(server.wait().code(), Some(1));
+    let mut log = String::new();
+    reader.read_to_string(&mut log).unwrap();
+    assert_eq!(log.trim(), "");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use prometheus_client::{
 use super::{
     Metrics,
     histogram::{Histogram, Snapshot},
+    log_writer,
     series::{REASONS, Series},
 };
 use crate::adapters;
@@ -159,6 +160,11 @@ impl Collector for Scrape {
         )?;
         out.one("lorikeet_step_seconds", "Time of one step in the model", &times(&metrics.steps))?;
         out.one("lorikeet_shard_losses", "Times the shards were lost", &count(&metrics.shard_losses))?;
+        out.one(
+            "lorikeet_log_records_lost",
+            "Log records of this process that their reader did not take in time",
+            &Value::Count(log_writer::lost()),
+        )?;
         self.engine(&mut out, &engine)?;
         if !metrics.config.disable_vllm_metrics {
             self.vllm(&mut out, &engine, &series)?;

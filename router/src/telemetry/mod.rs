@@ -2,6 +2,7 @@
 
 mod exposition;
 mod histogram;
+mod log_writer;
 mod series;
 
 use std::{
@@ -15,6 +16,7 @@ use std::{
 
 pub use exposition::EngineSnapshot;
 use histogram::{Histogram, SECONDS};
+pub use log_writer::LogWriter;
 use parking_lot::Mutex;
 pub(crate) use series::{Series, Timings};
 
