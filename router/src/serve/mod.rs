@@ -1,16 +1,25 @@
 //! Connections: accepted up to a bound, each with deadlines, told to end when the server stops.
 
+mod activity;
 mod io;
+mod stream;
 
-use std::{io as std_io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io as std_io, net::SocketAddr, sync::Arc, time::Duration};
 
+use activity::Activity;
 use axum::Router;
+use hyper::{
+    Request,
+    body::Incoming,
+    service::{Service, service_fn},
+};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
 use io::Guarded;
+use stream::{Response, Streams};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -23,8 +32,7 @@ use crate::config::Http;
 const MAX_STREAMS: u32 = 256;
 /// Between two HTTP/2 pings, and how long their answer may take.
 const PING: Duration = Duration::from_secs(20);
-/// Bytes of a response that the kernel holds for a client whose window is full.
-#[cfg(target_os = "linux")]
+/// Bytes of a response that the kernel, and HTTP/2, hold for a client whose window is full.
 const MAX_UNSENT: u32 = 128 << 10;
 /// When accepting fails (file descriptors used up, say), before the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -54,13 +62,29 @@ pub async fn serve(listener: TcpListener, router: Router, http: Http, stopping: 
         let (header_timeout, write_timeout) = (http.header_timeout, http.write_timeout);
         connections.spawn(async move {
             let stream = TokioIo::new(Guarded::new(stream, header_timeout, write_timeout));
-            let connection = builder.serve_connection(stream, TowerToHyperService::new(router));
+            let activity = Activity::new();
+            let router = TowerToHyperService::new(router);
+            let service = service_fn(|request: Request<Incoming>| {
+                let open = activity.begin(request.version());
+                let response = router.call(request);
+                async { Ok::<_, Infallible>(response.await?.map(|body| Response::new(body, open))) }
+            });
+            let connection = builder.serve_connection(stream, service);
             tokio::pin!(connection);
             let ended = tokio::select! {
                 ended = &mut connection => ended,
-                () = stopping.cancelled() => {
+                () = async {
+                    tokio::select! {
+                        () = stopping.cancelled() => {}
+                        () = activity.idle(header_timeout) => {}
+                    }
+                } => {
                     connection.as_mut().graceful_shutdown();
-                    connection.await
+                    tokio::select! {
+                        ended = connection => ended,
+                        // What is left is in hyper, and the client does not take it.
+                        () = activity.idle(write_timeout) => Ok(()),
+                    }
                 }
             };
             if let Err(error) = ended {
@@ -88,8 +112,8 @@ async fn accept(
     Ok((stream, place))
 }
 
-fn builder(http: &Http) -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+fn builder(http: &Http) -> Builder<Streams> {
+    let mut builder = Builder::new(Streams { write_timeout: http.write_timeout });
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -99,6 +123,7 @@ fn builder(http: &Http) -> Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buf_size(MAX_UNSENT as usize)
         .max_header_list_size(u32::try_from(http.max_header_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING);

@@ -10,6 +10,7 @@ mod bounds;
 mod client;
 mod errors;
 mod hostile;
+mod http2;
 mod load;
 mod native;
 mod openai;
