@@ -88,9 +88,12 @@ impl Drain {
         if drained != Drained::Finished {
             self.infer.close();
             self.stopping.cancel();
-            self.driver.fail_all(Error::Draining).await;
+            let told = async {
+                self.driver.fail_all(Error::Draining).await;
+                served.await;
+            };
             let last_words = if drained == Drained::Cut { LAST_WORDS / 10 } else { LAST_WORDS };
-            timeout(last_words, served).await.ok();
+            timeout(last_words, told).await.ok();
         }
         drained
     }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use parking_lot::Mutex;
+use tokio::{sync::watch, time::timeout};
 
 use super::name;
 
@@ -16,32 +16,48 @@ const MAX_DEPTH: usize = 3;
 const MAX_ENTRIES: usize = 10_000;
 /// How long a listing is good for.
 const FRESH: Duration = Duration::from_secs(5);
+/// How long a disk may take. Past that the last listing is shown, until this one is there.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// An id, and the Unix second at which its configuration was written.
 pub(super) type Entries = Arc<BTreeMap<String, u64>>;
 
 pub struct Catalogue {
     roots: Arc<[PathBuf]>,
-    last: Mutex<Option<(Instant, Entries)>>,
+    last: watch::Sender<Listing>,
+}
+
+#[derive(Default)]
+struct Listing {
+    entries: Entries,
+    at: Option<Instant>,
+    /// The disk is being read, by one thread however many ask.
+    reading: bool,
 }
 
 impl Catalogue {
     pub fn new(roots: Vec<PathBuf>) -> Self {
-        Self { roots: roots.into(), last: Mutex::new(None) }
+        Self { roots: roots.into(), last: watch::Sender::default() }
     }
 
     /// What is there now, or was a few seconds ago. The disk is read on a blocking thread.
     pub async fn list(&self) -> Entries {
-        if let Some((at, entries)) = &*self.last.lock()
-            && at.elapsed() < FRESH
-        {
-            return entries.clone();
+        let due = self.last.send_if_modified(|last| {
+            let due = !last.reading && last.at.is_none_or(|at| at.elapsed() >= FRESH);
+            last.reading |= due;
+            due
+        });
+        if due {
+            let (roots, last) = (self.roots.clone(), self.last.clone());
+            tokio::spawn(async move {
+                // A scan that panics has found nothing.
+                let entries = tokio::task::spawn_blocking(move || scan(&roots)).await.unwrap_or_default();
+                last.send_replace(Listing { entries, at: Some(Instant::now()), reading: false });
+            });
         }
-        let roots = self.roots.clone();
-        // A scan that panics has found nothing.
-        let entries: Entries = tokio::task::spawn_blocking(move || scan(&roots)).await.unwrap_or_default();
-        *self.last.lock() = Some((Instant::now(), entries.clone()));
-        entries
+        let mut last = self.last.subscribe();
+        timeout(PATIENCE, last.wait_for(|last| !last.reading)).await.ok();
+        last.borrow().entries.clone()
     }
 }
 
@@ -109,5 +125,16 @@ mod tests {
         let entries = catalogue.list().await;
         assert_eq!(entries.keys().collect::<Vec<_>>(), ["a", "c", "team/b"]);
         assert!(entries.values().all(|&written| written > 1_600_000_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_hangs_shows_what_was_there_last() {
+        let catalogue = Catalogue::new(Vec::new());
+        let entries: Entries = Arc::new(BTreeMap::from([("a".to_owned(), 1)]));
+        let hanging = Listing { entries: entries.clone(), at: None, reading: true };
+        catalogue.last.send_replace(hanging);
+        assert_eq!(catalogue.list().await, entries);
+        catalogue.last.send_modify(|last| last.reading = false);
+        assert_eq!(catalogue.list().await.len(), 0, "read again once the disk answers");
     }
 }
