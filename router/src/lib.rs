@@ -109,7 +109,7 @@ pub fn start(
 ) -> Result<Started, StartError> {
     let config = Arc::new(config);
     let model = ModelHandle::default();
-    let metrics = Arc::new(Metrics::new(config.telemetry.clone()));
+    let metrics = Arc::new(Metrics::new(config.telemetry.clone(), config.model.model_id.clone()));
     let validator = Validator::start(&config.model.tokenizer_path, &config.limits, model.clone())?;
     let group = Arc::new(Group::new(&config.shards.shard_uds_path));
     let registry = Arc::new(Registry::new(group.clone(), config.adapters.clone(), metrics.clone()));

@@ -212,9 +212,10 @@ async fn metrics_name_what_is_resident() {
         "lorikeet_time_to_first_token_seconds_count{adapter=\"known/a\"} 1",
         "lorikeet_running_sequences 0",
         "lorikeet_adapter_load_seconds_count{tier=\"store\"} 1",
-        "vllm:generation_tokens_total 6",
-        "vllm:num_requests_running 0",
-        "vllm:request_success_total{finished_reason=\"length\"} 2",
+        "vllm:generation_tokens_total{model_name=\"sim\"} 6",
+        "vllm:num_requests_running{model_name=\"sim\"} 0",
+        "vllm:request_prompt_tokens_count{model_name=\"sim\"} 2",
+        "vllm:request_success_total{model_name=\"sim\",finished_reason=\"length\"} 2",
     ] {
         assert!(text.lines().any(|found| found.starts_with(line)), "{line} in\n{text}");
     }

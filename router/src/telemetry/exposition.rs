@@ -95,7 +95,7 @@ const DISTRIBUTIONS: [(&str, &str, Distribution); 8] = [
 ];
 
 /// vLLM's names for what dashboards built for it read.
-const VLLM_DISTRIBUTIONS: [(&str, Distribution); 8] = [
+const VLLM_DISTRIBUTIONS: [(&str, Distribution); 9] = [
     ("vllm:time_to_first_token_seconds", |s| &s.first_token),
     ("vllm:time_per_output_token_seconds", |s| &s.between_tokens),
     ("vllm:inter_token_latency_seconds", |s| &s.between_tokens),
@@ -103,6 +103,7 @@ const VLLM_DISTRIBUTIONS: [(&str, Distribution); 8] = [
     ("vllm:request_queue_time_seconds", |s| &s.queue),
     ("vllm:request_prefill_time_seconds", |s| &s.prefill),
     ("vllm:request_decode_time_seconds", |s| &s.decode),
+    ("vllm:request_prompt_tokens", |s| &s.prompt_length),
     ("vllm:request_generation_tokens", |s| &s.generated_length),
 ];
 
@@ -224,6 +225,7 @@ impl Scrape {
     /// The names that gateways and dashboards made for vLLM read.
     fn vllm(&self, out: &mut Writer<'_>, engine: &EngineSnapshot, series: &[Series1]) -> fmt::Result {
         let stats = &engine.stats;
+        let model = ("model_name", self.metrics.model_id.as_str());
         let used = stats.blocks_used as f64 / stats.blocks_total.max(1) as f64;
         let total =
             |counter: Counter| Value::Count(series.iter().map(|(_, s)| counter(s).load(Relaxed)).sum());
@@ -237,25 +239,21 @@ impl Scrape {
             ("prompt_tokens", total(|s| &s.prompt_tokens)),
             ("generation_tokens", total(|s| &s.generated_tokens)),
         ] {
-            out.one(&format!("vllm:{name}"), "As vLLM counts it", &value)?;
+            out.vllm(&format!("vllm:{name}"), value.metric_type(), [(vec![model], value)])?;
         }
         for (name, histogram) in VLLM_DISTRIBUTIONS {
             let mut sum = histogram(&self.metrics.other).snapshot();
             for (_, s) in series.iter().take(series.len().saturating_sub(1)) {
                 sum.add(&histogram(s).snapshot());
             }
-            out.one(name, "As vLLM counts it", &Value::Histogram(sum))?;
+            out.vllm(name, MetricType::Histogram, [(vec![model], Value::Histogram(sum))])?;
         }
         let sum = |index: usize| series.iter().map(|(_, s)| s.finished[index].load(Relaxed)).sum();
         // vLLM says `stop` for both.
         let reasons: [(&str, u64); 2] = [("length", sum(0)), ("stop", sum(1) + sum(2))];
-        out.labelled(
-            "vllm:request_success",
-            "As vLLM counts it",
-            MetricType::Counter,
-            "finished_reason",
-            reasons.map(|(reason, count)| (reason.to_owned(), Value::Count(count))),
-        )?;
+        let reasons =
+            reasons.map(|(reason, count)| (vec![model, ("finished_reason", reason)], Value::Count(count)));
+        out.vllm("vllm:request_success", MetricType::Counter, reasons)?;
         let Some(config) = &engine.config else { return Ok(()) };
         let blocks = [
             ("block_size", config.block_size.to_string()),
@@ -346,6 +344,19 @@ impl Writer<'_> {
                 let labels = [("adapter", adapter.as_str()), (label, reason)];
                 write(&mut encoder.encode_family(&labels)?, &Value::Count(count.load(Relaxed)))?;
             }
+        }
+        Ok(())
+    }
+
+    fn vllm<'l>(
+        &mut self,
+        name: &str,
+        kind: MetricType,
+        values: impl IntoIterator<Item = (Vec<(&'l str, &'l str)>, Value)>,
+    ) -> fmt::Result {
+        let mut encoder = self.0.encode_descriptor(name, "As vLLM counts it", None, kind)?;
+        for (labels, value) in values {
+            write(&mut encoder.encode_family(&labels)?, &value)?;
         }
         Ok(())
     }

@@ -26,6 +26,8 @@ use crate::{config, error::Error};
 #[derive(Debug)]
 pub struct Metrics {
     config: config::Telemetry,
+    /// What vLLM's dashboards select by.
+    model_id: String,
     /// By adapter, the first so many that asked; the rest share `other`.
     series: Mutex<BTreeMap<Arc<str>, Arc<Series>>>,
     base: Arc<Series>,
@@ -46,9 +48,10 @@ impl Metrics {
     /// What [`Metrics::encode`] writes.
     pub const CONTENT_TYPE: &'static str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-    pub fn new(config: config::Telemetry) -> Self {
+    pub fn new(config: config::Telemetry, model_id: String) -> Self {
         Self {
             config,
+            model_id,
             series: Mutex::default(),
             base: Arc::new(Series::new()),
             other: Arc::new(Series::new()),
