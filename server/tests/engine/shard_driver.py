@@ -43,6 +43,7 @@ def tiny_model(directory: Path, family: str = "llama", seed: int = 0, **settings
             "eos_token_id": None,
             "pad_token_id": None,
             "use_cache": True,
+            "attn_implementation": "eager",  # transformers 5.17 gives Gemma 2 one that leaves soft caps out
             **settings,
         }
     )
