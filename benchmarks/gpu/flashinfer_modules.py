@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from lorikeet_server.kernels.cuda import toolkit
+from lorikeet_server.kernels.cuda.attention import TEMPLATES
 from lorikeet_server.kernels.cuda.flashinfer_library import prepare
 
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -26,13 +27,11 @@ NO_POSITIONS = 0  # FlashInfer's PosEncodingMode.NONE
 # dtype, head width, whether there are a window and a soft cap.
 PROMPTS = [(BF16, 64, window, cap) for window in (False, True) for cap in (False, True)]
 PROMPTS += [(BF16, 128, False, False), (FP16, 64, False, False), (FP16, 128, False, False)]
+# Of few query heads for each key head; others go by the kernels for prompts, which have tensor cores.
 DECODES = [(dtype, 64, window, False) for dtype in (BF16, FP16) for window in (False, True)]
-# By tensor cores, which FlashInfer has in the older of its kernels for prompts.
-GROUPED_DECODES = [(BF16, 128, False, False)]
 
 
-def modules(prompts: str) -> Iterator[Any]:
-    """`prompts` names FlashInfer's kernels for prompts on this device."""
+def modules() -> Iterator[Any]:
     from flashinfer.jit import gen_act_and_mul_module
     from flashinfer.jit.attention import gen_batch_decode_module, gen_batch_prefill_module
     from flashinfer.jit.norm import gen_norm_module
@@ -42,9 +41,8 @@ def modules(prompts: str) -> Iterator[Any]:
     def attention(dtype: torch.dtype, width: int, window: bool, cap: bool) -> tuple[Any, ...]:
         return dtype, dtype, dtype, torch.int32, width, width, NO_POSITIONS, window, cap
 
-    for kind, shapes in ((prompts, PROMPTS), ("fa2", GROUPED_DECODES)):
-        for shape in shapes:
-            yield gen_batch_prefill_module(kind, *attention(*shape), False)
+    for shape in PROMPTS:
+        yield gen_batch_prefill_module(TEMPLATES, *attention(*shape), False)
     for shape in DECODES:
         yield gen_batch_decode_module(*attention(*shape))
     yield from (gen_norm_module(), gen_rope_module(), gen_sampling_module())
@@ -57,12 +55,9 @@ def main() -> None:
         return
     prepare(toolkit.find())
     from flashinfer.jit.core import build_jit_specs
-    from flashinfer.utils import determine_attention_backend
 
     started = time.monotonic()
-    device = torch.device("cuda", torch.cuda.current_device())
-    prompts = determine_attention_backend(device, NO_POSITIONS, False, False, BF16, BF16)
-    found = list({module.name: module for module in modules(prompts)}.values())
+    found = list(modules())
     build_jit_specs(found)
     size = sum(Path(module.get_library_path()).stat().st_size for module in found)
     row = {"library": f"{len(found)} modules of FlashInfer", "KiB": size >> 10}

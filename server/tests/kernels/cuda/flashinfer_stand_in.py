@@ -98,7 +98,7 @@ class Decode(Wrapper):
 class DocumentedPrefill:
     """The parts of the real signatures that we use, where the package is not installed."""
 
-    def __init__(self, float_workspace_buffer, kv_layout="NHD", use_cuda_graph=False): ...  # type: ignore[no-untyped-def]
+    def __init__(self, float_workspace_buffer, kv_layout="NHD", use_cuda_graph=False, backend="auto"): ...  # type: ignore[no-untyped-def]
     def reset_workspace_buffer(self, float_workspace_buffer, int_workspace_buffer): ...  # type: ignore[no-untyped-def]
     def plan(  # type: ignore[no-untyped-def]
         self,
