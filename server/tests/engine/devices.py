@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from tape import Tape
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 
 from lorikeet_server.device.base import Array, Event, Outputs
 from lorikeet_server.device.host import HostDevice
@@ -17,26 +18,27 @@ from lorikeet_server.errors import DeviceError
 WAITS = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::masked_select", "aten::equal"}
 
 
-class Tape(TorchDispatchMode):
-    """Records the operations of some work, as a CUDA graph does: tensors stay, Python is not run again."""
+def waits(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether an operation waits; a mask as an index has as many elements as it has true ones."""
+    masks = [
+        each for each in tree_leaves(args[1:2]) if isinstance(each, torch.Tensor) and each.dtype == torch.bool
+    ]
+    return name in WAITS or (name == "aten::index" and bool(masks))
 
-    def __init__(self) -> None:
+
+class Recorder(TorchDispatchMode):
+    """Puts the operations of some work on a tape."""
+
+    def __init__(self, tape: Tape) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+        self._tape = tape
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name().split(".")[0]
-        assert name not in WAITS, f"{name} waits for the device"
+        assert not waits(name, args), f"{name} waits for the device"
         out = func(*args, **(kwargs or {}))
-        self.calls.append((func, args, kwargs or {}, out))
+        self._tape.record(lambda: func(*args, **(kwargs or {})), out)
         return out
-
-    def replay(self) -> None:
-        for func, args, kwargs, out in self.calls:
-            new = func(*args, **kwargs)
-            for kept, fresh in zip(tree_flatten(out)[0], tree_flatten(new)[0], strict=True):
-                if isinstance(kept, torch.Tensor) and kept.data_ptr() != fresh.data_ptr():
-                    kept.copy_(fresh)
 
 
 class CountingParcel(StepParcel):
@@ -91,7 +93,7 @@ class CapturingDevice(RerunDevice):
         self.captures += 1
         work()
         tape = Tape()
-        with tape:
+        with Recorder(tape):
             outputs = work()
 
         def replay() -> None:
