@@ -34,8 +34,7 @@ def open_flashinfer(device: torch.device, dtype: torch.dtype) -> Any:
         import flashinfer
         from flashinfer.jit import env
 
-        # Half a minute to 2.5 minutes of CPU time each, but 14 for prompts on Hopper, in ten files side by
-        # side (measured on Zen 3): --warmup-timeout has to cover them.
+        # Half a minute to 2.5 minutes of CPU time each (nvcc 13.2): --warmup-timeout has to cover them.
         log.info(
             "FlashInfer keeps compiled kernels in %s; those that are not there yet are compiled now and "
             "during warm-up, some minutes on a first start",
