@@ -32,7 +32,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=wheel /dist /dist
 RUN uv pip install --quiet --no-cache --python /opt/lorikeet/bin/python --no-deps /dist/*.whl \
-    && /opt/lorikeet/bin/python -m lorikeet_server.kernels.build --ahead \
+    && /opt/lorikeet/bin/python -m lorikeet_server.kernels.cpu.build --ahead \
     && /opt/lorikeet/bin/python -m lorikeet_server.kernels.cuda.build --ahead
 
 FROM python:3.13-slim-trixie

@@ -32,7 +32,7 @@ def kernels(machine: Machine) -> Rows:
     rows: Rows = []
     # Here nvcc comes from PyPI.
     toolkit = {"CUDA_HOME": str(cuda_toolkit())} if machine.dry else {}
-    for module in ("lorikeet_server.kernels.build", "lorikeet_server.kernels.cuda.build"):
+    for module in ("lorikeet_server.kernels.cpu.build", "lorikeet_server.kernels.cuda.build"):
         started = time.monotonic()
         out = ["--out", machine.work / "kernels"] if "cuda" in module else []
         library = machine.python("-m", module, *out, **toolkit).stdout.splitlines()[-1]

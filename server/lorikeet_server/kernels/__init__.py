@@ -1,7 +1,8 @@
 """The computations of a step, behind one interface with interchangeable backends.
 
-`ops` states the interface, `registry` picks a backend once, `reference` is that interface in plain torch, and
-the `lora_*` modules hold what every backend's LoRA product reads. Nothing here knows models or adapters.
+`ops` states the interface, `registry` picks a backend once: `cpu`, `cuda`, or `reference`, which is that
+interface in plain torch. The `lora_*` modules hold what every LoRA product reads. Nothing here knows
+models or adapters.
 """
 
 from lorikeet_server.kernels.attention_layer import AttentionLayer

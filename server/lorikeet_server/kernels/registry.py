@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 
 backends = {
-    "reference": "lorikeet_server.kernels.reference:ReferenceKernels",
-    "cpu": "lorikeet_server.kernels.cpu:CpuKernels",
+    "reference": "lorikeet_server.kernels.reference.backend:ReferenceKernels",
+    "cpu": "lorikeet_server.kernels.cpu.backend:CpuKernels",
     "cuda": "lorikeet_server.kernels.cuda.backend:CudaKernels",
 }
 

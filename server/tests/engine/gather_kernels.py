@@ -11,7 +11,7 @@ from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels import AttentionShape, LoraBatch, LoraModule, LoraTable, LoraTables
 from lorikeet_server.kernels.lora_batch import RowSlots
 from lorikeet_server.kernels.lora_tables import LoraBatcher
-from lorikeet_server.kernels.reference import ReferenceKernels
+from lorikeet_server.kernels.reference.backend import ReferenceKernels
 
 RANK = 16
 

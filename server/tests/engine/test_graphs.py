@@ -13,7 +13,7 @@ from tiny_adapters import ATTENTION, save_adapter
 
 from lorikeet_server.engine.engine import Engine
 from lorikeet_server.engine.graphs import buckets
-from lorikeet_server.kernels.reference import ReferenceKernels
+from lorikeet_server.kernels.reference.backend import ReferenceKernels
 from lorikeet_server.pb import shard_pb2 as pb
 
 SAMPLED = pb.Sampling(temperature=0.9, top_p=0.95, top_k=40, seed=11, top_logprobs=2)

@@ -7,7 +7,7 @@ import torch
 from emulated_avx512 import emulated_kernels
 
 from lorikeet_server.kernels import Kernels, select
-from lorikeet_server.kernels.cpu import INSTRUCTION_SETS
+from lorikeet_server.kernels.cpu.backend import INSTRUCTION_SETS
 
 # More threads than a small machine has cores, so tiles are stolen and threads preempted. Torch itself gets
 # one, since its barriers are slow on a busy machine.

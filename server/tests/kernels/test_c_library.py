@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lorikeet_server.kernels import abi, build
 from lorikeet_server.kernels.c_library import open_library
+from lorikeet_server.kernels.cpu import abi, build
 
 SIZES = {structure.__name__: ctypes.sizeof(structure) for structure in abi.STRUCTURES}
 

@@ -23,7 +23,7 @@ from lorikeet_server.kernels.cuda.tiles import LoraTiles
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
-from lorikeet_server.kernels.reference import ReferenceKernels
+from lorikeet_server.kernels.reference.backend import ReferenceKernels
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from cuda_target import Target
 from lora_cases import Case, fill, popularity
 
 from lorikeet_server.device.parcel import StepParcel
-from lorikeet_server.kernels import LoraAdapter, LoraLayout, LoraMatrices, LoraModule, build
+from lorikeet_server.kernels import LoraAdapter, LoraLayout, LoraMatrices, LoraModule
+from lorikeet_server.kernels.cpu import build
 from lorikeet_server.kernels.cuda import DeviceLoraTables, abi
 from lorikeet_server.kernels.lora_adapter import ENTRY
 

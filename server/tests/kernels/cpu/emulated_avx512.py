@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lorikeet_server.kernels import Kernels, build, select
+from lorikeet_server.kernels import Kernels, select
+from lorikeet_server.kernels.cpu import build
 
 INTRINSICS = Path(__file__).with_name("emulated_avx512.h")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lorikeet_server.kernels import abi, build, registry
+from lorikeet_server.kernels import registry
+from lorikeet_server.kernels.cpu import abi, build
 
 
 @pytest.mark.slow
@@ -17,7 +18,7 @@ def test_concurrent_builds_make_one_library(tmp_path: Path, monkeypatch: pytest.
     sources.mkdir()
     (sources / "one.cpp").write_text('extern "C" int one() { return 1; }')
     script = (
-        "from pathlib import Path; from lorikeet_server.kernels import build; "
+        "from pathlib import Path; from lorikeet_server.kernels.cpu import build; "
         f"build.SOURCES = Path({str(sources)!r}); print(build.library(Path({str(tmp_path / 'cache')!r})))"
     )
     runs = [

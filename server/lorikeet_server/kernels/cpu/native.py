@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, dtype
 
-from lorikeet_server.kernels import abi
 from lorikeet_server.kernels.attention_layer import AttentionLayer
+from lorikeet_server.kernels.cpu import abi
 from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
 from lorikeet_server.kernels.lora_layout import dtype_codes
 from lorikeet_server.kernels.lora_tables import LoraTable

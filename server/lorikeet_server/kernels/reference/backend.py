@@ -23,9 +23,9 @@ from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, LoraModu
 from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraTable, LoraTables
 from lorikeet_server.kernels.ops import Greedy
 from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
-from lorikeet_server.kernels.reference_attention import Planner, ReferencePlan, attend
+from lorikeet_server.kernels.reference.attention import Planner, ReferencePlan, attend
+from lorikeet_server.kernels.reference.row_ops import TorchRowOps
 from lorikeet_server.kernels.sequence_tables import SequenceTables
-from lorikeet_server.kernels.torch_row_ops import TorchRowOps
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from lorikeet_server.kernels import Kernels
-from lorikeet_server.kernels.cpu_native import CpuLinear
+from lorikeet_server.kernels.cpu.native import CpuLinear
 
 TYPES = {"block4": GGMLQuantizationType.Q4_1, "block8": GGMLQuantizationType.Q8_0}
 

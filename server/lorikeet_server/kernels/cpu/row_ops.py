@@ -5,8 +5,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from lorikeet_server.kernels import abi
-from lorikeet_server.kernels.cpu_native import check
+from lorikeet_server.kernels.cpu import abi
+from lorikeet_server.kernels.cpu.native import check
 from lorikeet_server.kernels.row_ops import Filters, Penalties
 
 

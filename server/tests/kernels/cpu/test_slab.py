@@ -2,7 +2,7 @@
 
 import torch
 
-from lorikeet_server.kernels.slab import SLAB_BYTES, Slabs
+from lorikeet_server.kernels.cpu.slab import SLAB_BYTES, Slabs
 
 
 def test_pieces_are_aligned_and_apart() -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from lorikeet_server.kernels import Kernels
-from lorikeet_server.kernels.cpu import CpuKernels
+from lorikeet_server.kernels.cpu.backend import CpuKernels
 
 
 def test_callers_take_turns(kernels: Kernels) -> None:

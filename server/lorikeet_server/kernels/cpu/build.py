@@ -1,6 +1,6 @@
 """Compiles the C++ kernels into a cache outside the package, on first use.
 
-    python -m lorikeet_server.kernels.build --ahead    # for every user of this environment
+    python -m lorikeet_server.kernels.cpu.build --ahead    # for every user of this environment
 
 One library holds every instruction set and picks at run time, so it may be built on one machine and run on
 another. Neither torch nor Python headers are needed: the library has a C interface. The key covers sources,
@@ -18,7 +18,7 @@ from pathlib import Path
 from lorikeet_server.kernels.compiled import AHEAD, BuildError, built, default_cache, digest, run
 
 LIBRARY = "liblorikeet_cpu.so"
-SOURCES = Path(__file__).parent / "csrc" / "cpu"
+SOURCES = Path(__file__).parents[1] / "csrc" / "cpu"
 # No contraction: a multiply and an add must round alike in every inlined copy, or a row's result would depend
 # on its batch.
 FLAGS = (

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lorikeet_server.kernels import abi, build
 from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.attention_plan import AttentionPlan
-from lorikeet_server.kernels.cpu_decoder import CpuDecoder
-from lorikeet_server.kernels.cpu_native import (
+from lorikeet_server.kernels.cpu import abi, build
+from lorikeet_server.kernels.cpu.decoder import CpuDecoder
+from lorikeet_server.kernels.cpu.host_ops import HostOps
+from lorikeet_server.kernels.cpu.native import (
     BLOCK_STORAGES,
     INSTRUCTION_SETS,
     STORAGES,
@@ -25,17 +26,16 @@ from lorikeet_server.kernels.cpu_native import (
     packed_linear,
     raise_for,
 )
-from lorikeet_server.kernels.cpu_row_ops import CpuRowOps
+from lorikeet_server.kernels.cpu.row_ops import CpuRowOps
+from lorikeet_server.kernels.cpu.slab import Slabs
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
-from lorikeet_server.kernels.host_ops import HostOps
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 from lorikeet_server.kernels.ops import Greedy
 from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
-from lorikeet_server.kernels.reference import round_weight
+from lorikeet_server.kernels.reference.backend import round_weight
 from lorikeet_server.kernels.sequence_tables import SequenceTables
-from lorikeet_server.kernels.slab import Slabs
 
 
 class CpuKernels(CpuRowOps, HostOps):

@@ -7,8 +7,8 @@ from ctypes import POINTER, pointer
 import torch
 from torch import Tensor
 
-from lorikeet_server.kernels import abi
-from lorikeet_server.kernels.cpu_native import (
+from lorikeet_server.kernels.cpu import abi
+from lorikeet_server.kernels.cpu.native import (
     CpuLinear,
     check,
     native_attention,
