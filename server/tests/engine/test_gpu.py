@@ -65,7 +65,13 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return emulated_library(tmp_path_factory.mktemp("emulated"))
 
 
-@pytest.fixture(autouse=True, params=["pretended", pytest.param("on_device", marks=pytest.mark.gpu)])
+TARGETS = [
+    pytest.param("pretended", marks=pytest.mark.slow),
+    pytest.param("on_device", marks=pytest.mark.gpu),
+]
+
+
+@pytest.fixture(autouse=True, params=TARGETS)
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[None]:
     with torch.inference_mode():
         if request.param == "on_device":
