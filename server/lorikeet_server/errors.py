@@ -38,12 +38,6 @@ class NotFoundError(LorikeetError):
     code = "NOT_FOUND"
 
 
-class AccessDeniedError(LorikeetError):
-    """The path lies outside every root."""
-
-    code = "PERMISSION_DENIED"
-
-
 class TooLargeError(LorikeetError):
     """Larger than the bound that the caller or the operator gave."""
 
