@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -44,16 +45,8 @@ def _as_json(record: "Record") -> str:
     if record["exception"] is not None:
         error = record["exception"]
         entry["error"] = f"{error.type.__name__ if error.type else 'error'}: {error.value}"
-        entry["traceback"] = str(message_traceback(error.traceback))
+        entry["traceback"] = "".join(traceback.format_tb(error.traceback))
     return json.dumps(entry, default=str)
-
-
-def message_traceback(trace: object) -> str:
-    """A traceback as one string, innermost call last."""
-    import traceback
-    from types import TracebackType
-
-    return "".join(traceback.format_tb(trace)) if isinstance(trace, TracebackType) else ""
 
 
 class _Intercept(logging.Handler):
