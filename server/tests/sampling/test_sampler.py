@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from devices import Tape
+from devices import Recorder
+from tape import Tape
 from transformers.generation.logits_process import (
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -142,7 +143,7 @@ def test_candidates_give_the_token_of_the_full_sort(tied: bool, monkeypatch: pyt
         logits = (logits * 2).round() / 2
         logits[::7] = 0.0
     params, slots = slot_params([MIXES[slot % len(MIXES)] for slot in range(400)]), list(range(400))
-    with Tape():
+    with Recorder(Tape()):
         tokens = run(logits, params, slots).tokens
     monkeypatch.setattr(filters, "CANDIDATES", VOCAB)
     assert torch.equal(run(logits, params, slots).tokens, tokens)
