@@ -476,9 +476,9 @@ pub mod shard_client {
             self.inner.streaming(req, path, codec).await
         }
         /// Copies an adapter from where its owner keeps it into the content-addressed store on this machine. The last
-        /// message carries the digest. NOT_FOUND, INVALID_ARGUMENT (the directory or its files are unacceptable),
-        /// PERMISSION_DENIED (outside every root), OUT_OF_RANGE (larger than a bound: it will never fit), RESOURCE_EXHAUSTED
-        /// (no room for it now), UNAVAILABLE (source down).
+        /// message carries the digest. NOT_FOUND, INVALID_ARGUMENT (the id, the directory or its files are unacceptable; so is
+        /// what leads out of every root), OUT_OF_RANGE (larger than a bound: it will never fit), RESOURCE_EXHAUSTED (no room
+        /// for it now), UNAVAILABLE (source down).
         pub async fn fetch_adapter(
             &mut self,
             request: impl tonic::IntoRequest<super::FetchAdapterRequest>,
@@ -603,9 +603,9 @@ pub mod shard_server {
             + std::marker::Send
             + 'static;
         /// Copies an adapter from where its owner keeps it into the content-addressed store on this machine. The last
-        /// message carries the digest. NOT_FOUND, INVALID_ARGUMENT (the directory or its files are unacceptable),
-        /// PERMISSION_DENIED (outside every root), OUT_OF_RANGE (larger than a bound: it will never fit), RESOURCE_EXHAUSTED
-        /// (no room for it now), UNAVAILABLE (source down).
+        /// message carries the digest. NOT_FOUND, INVALID_ARGUMENT (the id, the directory or its files are unacceptable; so is
+        /// what leads out of every root), OUT_OF_RANGE (larger than a bound: it will never fit), RESOURCE_EXHAUSTED (no room
+        /// for it now), UNAVAILABLE (source down).
         async fn fetch_adapter(
             &self,
             request: tonic::Request<super::FetchAdapterRequest>,
