@@ -79,10 +79,10 @@ def main() -> None:
             from cuda_target import emulated_library
 
             device, library = torch.device("cpu"), emulated_library(Path(scratch))
-            cells, pool = tiny_cells(), Pool(1 << 20, torch.device("cpu"))
+            cells, pool = list(tiny_cells()), Pool(1 << 20, torch.device("cpu"))
         else:
             device = torch.device("cuda", torch.cuda.current_device())
-            library, cells = open_library(device), PARTS[options.part]()
+            library, cells = open_library(device), list(PARTS[options.part]())
             free, _ = torch.cuda.mem_get_info(device)
             pool = Pool(min(1 << 32, free // 8), device)
         clock = Clock(device, options.rounds)
@@ -92,6 +92,7 @@ def main() -> None:
         for line in measure(bench, cells, options.seconds):
             show(line, machine)
             lines.append(line)
+        lines.sort(key=lambda line: cells.index(line.cell))
     print(*write(options.results, options.part, about, machine, lines), sep="\n")
 
 
