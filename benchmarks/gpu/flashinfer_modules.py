@@ -35,7 +35,6 @@ def modules() -> Iterator[Any]:
     from flashinfer.jit import gen_act_and_mul_module
     from flashinfer.jit.attention import gen_batch_decode_module, gen_batch_prefill_module
     from flashinfer.jit.norm import gen_norm_module
-    from flashinfer.jit.rope import gen_rope_module
     from flashinfer.jit.sampling import gen_sampling_module
 
     def attention(dtype: torch.dtype, width: int, window: bool, cap: bool) -> tuple[Any, ...]:
@@ -45,7 +44,7 @@ def modules() -> Iterator[Any]:
         yield gen_batch_prefill_module(TEMPLATES, *attention(*shape), False)
     for shape in DECODES:
         yield gen_batch_decode_module(*attention(*shape))
-    yield from (gen_norm_module(), gen_rope_module(), gen_sampling_module())
+    yield from (gen_norm_module(), gen_sampling_module())
     yield from map(gen_act_and_mul_module, ("silu", "gelu_tanh"))
 
 

@@ -12,7 +12,7 @@ import torch
 from cuda_target import emulated_library
 from devices import RerunDevice
 from pretended_cuda import pretended_cuda
-from pretended_libraries import Sgmv, flashinfer
+from pretended_libraries import OurKernels, flashinfer
 from shard_driver import Driver, Run, make_engine, prompt_of, tiny_model, warmup_request
 from tiny_adapters import ATTENTION, save_adapter
 
@@ -79,7 +79,7 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, path
             return
         emulated: ctypes.CDLL = request.getfixturevalue("emulated")
         with pretended_cuda(monkeypatch) as device:
-            monkeypatch.setattr(backend, "open_library", lambda _: Sgmv(emulated, device))
+            monkeypatch.setattr(backend, "open_library", lambda _: OurKernels(emulated, device))
             monkeypatch.setattr(backend, "open_flashinfer", lambda *_: flashinfer(device))
             yield
 

@@ -1,4 +1,6 @@
-"""The SGMV library as ctypes sees it: the structures of csrc/cuda/lorikeet and the functions of sgmv.h."""
+"""The CUDA library as ctypes sees it: the structures of csrc/cuda and the functions of sgmv.h and
+rope_and_cache.h.
+"""
 
 import ctypes
 from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_int64, c_void_p
@@ -60,11 +62,29 @@ class Call(Structure):
     ]
 
 
+class CachedLayer(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        *((name, c_void_p) for name in ("k_cache", "v_cache", "cos_sin")),
+        *((name, c_int64) for name in ("places", "positions")),
+        *((name, c_int32) for name in ("heads", "kv_heads", "width")),
+    ]
+
+
+class RopeAndCache(Structure):
+    _fields_: ClassVar[list[tuple[Any, ...]]] = [
+        ("layer", CachedLayer),
+        *((name, c_void_p) for name in ("qkv", "positions", "places")),
+        ("qkv_stride", c_int64),
+        *((name, c_int32) for name in ("rows", "format", "dependent")),
+    ]
+
+
 SIZES = {
     "LoraEntry": ENTRY.itemsize,
     "LoraTile": TILE.itemsize,
     "TileLayout": ctypes.sizeof(TileLayout),
     "LorikeetSgmv": ctypes.sizeof(Call),
+    "LorikeetRopeAndCache": ctypes.sizeof(RopeAndCache),
 }
 
 # Result and arguments. A c_char_p result is null, or says what is wrong.
@@ -73,6 +93,7 @@ FUNCTIONS: Functions = {
     "lorikeet_load": (c_char_p, []),
     "lorikeet_sgmv_scratch": (c_int64, [POINTER(Tables), c_int]),
     "lorikeet_sgmv": (c_char_p, [POINTER(Call), c_void_p]),
+    "lorikeet_rope_and_cache": (c_char_p, [POINTER(RopeAndCache), c_void_p]),
     "lorikeet_tile_layout": (None, [c_int, c_int, c_int, c_int, POINTER(TileLayout)]),
     "lorikeet_schedule": (c_int, [c_void_p, c_int, c_int, c_void_p, POINTER(TileLayout), c_void_p]),
 }

@@ -1,4 +1,5 @@
-"""The CUDA backend: base products by cuBLAS, adapters by our SGMV, attention and row ops by FlashInfer.
+"""The CUDA backend: base products by cuBLAS; adapters, rotation and cache writes by kernels of our own;
+attention and row ops by FlashInfer.
 
 What cannot be had on this machine is computed by torch instead: correct, slower, and said once in the log.
 """
@@ -16,8 +17,10 @@ from lorikeet_server.kernels.attention_plan import AttentionPlan
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.cuda.attention import FlashInferAttention, FlashInferPlan
 from lorikeet_server.kernels.cuda.flashinfer_library import open_flashinfer
+from lorikeet_server.kernels.cuda.launches import FORMATS
 from lorikeet_server.kernels.cuda.library import open_library
-from lorikeet_server.kernels.cuda.sgmv import FORMATS, Sgmv
+from lorikeet_server.kernels.cuda.rope_and_cache import RopeAndCache
+from lorikeet_server.kernels.cuda.sgmv import Sgmv
 from lorikeet_server.kernels.cuda.tables import LAYOUT, DeviceLoraTables
 from lorikeet_server.kernels.cuda.tiles import LoraTiles
 from lorikeet_server.kernels.lora_batch import LoraBatch
@@ -42,15 +45,18 @@ class CudaKernels(ReferenceKernels):
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         major, minor = torch.cuda.get_device_capability(device)
         self.name = f"cuda-sm{major}{minor}"
-        self._library, self._sgmv, self._flashinfer = None, None, None
+        self._library, self._sgmv, self._rope_and_cache, self._flashinfer = None, None, None, None
         if dtype not in FORMATS:
             log.warning("the CUDA kernels compute in bfloat16 and float16; %s is left to torch", dtype)
             return
         try:
             self._library = open_library(device)
             self._sgmv = Sgmv(self._library, device)
+            self._rope_and_cache = RopeAndCache(self._library, device)
         except (OSError, RuntimeError) as error:
-            log.warning("no CUDA kernels for adapters, torch takes their place, far slower: %s", error)
+            log.warning(
+                "no CUDA kernels for adapters and caches, torch takes their place, far slower: %s", error
+            )
         self._flashinfer = open_flashinfer(device, dtype)
         if self._flashinfer is not None:
             self._attention = FlashInferAttention(self._flashinfer, device, dtype)
@@ -87,13 +93,13 @@ class CudaKernels(ReferenceKernels):
         product: Tensor = self._flashinfer.activation.gelu_tanh_and_mul(gate_up)
         return product
 
-    def rotate(self, qkv: Tensor, layer: AttentionLayer, positions: Tensor) -> None:
-        shape = layer.shape
-        if self._flashinfer is None or not FlashInferAttention.supports(shape) or not qkv.numel():
-            return super().rotate(qkv, layer, positions)
-        q, k = qkv[:, : shape.q_width], qkv[:, shape.q_width : (shape.q_width + shape.qkv_width) // 2]
-        rotate = self._flashinfer.rope.apply_rope_with_cos_sin_cache_inplace
-        rotate(positions, q, k, shape.head_dim, layer.cos_sin)
+    def rope_and_cache(
+        self, qkv: Tensor, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor
+    ) -> None:
+        if self._rope_and_cache is not None and self._rope_and_cache.supports(layer, self.dtype):
+            self._rope_and_cache(qkv, layer, positions, slot_mapping)
+        else:
+            super().rope_and_cache(qkv, layer, positions, slot_mapping)
 
     def plan(
         self,

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from lorikeet_server.kernels.cuda import abi
+from lorikeet_server.kernels.cuda.launches import FORMATS, can_overlap, check_rows, stream_of
 from lorikeet_server.kernels.cuda.tables import DeviceLoraTables
 from lorikeet_server.kernels.cuda.tiles import LoraTiles
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_tables import LoraTable
-
-FORMATS = {torch.bfloat16: 0, torch.float16: 1}
 
 
 class Sgmv:
@@ -20,8 +19,7 @@ class Sgmv:
     def __init__(self, library: ctypes.CDLL, device: torch.device, *, overlap: bool = True) -> None:
         """`overlap`: each kernel begins while the one before it ends, on devices that can (sm_90)."""
         self._library, self._device = library, device
-        able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-        self._dependent = able and overlap
+        self._dependent = overlap and can_overlap(device)
 
     def __call__(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         """Add the adapters' products to `y` [rows, sum(out)] in place; `x` [rows, in]; rows may be strided.
@@ -57,27 +55,15 @@ class Sgmv:
         # Alone, a kernel may stand where streams meet, which programmatic launches do not cross.
         call.dependent = self._dependent and x is not None and y is not None
         if x is not None:
-            self._check(x, "x", (rows, table.in_features), dtype)
+            check_rows(x, "x", (rows, table.in_features), dtype, self._device)
             call.x, call.x_stride = x.data_ptr(), x.stride(0) if rows > 1 else x.shape[1]
             call.phases |= abi.SHRINK
         if y is not None:
-            self._check(y, "y", (rows, sum(table.out_features)), dtype)
+            check_rows(y, "y", (rows, sum(table.out_features)), dtype, self._device)
             call.y, call.y_stride = y.data_ptr(), y.stride(0) if rows > 1 else y.shape[1]
             call.phases |= abi.EXPAND
         if rows == 0:
             return
-        stream = torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else None
-        error: bytes | None = self._library.lorikeet_sgmv(call, stream)
+        error: bytes | None = self._library.lorikeet_sgmv(call, stream_of(self._device))
         if error is not None:
             raise ValueError(f"the LoRA product was refused: {error.decode()}")
-
-    def _check(self, tensor: Tensor, name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        if tensor.dtype != dtype:
-            raise TypeError(f"{name} must be {dtype}, not {tensor.dtype}")
-        if tensor.shape != shape:
-            raise ValueError(f"{name} must be {list(shape)}, not {list(tensor.shape)}")
-        if tensor.device != self._device:
-            raise ValueError(f"{name} must be on {self._device}, not on {tensor.device}")
-        apart = tensor.stride(0) if shape[0] > 1 else 0
-        if tensor.stride(1) != 1 or apart % 8 or tensor.data_ptr() % 16:
-            raise ValueError(f"{name} must have contiguous rows that begin on 16 bytes")

@@ -30,11 +30,12 @@ class Target:
 
 
 def emulated_library(directory: Path) -> ctypes.CDLL:
-    """The kernels and their launcher under emulate.h."""
+    """The kernels and their launchers under emulate.h."""
     made = directory / "liblorikeet_cuda_emulated.so"
     command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas"]
     command += ["-DLORIKEET_EMULATE", "-I", str(HERE), "-I", str(build.SOURCES), "-x", "c++"]
-    subprocess.run([*command, str(build.SOURCES / "sgmv.cu"), "-o", str(made)], check=True)
+    command += map(str, sorted(build.SOURCES.glob("*.cu")))
+    subprocess.run([*command, "-o", str(made)], check=True)
     library = abi.load(made)
     assert library.lorikeet_load() is None
     return library

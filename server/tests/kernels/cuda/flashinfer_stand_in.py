@@ -202,17 +202,6 @@ def gelu_tanh_and_mul(input: Tensor) -> Tensor:
     return (F.gelu(gate, approximate="tanh") * up).to(input.dtype)
 
 
-def apply_rope_with_cos_sin_cache_inplace(
-    positions: Tensor, query: Tensor, key: Tensor, head_size: int, cos_sin_cache: Tensor
-) -> None:
-    assert cos_sin_cache.dtype == torch.float32
-    cos, sin = cos_sin_cache[positions].unsqueeze(1).chunk(2, dim=-1)
-    for part in (query, key):
-        heads = part.view(part.shape[0], -1, head_size)
-        first, second = heads.float().chunk(2, dim=-1)
-        heads.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
-
-
 LIBRARY = SimpleNamespace(
     BatchPrefillWithPagedKVCacheWrapper=Prefill,
     BatchDecodeWithPagedKVCacheWrapper=Decode,
@@ -224,5 +213,4 @@ LIBRARY = SimpleNamespace(
     ),
     activation=SimpleNamespace(silu_and_mul=silu_and_mul, gelu_tanh_and_mul=gelu_tanh_and_mul),
     sampling=SimpleNamespace(top_p_renorm_probs=top_p_renorm_probs),
-    rope=SimpleNamespace(apply_rope_with_cos_sin_cache_inplace=apply_rope_with_cos_sin_cache_inplace),
 )

@@ -10,8 +10,8 @@ from pretended_tensor import PretendedDevice, kept
 from torch.utils._python_dispatch import _disable_current_modes
 
 
-class Sgmv:
-    """An emulated library. What its launcher is given is recorded where a capture is under way."""
+class OurKernels:
+    """An emulated library. What its launchers are given is recorded where a capture is under way."""
 
     def __init__(self, library: ctypes.CDLL, device: PretendedDevice) -> None:
         self._library, self._device = library, device
@@ -20,8 +20,14 @@ class Sgmv:
         return getattr(self._library, name)
 
     def lorikeet_sgmv(self, call: ctypes.Structure, stream: int) -> bytes | None:
+        return self._launch(self._library.lorikeet_sgmv, call)
+
+    def lorikeet_rope_and_cache(self, call: ctypes.Structure, stream: int) -> bytes | None:
+        return self._launch(self._library.lorikeet_rope_and_cache, call)
+
+    def _launch(self, launcher: Any, call: ctypes.Structure) -> bytes | None:
         same = type(call).from_buffer_copy(call)
-        error: bytes | None = self._device.launch(self._library.lorikeet_sgmv, same, None)
+        error: bytes | None = self._device.launch(launcher, same, None)
         return error
 
 

@@ -12,7 +12,7 @@ from flashinfer_stand_in import LIBRARY
 from shard_driver import Driver, Run, make_engine, prompt_of, tiny_model, warmup_request
 from tiny_adapters import ATTENTION, save_adapter
 
-from lorikeet_server.kernels import AttentionShape, Kernels, select
+from lorikeet_server.kernels import AttentionLayer, AttentionShape, Kernels, select
 from lorikeet_server.kernels.cuda import DeviceLoraTables, backend, toolkit
 from lorikeet_server.pb import shard_pb2 as pb
 
@@ -88,6 +88,22 @@ def test_an_engine_over_it_gives_what_the_reference_gives(kernels: Kernels, tmp_
         compared = parted.index(True) + 1 if any(parted) else len(parted)
         assert compared > 1
         assert run.logprobs[:compared] == pytest.approx(other.logprobs[:compared], abs=0.02)
+
+
+@pytest.mark.parametrize("width", [64, 24])
+def test_heads_of_every_width_are_rotated(kernels: Kernels, width: int) -> None:
+    """The kernel takes multiples of 16; torch takes the others."""
+    qkv, places = torch.randn(3, 4 * width).half(), torch.tensor([5, 2, 7])
+    caches, cos_sin = torch.zeros(2, 3, 4, 1, width).half(), torch.randn(9, width)
+    layer = AttentionLayer(AttentionShape(2, 1, width, 1.0), *caches, cos_sin)
+    results = []
+    for each in (kernels, select("reference", dtype=torch.float16)):
+        rows = qkv.clone()
+        each.rope_and_cache(rows, layer, torch.tensor([0, 8, 3]), places)
+        results.append((rows, caches.clone()))
+        caches.zero_()
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, rtol=2.0**-10, atol=1e-6)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0, 0.5])

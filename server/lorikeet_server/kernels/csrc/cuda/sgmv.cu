@@ -4,6 +4,7 @@
 #include "lorikeet/expand.cuh"
 #include "lorikeet/launch.cuh"
 #include "lorikeet/shrink.cuh"
+#include "rope_and_cache.h"
 
 namespace lorikeet {
 namespace {
@@ -99,13 +100,15 @@ const char* load_all() {
 }  // namespace lorikeet
 
 extern "C" const char* lorikeet_load(void) {
-  const char* wrong = lorikeet::load_all<lorikeet::Bf16>();
-  return wrong != nullptr ? wrong : lorikeet::load_all<lorikeet::Fp16>();
+  if (const char* wrong = lorikeet::load_all<lorikeet::Bf16>()) return wrong;
+  if (const char* wrong = lorikeet::load_all<lorikeet::Fp16>()) return wrong;
+  return lorikeet::load_rope_and_cache();
 }
 
 extern "C" int lorikeet_struct_bytes(int index) {
-  const int bytes[] = {sizeof(lorikeet::LoraEntry), sizeof(lorikeet::LoraTile), sizeof(lorikeet::TileLayout), sizeof(LorikeetSgmv)};
-  return index >= 0 && index < 4 ? bytes[index] : 0;
+  const int bytes[] = {sizeof(lorikeet::LoraEntry), sizeof(lorikeet::LoraTile), sizeof(lorikeet::TileLayout), sizeof(LorikeetSgmv),
+                       sizeof(LorikeetRopeAndCache)};
+  return index >= 0 && index < 5 ? bytes[index] : 0;
 }
 
 extern "C" int64_t lorikeet_sgmv_scratch(const lorikeet::LoraTables* tables, int rows) {

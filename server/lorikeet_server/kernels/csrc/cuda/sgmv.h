@@ -31,10 +31,11 @@ struct LorikeetSgmv {
   int32_t live_tiles; // how many tiles the step has, or -1: the grids have to do for any step of so many rows
 };
 
-// Bytes of LoraEntry, LoraTile, TileLayout, LorikeetSgmv, by index; 0 beyond. To be compared before anything is called.
+// Bytes of LoraEntry, LoraTile, TileLayout, LorikeetSgmv, LorikeetRopeAndCache, by index; 0 beyond. To be compared before anything
+// is called.
 int lorikeet_struct_bytes(int index);
 
-// Brings all kernels to the current device, so that their first launch may be captured in a graph. Null, or what CUDA says.
+// Brings all kernels of the library to the current device, so that their first launch may be captured in a graph. Null, or what CUDA says.
 const char* lorikeet_load(void);
 
 // Values of fp32 scratch that a call on so many rows of such a module needs.
