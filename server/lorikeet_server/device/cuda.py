@@ -1,8 +1,8 @@
 """A CUDA device. Steps run on the current stream; nothing here waits for it but what says so."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -43,7 +43,8 @@ class CudaDevice:
     def __init__(self, device: torch.device) -> None:
         self.where = device
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._graphs: Any = None  # the memory that all captured work shares
+        # Captured work shares memory, which torch takes back with the last of it: another Warmup has its own.
+        self._sharing: Callable[[], torch.cuda.CUDAGraph | None] = lambda: None
 
     def parcel(self, size: int) -> Parcel:
         return StepParcel(size, self.where)
@@ -74,11 +75,13 @@ class CudaDevice:
         with torch.cuda.stream(aside):
             work()
         torch.cuda.current_stream(self.where).wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
+        graph, sharing = torch.cuda.CUDAGraph(), self._sharing()
+        pool = None if sharing is None else sharing.pool()
         # Other threads may pin memory meanwhile, which a capture of the whole process would forbid.
-        with torch.cuda.graph(graph, pool=self._graphs, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = work()
-        self._graphs = self._graphs or graph.pool()
+        if sharing is None:
+            self._sharing = weakref.ref(graph)
         return graph.replay, outputs
 
     def available_bytes(self) -> int:

@@ -84,7 +84,8 @@ class PenaltyCounts:
     def record(self, tokens: torch.Tensor, of: PenalisedRows) -> None:
         """Counts one sampled token `[rows]` per row as output of its slot."""
         produced = tokens[of.rows]
-        self._seen[of.lanes, produced] = True
+        # A number would be copied to the device first, and the copy waited for.
+        self._seen[of.lanes, produced] = torch.ones_like(produced, dtype=torch.bool)
         self._output[of.lanes, produced] += 1
 
     def _grow(self) -> None:

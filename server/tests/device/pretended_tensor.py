@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("cuda", 0)
 COPIES = {"aten::copy_", "aten::_to_copy"}  # between host and device, too
+INDEXED = {"aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 PINNING = {"aten::pin_memory", "aten::_pin_memory"}
 # Of a host's ways of attention and a device's, the one that both have.
 CHOICE, PLAIN_ATTENTION = "aten::_fused_sdp_choice", 0
@@ -124,6 +125,8 @@ class PretendedDevice(TorchDispatchMode):
         if ours and theirs and name not in COPIES:
             shapes = ", ".join(str(list(each.shape)) for each in theirs)
             raise RuntimeError(f"{name} takes tensors of the device and {shapes} of the host")
+        if ours and name in INDEXED and args[2].dim() == 0:
+            assert waiting, f"{name} of a number copies it to a device, and waits"
         if name in COPIES and (leaves or (ours and theirs)):
             called_for = kwargs.get(
                 "non_blocking", args[2] if name == "aten::copy_" and len(args) > 2 else False

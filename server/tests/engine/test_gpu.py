@@ -166,6 +166,16 @@ def test_float32_on_a_gpu_gives_the_tokens_of_the_cpu(path: Path) -> None:
         assert run.tokens == expected.tokens
 
 
+def test_another_warmup_captures_anew(path: Path) -> None:
+    """Its captures have memory of their own: that of the last ones is gone with them."""
+    engine = engine_on(path, select("cuda", device=CUDA, dtype=torch.bfloat16), "bfloat16")
+    first = conversation(engine)
+    engine.warmup(warmup_request(adapter_bytes=1 << 24, kv_bytes=1 << 23))
+    for a, b in zip(first, conversation(engine), strict=True):
+        assert a.errors == b.errors == []
+        assert (a.tokens, a.logprobs) == (b.tokens, b.logprobs)
+
+
 def test_no_step_waits_for_the_device(path: Path) -> None:
     engine = engine_on(path, select("cuda", device=CUDA, dtype=torch.bfloat16), "bfloat16")
     conversation(engine)  # whatever is compiled or allocated late

@@ -194,7 +194,10 @@ def test_greedy(pair: Pair) -> None:
 
 
 def test_fixed_plans_stay_in_place(pair: Pair) -> None:
-    """A captured step finds the newest tables where the first ones were, whatever the window of a layer."""
+    """A captured step finds the newest tables where the first ones were, whatever the window of a layer.
+
+    Kernels for decodes alone add up in another order than those for any step, and each rounds once.
+    """
     full, one = AttentionShape(4, 2, WIDTH, WIDTH**-0.5), torch.arange(3, dtype=torch.int32)
     shapes = full, full._replace(window=7)
     k_shape, v_shape = pair.tested.kv_layout(BLOCKS, BLOCK, 2, WIDTH, pair.tested.dtype)
@@ -218,6 +221,6 @@ def test_fixed_plans_stay_in_place(pair: Pair) -> None:
 
     first, second = tables([[3, 4, 0], [5, 0, 0]], [20, 9]), tables([[8, 9, 7], [1, 2, 0]], [45, 31])
     kept = planned(first)
-    pair.close(attend(first, kept), attend(first))
+    pair.close(attend(first, kept), attend(first), ulps=3)
     planned(second)
-    pair.close(attend(first, kept), attend(second))
+    pair.close(attend(first, kept), attend(second), ulps=3)
