@@ -146,6 +146,7 @@ struct Launch {
   int threads;
   void* stream;
   bool dependent;
+  int shared = 0;
 };
 
 template <class... Parameters, class... Arguments>
@@ -164,7 +165,7 @@ const char* enqueue(const Launch& launch, void (*kernel)(Parameters...), Argumen
 }
 
 template <class... Parameters>
-const char* load(void (*)(Parameters...)) {
+const char* load(void (*)(Parameters...), int = 0) {
   return nullptr;
 }
 
@@ -189,6 +190,19 @@ V load_streaming(const V* from) {
 }
 inline Quad load_cached(const Quad* from) { return load_streaming(from); }
 inline Quad load_written(const void* from) { return load_streaming(static_cast<const Quad*>(from)); }
+
+inline uint16_t* dynamic_shared() {
+  static Quad memory[1 << 13];
+  return reinterpret_cast<uint16_t*>(memory);
+}
+
+// Arrives at once, so a missing wait shows on a device only.
+inline void copy_async(void* to, const void* from, bool live) {
+  *static_cast<Quad*>(to) = live ? load_streaming(static_cast<const Quad*>(from)) : Quad{};
+}
+inline void commit_copies() {}
+template <int kLeft>
+void wait_for_copies() {}
 
 inline float as_float(uint32_t bits) {
   float value;

@@ -61,8 +61,8 @@ const char* launch_shrink(const LorikeetSgmv& call, const Sizes& sizes, void* st
     const Launch launch = {{sizes.planes, tables.slices, at_most(room, sizes.tiles * rank_tiles)}, kShrinkThreads, stream, dependent};
     return enqueue(launch, shrink_decode<T>, tables, call.tiles, call.x, call.x_stride, call.v, call.rows);
   }
-  const int64_t room = ceil_div(sizes.processors * kPrefillBlocks, static_cast<int64_t>(sizes.planes) * sizes.tiles);
-  const Launch launch = {{sizes.planes, at_most(room, rank_tiles), sizes.tiles}, kPrefillThreads, stream, dependent};
+  const int64_t room = sizes.processors * kPrefillBlocks / (static_cast<int64_t>(sizes.planes) * sizes.tiles);
+  const Launch launch = {{sizes.planes, at_most(room, rank_tiles), sizes.tiles}, kPrefillThreads, stream, dependent, kPrefillShared};
   return enqueue(launch, shrink_prefill<T>, tables, call.tiles, call.x, call.x_stride, call.v, call.rows);
 }
 
@@ -91,7 +91,7 @@ const char* launch(const LorikeetSgmv& call, void* stream) {
 template <class T>
 const char* load_all() {
   if (const char* wrong = load(shrink_decode<T>)) return wrong;
-  if (const char* wrong = load(shrink_prefill<T>)) return wrong;
+  if (const char* wrong = load(shrink_prefill<T>, kPrefillShared)) return wrong;
   if (const char* wrong = load(expand<T, kDecodeTile>)) return wrong;
   return load(expand<T, kPrefillTile>);
 }

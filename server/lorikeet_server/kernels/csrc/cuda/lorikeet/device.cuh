@@ -52,6 +52,25 @@ __device__ __forceinline__ Pair load_streaming(const Pair* from) {
   return p;
 }
 
+// As much memory as the launch asks for.
+__device__ __forceinline__ uint16_t* dynamic_shared() {
+  extern __shared__ Quad memory[];
+  return reinterpret_cast<uint16_t*>(memory);
+}
+
+// Sixteen bytes on their way to shared memory, or zeros without a read. A group of copies is what lies between two commits;
+// after the wait of a thread, all its groups but the last kLeft have arrived.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool live) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from),
+               "r"(live ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kLeft>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
 // Programmatic dependent launch (sm_90): what precedes `wait_for_previous` overlaps the kernel before this one and must
 // not read what that kernel writes. Every thread has to wait before it ends: a kernel that came after might otherwise not be
 // ordered behind the one before. After `release_next` of all blocks the next kernel may begin, as far as there is room.

@@ -20,11 +20,11 @@ template <int kRows>
 struct ExpandShape;
 template <>
 struct ExpandShape<kDecodeTile> {
-  static constexpr int kColumns = 256, kRankChunk = 128, kAhead = 2, kBlocks = 4, kLongestRun = 1;
+  static constexpr int kColumns = 256, kRankChunk = 128, kAhead = 1, kBlocks = 5, kLongestRun = 1;
 };
 template <>
 struct ExpandShape<kPrefillTile> {
-  static constexpr int kColumns = 128, kRankChunk = 64, kAhead = 1, kBlocks = 3, kLongestRun = 8;
+  static constexpr int kColumns = 64, kRankChunk = 64, kAhead = 2, kBlocks = 4, kLongestRun = 4;
 };
 
 template <int kRows>
@@ -67,11 +67,12 @@ struct ExpandItem {
   LoraEntry entry;  // b 0: nothing to do
 
   // `index` counts column tiles, those of one tile of rows after those of another.
+  // There must be room for so many tiles, but need not be such a tile.
   template <int kRows>
   __device__ static ExpandItem of(const LoraTables& tables, const LoraTiles& tiles, int index, int all_columns) {
     const int at = index / all_columns;
+    const LoraTile tile = tile_at(tiles.tiles, at);  // read beside their number, not after it
     if (at >= tiles.total[0]) return {};
-    const LoraTile tile = tile_at(tiles.tiles, at);
     const ColumnTile columns = ColumnTile::of<kRows>(tables, index - at * all_columns);
     return {tile, columns, entry_of(tables, tile.slot, columns.slice)};
   }
@@ -130,7 +131,7 @@ __global__ void __launch_bounds__(kExpandThreads, ExpandShape<kRows>::kBlocks)
   };
   const bool live = targeted(tables);
   const int end = tiles.total[0] * runs;
-  ExpandItem item = at < end ? item_at(at, 0) : ExpandItem{};
+  ExpandItem item = item_at(at, 0);  // there are not more blocks than runs could be
   load_first(item);  // adapters do not change within a step: this need not wait for shrink
   release_next();
   wait_for_previous();

@@ -13,6 +13,7 @@ struct Launch {
   int threads;
   void* stream;
   bool dependent;  // may begin while the kernel before it ends (sm_90)
+  int shared = 0;  // bytes of `dynamic_shared`, as the kernel was loaded with
 };
 
 // Null, or what CUDA says.
@@ -24,6 +25,7 @@ const char* enqueue(const Launch& launch, void (*kernel)(Parameters...), Argumen
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(launch.grid[0], launch.grid[1], launch.grid[2]);
   config.blockDim = dim3(launch.threads);
+  config.dynamicSmemBytes = launch.shared;
   config.stream = static_cast<cudaStream_t>(launch.stream);
   config.attrs = &attribute;
   config.numAttrs = launch.dependent ? 1 : 0;
@@ -31,11 +33,13 @@ const char* enqueue(const Launch& launch, void (*kernel)(Parameters...), Argumen
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
 }
 
-// Brings a kernel to the current device, which its first launch would do otherwise. Null, or what CUDA says.
+// Brings a kernel to the current device, which its first launch would do otherwise, and allows it so many bytes of
+// `dynamic_shared`. Null, or what CUDA says.
 template <class... Parameters>
-const char* load(void (*kernel)(Parameters...)) {
+const char* load(void (*kernel)(Parameters...), int shared = 0) {
   cudaFuncAttributes attributes;
-  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  if (status == cudaSuccess && shared > 0) status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
 }
 

@@ -29,7 +29,7 @@ __host__ __device__ constexpr int planes_of(int in) { return (in + chunk_columns
 constexpr int kShrinkThreads = 32 * kUnits;  // decode: one unit for each warp
 constexpr int kShrinkBlocks = 2;             // of a multiprocessor: 64 KB in flight, and room for expand to begin
 constexpr int kPrefillThreads = 128;
-constexpr int kPrefillBlocks = 2;
+constexpr int kPrefillBlocks = 2;  // 96 KB in flight
 
 __device__ __forceinline__ LoraEntry entry_of(const LoraTables& tables, int slot, int slice) {
   const auto* at = reinterpret_cast<const Quad*>(tables.entries + static_cast<int64_t>(slot) * tables.stride + slice);
@@ -73,14 +73,13 @@ struct WeightFragment {
   Quad low, high;
 };
 
-// `end`: of the columns that exist. Decode reads a weight once per block, prefill once per warp.
-template <Quad (*kLoad)(const Quad*)>
+// `end`: of the columns that exist.
 __device__ __forceinline__ WeightFragment load_weights(const ShrinkWeights& weights, int in, int column, int end, int g) {
   WeightFragment f = {};
   if (column < end) {
     const uint16_t* at = weights.a + static_cast<int64_t>(g) * in + column;
-    if (g < weights.rows) f.low = kLoad(reinterpret_cast<const Quad*>(at));
-    if (g + 8 < weights.rows) f.high = kLoad(reinterpret_cast<const Quad*>(at + static_cast<int64_t>(8) * in));
+    if (g < weights.rows) f.low = load_streaming(reinterpret_cast<const Quad*>(at));
+    if (g + 8 < weights.rows) f.high = load_streaming(reinterpret_cast<const Quad*>(at + static_cast<int64_t>(8) * in));
   }
   return f;
 }
@@ -113,10 +112,10 @@ struct ShrinkItem {
   ShrinkWeights weights;
   const uint16_t* row;  // this thread's token
 
-  __device__ static ShrinkItem of(const LoraTables& tables, const LoraTiles& tiles, int index, int total, int slice, int g,
+  // `tile`: the item at `index`, or anything if `live` says that there is none.
+  __device__ static ShrinkItem of(const LoraTables& tables, const LoraTiles& tiles, const LoraTile& tile, bool live, int slice, int g,
                                   const uint16_t* x, int64_t x_stride) {
-    if (index >= total) return {};
-    const LoraTile tile = tile_at(tiles.items, index);
+    if (!live) return {};
     return {tile, ShrinkWeights::of(tables, tile.slot, slice, tile.rank), token_row(tiles, tile, g, x, x_stride)};
   }
 };
@@ -138,18 +137,21 @@ __global__ void __launch_bounds__(kShrinkThreads, kShrinkBlocks)
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int end = weights.a != nullptr && step + i < steps ? tables.in : 0;
-      w[i] = load_weights<load_streaming>(weights, tables.in, first_column + (step + i) * kStep, end, g);
+      w[i] = load_weights(weights, tables.in, first_column + (step + i) * kStep, end, g);
     }
   };
   const bool live = targeted(tables);
   int index = blockIdx.z, parity = 0;
-  ShrinkItem item = ShrinkItem::of(tables, tiles, index, total, slice, g, x, x_stride);
+  // There are not more blocks than items could be: the first is read beside their number, not after it.
+  ShrinkItem item = ShrinkItem::of(tables, tiles, tile_at(tiles.items, index), index < total, slice, g, x, x_stride);
   load(item.weights, 0);
   release_next();
   wait_for_previous();
   if (!live) return;
   for (; index < total; index += gridDim.z) {
-    const ShrinkItem next = ShrinkItem::of(tables, tiles, index + gridDim.z, total, slice, g, x, x_stride);
+    const bool more = index + static_cast<int>(gridDim.z) < total;
+    const LoraTile after = more ? tile_at(tiles.items, index + gridDim.z) : LoraTile{};
+    const ShrinkItem next = ShrinkItem::of(tables, tiles, after, more, slice, g, x, x_stride);
     if (item.weights.a == nullptr) {
       item = next;
       load(item.weights, 0);
@@ -190,62 +192,96 @@ __global__ void __launch_bounds__(kShrinkThreads, kShrinkBlocks)
   }
 }
 
+// Columns that the prefill kernel brings to shared memory at a time, and how many such stages there is room for.
+constexpr int kStageSteps = 2, kStageColumns = kStageSteps * kStep, kStages = 6;
+
+constexpr int kMTiles = 4;  // rank tiles of a block of the prefill kernel at a time
+constexpr int kPrefillShared = kStages * (kPrefillTile + kMTiles * kRankTile) * kStageColumns * 2;  // bytes
+
+// Place of 8 columns of a row in a stage. Odd rows have their halves exchanged: the rows that a quarter of a warp reads together
+// would otherwise lie in the same banks.
+__device__ __forceinline__ int stage_place(int row, int column) {
+  return row * kStageColumns + (column ^ (row & 1) * (kStageColumns / 2));
+}
+
 // Grid (chunks, blocks that share the ranks of a tile, tiles of 64 rows); kPrefillThreads: 16 rows for each warp. A block takes
 // up to kMTiles rank tiles at a time, of all slices, so that a low rank reads x once. v as above.
 template <class T>
 __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks) shrink_prefill(LoraTables tables, LoraTiles tiles, const uint16_t* x,
                                                                   int64_t x_stride, float* v, int rows) {
-  constexpr int kMTiles = 4;    // rank tiles at a time
   constexpr int kNTiles = 2;    // 8-row tiles of a warp
-  constexpr int kLoads = 4;     // steps of x on their way; kUnits steps are a multiple
+  constexpr int kQuads = kStageColumns / 8, kRowsAtOnce = kPrefillThreads / kQuads, kCopies = kPrefillTile / kRowsAtOnce;
+  static_assert(kRowsAtOnce == kRankTile, "a rank tile is one copy for each thread");
+  constexpr int kOfX = kPrefillTile * kStageColumns, kOfA = kMTiles * kRankTile * kStageColumns;
+  uint16_t* const x_stages = dynamic_shared();
+  uint16_t* const a_stages = x_stages + kStages * kOfX;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int steps = unit_steps(tables.in), all_steps = steps * kUnits;
-  const int first_column = blockIdx.x * all_steps * kStep + t * 8;
   const int64_t width = static_cast<int64_t>(tables.slices) * tables.max_rank;
   release_next();
   wait_for_previous();
   if (static_cast<int>(blockIdx.z) >= tiles.total[0] || !targeted(tables)) return;
   const LoraTile tile = tile_at(tiles.tiles, blockIdx.z);
-  if (warp * 16 >= tile.count) return;  // a decode among prompts: one warp reads its weights, not four
-  const uint16_t* row[kNTiles];
+  // What this thread copies of a stage: 8 columns of some rows of x, and of a row of each rank tile.
+  const int copied_row = threadIdx.x / kQuads, copied_column = threadIdx.x % kQuads * 8;
+  const int first_column = blockIdx.x * all_steps * kStep + copied_column;
+  const uint16_t* row[kCopies];
 #pragma unroll
-  for (int n = 0; n < kNTiles; ++n) row[n] = token_row(tiles, tile, warp * 16 + n * 8 + g, x, x_stride);
+  for (int i = 0; i < kCopies; ++i) row[i] = token_row(tiles, tile, i * kRowsAtOnce + copied_row, x, x_stride);
 
   const int depth = kMTiles / tables.slices * kRankTile;  // rank rows of each slice at a time
   for (int first = blockIdx.y * depth; first < tile.rank; first += gridDim.y * depth) {
     ShrinkWeights weights[kMTiles];
-    int v_column[kMTiles];
 #pragma unroll
     for (int m = 0; m < kMTiles; ++m) {
       const int slice = m * kRankTile / depth, rank = first + m * kRankTile % depth;
       weights[m] = slice < tables.slices ? ShrinkWeights::of(tables, tile.slot, slice, rank) : ShrinkWeights{nullptr, 0};
-      v_column[m] = slice * tables.max_rank + rank;
     }
-    Quad token[kLoads][kNTiles];
-    const auto load = [&](int i, int step) {
+    const auto copy = [&](int stage) {
+      const int column = first_column + stage * kStageColumns;
+      uint16_t *const x_to = x_stages + stage % kStages * kOfX, *const a_to = a_stages + stage % kStages * kOfA;
+      const bool there = stage * kStageSteps < all_steps && column < tables.in;
 #pragma unroll
-      for (int n = 0; n < kNTiles; ++n) token[i][n] = load_token(row[n], first_column + step * kStep, step < all_steps ? tables.in : 0);
+      for (int i = 0; i < kCopies; ++i) {
+        const bool live = there && row[i] != nullptr;
+        copy_async(x_to + stage_place(i * kRowsAtOnce + copied_row, copied_column), live ? row[i] + column : x, live);
+      }
+#pragma unroll
+      for (int m = 0; m < kMTiles; ++m) {
+        if (weights[m].a == nullptr) continue;
+        const bool live = there && copied_row < weights[m].rows;
+        const uint16_t* from = weights[m].a + (live ? static_cast<int64_t>(copied_row) * tables.in + column : 0);
+        copy_async(a_to + stage_place(m * kRankTile + copied_row, copied_column), from, live);
+      }
+      commit_copies();
     };
     float total[kMTiles][kNTiles][4] = {}, sum[kMTiles][kNTiles][4] = {};
+    __syncthreads();  // the reads of the ranks before
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) load(i, i);
+    for (int stage = 0; stage < kStages - 1; ++stage) copy(stage);
     int of_unit = 0;
-    for (int step = 0; step < all_steps; step += kLoads) {
+    for (int stage = 0; stage * kStageSteps < all_steps; ++stage) {
+      wait_for_copies<kStages - 2>();
+      __syncthreads();  // all copies of this stage, and all reads of the one before
+      copy(stage + kStages - 1);
+      const uint16_t *const x_from = x_stages + stage % kStages * kOfX, *const a_from = a_stages + stage % kStages * kOfA;
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        WeightFragment w[kMTiles];
+      for (int i = 0; i < kStageSteps; ++i) {
+        if (warp * 16 < tile.count) {
+          const auto read = [&](const uint16_t* from, int at) {
+            return *reinterpret_cast<const Quad*>(from + stage_place(at + g, i * kStep + t * 8));
+          };
+          Quad token[kNTiles];
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) {
-          w[m] = load_weights<load_cached>(weights[m], tables.in, first_column + (step + i) * kStep, tables.in, g);
-        }
+          for (int n = 0; n < kNTiles; ++n) token[n] = read(x_from, warp * 16 + n * 8);
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) {
-          if (weights[m].a != nullptr) {
+          for (int m = 0; m < kMTiles; ++m) {
+            if (weights[m].a == nullptr) continue;
+            const WeightFragment w = {read(a_from, m * kRankTile), read(a_from, m * kRankTile + 8)};
 #pragma unroll
-            for (int n = 0; n < kNTiles; ++n) multiply<T>(sum[m][n], w[m], token[i][n]);
+            for (int n = 0; n < kNTiles; ++n) multiply<T>(sum[m][n], w, token[n]);
           }
         }
-        load(i, step + i + kLoads);
         if (++of_unit == steps) {
           of_unit = 0;
 #pragma unroll
@@ -254,7 +290,7 @@ __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks) shrink_prefil
             for (int n = 0; n < kNTiles; ++n) {
 #pragma unroll
               for (int j = 0; j < 4; ++j) {
-                total[m][n][j] = step + i < steps ? sum[m][n][j] : total[m][n][j] + sum[m][n][j];
+                total[m][n][j] = stage * kStageSteps + i < steps ? sum[m][n][j] : total[m][n][j] + sum[m][n][j];
                 sum[m][n][j] = 0.0f;
               }
             }
@@ -264,14 +300,16 @@ __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks) shrink_prefil
     }
 #pragma unroll
     for (int m = 0; m < kMTiles; ++m) {
+      if (weights[m].a == nullptr) continue;
+      const int column = m * kRankTile / depth * tables.max_rank + first + m * kRankTile % depth;
 #pragma unroll
       for (int n = 0; n < kNTiles; ++n) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const int index = warp * 16 + n * 8 + 2 * t + j % 2, rank = g + j / 2 * 8;
-          if (weights[m].a != nullptr && index < tile.count) {
+          if (index < tile.count) {
             const int64_t at = static_cast<int64_t>(blockIdx.x) * rows + tile.first + index;
-            v[at * width + v_column[m] + rank] = total[m][n][j];
+            v[at * width + column + rank] = total[m][n][j];
           }
         }
       }
