@@ -66,12 +66,13 @@ bench: setup ## Measure throughput and latency on this machine
 # brought beside the working tree; benchmarks/README.md has the commands.
 
 .PHONY: gpu-check
-gpu-check: $(if $(DRY_RUN),setup) ## Check everything on a GPU (PART="kernels ...", RESULTS=directory; DRY_RUN=1: on the CPU, tiny)
-	$(if $(DRY_RUN),$(PYTHON),python3) benchmarks/gpu $(PART) $(if $(DRY_RUN),--dry-run) $(if $(RESULTS),--out $(RESULTS))
+gpu-check: $(if $(DRY_RUN),setup) ## Check everything on a GPU (PART="kernels ...", SECONDS=each, RESULTS=directory; DRY_RUN=1: on the CPU, tiny)
+	$(if $(DRY_RUN),$(PYTHON),python3) benchmarks/gpu $(PART) $(if $(DRY_RUN),--dry-run) $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(RESULTS),--out $(RESULTS))
 
 .PHONY: gpu-carry
-gpu-carry: $(STAMPS)/python ## Put what gpu-check needs there into .gpu (PYTHON_THERE=3.12)
-	packaging/carry.sh $(PYTHON_THERE) $(VENV)
+gpu-carry: $(STAMPS)/python ## Put what gpu-check needs there into .gpu (PYTHON_THERE=3.12; AHEAD=1: FlashInfer compiled, 20 minutes)
+	packaging/carry.sh $(PYTHON_THERE) $(VENV) $(AHEAD)
 
 # Checking
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import lzma
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -46,6 +48,60 @@ def test_a_part_leaves_nothing_behind(end: str) -> None:
     while running(child):  # killed, and about to be gone
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+CUT_OFF = """
+import sys
+sys.path[:0] = ["benchmarks/gpu", "benchmarks/serving", "examples", "integration-tests", "packaging"]
+from pathlib import Path
+from machine import CheckError, Machine
+from part import limit
+machine = Machine(Path(sys.argv[1]), Path(sys.argv[1]), dry=True)
+limit(2)
+try:
+    machine.python("-c", "import time; print('a FAILED'); print('b' * 9000, flush=True); time.sleep(60)")
+except CheckError as error:
+    print(error)
+"""
+
+
+def test_what_is_cut_off_tells_how_far_it_came(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CUT_OFF, tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    why, failed, end = done.stdout.split("\n", 2)
+    assert (why, failed) == ("not done within 2 s", "a FAILED"), done.stderr
+    assert set(end.strip()) == {"b"}
+
+
+LAY = """
+import sys
+sys.path.append("benchmarks/gpu")
+from pathlib import Path
+from carried import lay
+for name in ("none.xz", "tool.xz", "files.tar.xz"):
+    lay(Path(sys.argv[1], name), Path(sys.argv[1], name.partition(".")[0]))
+"""
+
+
+def test_what_is_brought_lies_there_until_something_else_is(tmp_path: Path) -> None:
+    def bring(text: str) -> None:
+        (tmp_path / "tool.xz").write_bytes(lzma.compress(f"#!/bin/sh\necho {text}\n".encode()))
+        (tmp_path / text).touch()
+        with tarfile.open(tmp_path / "files.tar.xz", "w:xz") as archive:
+            archive.add(tmp_path / text, f"below/{text}")
+
+    def lay() -> tuple[str, list[str]]:
+        subprocess.run([sys.executable, "-c", LAY, tmp_path], cwd=ROOT, check=True)
+        said = subprocess.run([tmp_path / "tool"], capture_output=True, text=True, check=True).stdout.strip()
+        return said, sorted(path.name for path in tmp_path.glob("files/below/*"))
+
+    bring("first")
+    assert lay() == ("first", ["first"])
+    (tmp_path / "files" / "below" / "kept").touch()
+    assert lay() == ("first", ["first", "kept"])
+    bring("second")
+    assert lay() == ("second", ["second"])
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 """Checks Lorikeet on a machine with a GPU, torch and nvcc; neither network nor Rust is needed there.
 
-    python3 benchmarks/gpu [PART ...] [--dry-run] [--out DIRECTORY]
+    python3 benchmarks/gpu [PART ...] [--dry-run] [--seconds N] [--out DIRECTORY]
 
-Each part takes less than eight minutes and may be run alone. `--dry-run` runs the same code on the CPU with
-a tiny model.
+Each part takes less than eight minutes, or `--seconds`, and may be run alone. `--dry-run` runs the same code
+on the CPU with a tiny model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import os
 import sys
 from pathlib import Path
 
-from machine import CARRIED, ROOT, CheckError, Machine
+from carried import CARRIED, ROOT
+from machine import SECONDS, CheckError, Machine
 from process_group import run_group
 
 PARTS = {
@@ -43,13 +44,16 @@ def main() -> None:
         "parts", nargs="*", choices=[[], *PARTS], default=[], metavar="PART", help=", ".join(PARTS)
     )
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="for each part, at most (%(default)s)")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results, or .gpu/dry-run")
     parser.add_argument("--work", type=Path, help="files that parts share; default: below the user's cache")
     arguments = parser.parse_args()
     dry = arguments.dry_run
     work = arguments.work or cache() / ("gpu-dry-run" if dry else "gpu-check")
     out = arguments.out or (CARRIED / "dry-run" if dry else ROOT / "benchmarks" / "results")
-    machine = Machine(work.resolve(), out.resolve(), dry)
+    if arguments.seconds < 1:
+        parser.error("--seconds must be 1 or more")
+    machine = Machine(work.resolve(), out.resolve(), dry, arguments.seconds)
     try:
         machine.ready()
     except CheckError as error:
@@ -62,8 +66,9 @@ def main() -> None:
             Path(__file__).with_name("part.py"),
             name,
             machine.device,
-            work,
-            out.resolve(),
+            machine.work,
+            machine.out,
+            machine.seconds,
         ]
         if run_group([str(word) for word in command], machine.environment):
             failed.append(name)

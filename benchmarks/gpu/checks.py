@@ -6,18 +6,22 @@ import json
 import shutil
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from carried import ROOT
 from golden_answers import agreement
 from lock_environment import cuda_toolkit
-from machine import ROOT, CheckError, Machine
+from machine import CheckError, Machine
 from scale import DRY, REAL
 from served import FIRST_START
 from support.server import Server
 
 Rows = list[dict[str, Any]]
+# Of the tests: what they compare with comes from the CPU, all of whose cores each process would take.
+PROCESSES, THREADS = 6, 2
 EXAMPLES = ROOT / "examples" / "adapters"
 SGMV_TESTS = "server/tests/kernels/cuda/test_sgmv.py"
 SANITIZED = {
@@ -62,8 +66,14 @@ def sanitizer(machine: Machine) -> Rows:
 def correctness(machine: Machine) -> Rows:
     """Fails if a test fails or, on a GPU, if one is skipped: then it has shown nothing."""
     report = machine.work / "tests.xml"
+    report.unlink(missing_ok=True)
+    # A name for each test, so that a run that is cut off tells which failed.
+    pytest = ["-m", "pytest", "-v", "-ra", "--tb=short", "-m", "gpu", f"--junitxml={report}"]
+    pytest += ["-n", str(PROCESSES)] if find_spec("xdist") else []
     tests = ["server/tests", "integration-tests"]
-    done = machine.python("-m", "pytest", "-q", "-m", "gpu", f"--junitxml={report}", *tests, check=False)
+    done = machine.python(*pytest, *tests, check=False, OMP_NUM_THREADS=str(THREADS))
+    if not report.exists():
+        raise CheckError(done.stdout[-6000:])
     suite = ElementTree.parse(report).getroot().find("testsuite")
     if suite is None:
         raise CheckError(done.stdout[-6000:])
@@ -76,8 +86,13 @@ def correctness(machine: Machine) -> Rows:
 
 def benchmark(machine: Machine, part: str) -> Rows:
     """Its figures are in a file of its own."""
-    dry = ["--dry-run"] if machine.dry else []
-    machine.python("-m", "benchmarks.kernels.gpu", part, "--results", machine.out, *dry)
+    options: list[str | Path] = ["--dry-run"] if machine.dry else []
+    if part == "peers" and machine.peers.is_dir():
+        options += ["--peers", machine.peers]
+    # The rest is for the start, the last cell, and writing the figures.
+    seconds = max(machine.seconds - 30, machine.seconds // 2)
+    options += ["--seconds", str(seconds), "--results", machine.out]
+    machine.python("-m", "benchmarks.kernels.gpu", part, *options)
     lines = json.loads((machine.out / f"sgmv-{part}.json").read_text())["lines"]
     return [{"figures": f"sgmv-{part}.md", "shapes": len(lines)}]
 
@@ -99,7 +114,7 @@ def smollm2(machine: Machine) -> Rows:
 
 def model(machine: Machine) -> Rows:
     started = time.monotonic()
-    directory = (DRY if machine.dry else REAL).model(machine.work)
+    directory = (DRY if machine.dry else REAL).model(machine.large)
     size = sum(path.stat().st_size for path in directory.iterdir())
     return [
         {"model": directory.name, "GB": round(size / 1e9, 2), "seconds": round(time.monotonic() - started, 1)}

@@ -1,15 +1,19 @@
 """Compiles the FlashInfer modules that the tests and the served models of a check use, all side by side.
 
-    python benchmarks/gpu/flashinfer_modules.py
+    python benchmarks/gpu/flashinfer_modules.py [--out FILE.tar.xz]
 
 On first use each would be compiled by itself, some of them for a minute and more: together longer than a part
-may take. Prints one JSON object. Where FlashInfer is not installed, torch computes attention, and there is
-nothing to do.
+may take. Those that were brought compiled (`carried.py`) are left alone. `--out` packs them to be brought, on
+a machine without the GPU if FLASHINFER_CUDA_ARCH_LIST names it. Prints one JSON object. Where FlashInfer is
+not installed, torch computes attention, and there is nothing to do.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -48,8 +52,21 @@ def modules() -> Iterator[Any]:
     yield from map(gen_act_and_mul_module, ("silu", "gelu_tanh"))
 
 
+def pack(libraries: list[Path], out: Path) -> None:
+    """NAME/NAME.so of each: how FlashInfer looks for what was compiled ahead."""
+    # Much the same code, over and over: packed by the whole of it, to an eighth.
+    with tarfile.open(out, "w:xz", preset=9) as archive:
+        for library in libraries:
+            archive.add(library, f"{library.stem}/{library.name}")
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="also pack them")
+    arguments = parser.parse_args()
     if find_spec("flashinfer") is None:
+        if arguments.out:
+            sys.exit("FlashInfer is not installed: nothing to pack")
         print(json.dumps({"library": "FlashInfer is not installed", "KiB": 0, "seconds": 0}))
         return
     prepare(toolkit.find())
@@ -57,9 +74,13 @@ def main() -> None:
 
     started = time.monotonic()
     found = list(modules())
+    ahead = sum(module.is_aot for module in found)
     build_jit_specs(found)
-    size = sum(Path(module.get_library_path()).stat().st_size for module in found)
-    row = {"library": f"{len(found)} modules of FlashInfer", "KiB": size >> 10}
+    libraries = [Path(module.get_library_path()) for module in found]
+    size = sum(library.stat().st_size for library in libraries)
+    row = {"library": f"{len(found)} modules of FlashInfer, {ahead} of them brought", "KiB": size >> 10}
+    if arguments.out:
+        pack(libraries, arguments.out)
     print(json.dumps(row | {"seconds": round(time.monotonic() - started, 1)}))
 
 

@@ -15,12 +15,12 @@ for beside in ("benchmarks/serving", "examples", "integration-tests", "packaging
 
 import checks  # noqa: E402 - after the path
 import served  # noqa: E402
+from carried import KIT  # noqa: E402
 from facts import facts  # noqa: E402
-from machine import KIT, CheckError, Machine  # noqa: E402
+from machine import SECONDS, CheckError, Machine  # noqa: E402
 from results import Outcome, Results, figures, table  # noqa: E402
 from scale import DRY, REAL  # noqa: E402
 
-SECONDS = 470
 CHECKS = {
     "kernels": checks.kernels,
     "correctness": checks.correctness,
@@ -37,20 +37,30 @@ LOADS = {
 }
 
 
-def out_of_time(*_: object) -> None:
-    raise CheckError(f"not done within {SECONDS} s")
+def limit(seconds: int) -> None:
+    """From now on; then what runs is ended by a CheckError."""
+
+    def out_of_time(*_: object) -> None:
+        raise CheckError(f"not done within {seconds} s")
+
+    signal.signal(signal.SIGALRM, out_of_time)
+    signal.alarm(seconds)
+
+
+def command(name: str, machine: Machine) -> str:
+    seconds = f" SECONDS={machine.seconds}" if machine.seconds != SECONDS else ""
+    return f"make gpu-check PART={name}{seconds}" + (" DRY_RUN=1" if machine.dry else "")
 
 
 def main() -> None:
-    name, device, work, out = sys.argv[1:]
-    machine = Machine(Path(work), Path(out), dry=device == "cpu")
+    name, device, work, out, seconds = sys.argv[1:]
+    machine = Machine(Path(work), Path(out), device == "cpu", int(seconds))
     outcome = Outcome(facts=facts("none"))
     commit = KIT / "commit"
     if commit.exists():
         outcome.facts["commit"] = commit.read_text().strip()
-    outcome.facts["command"] = f"make gpu-check PART={name}" + (" DRY_RUN=1" if machine.dry else "")
-    signal.signal(signal.SIGALRM, out_of_time)
-    signal.alarm(SECONDS)
+    outcome.facts["command"] = command(name, machine)
+    limit(machine.seconds)
     started = time.monotonic()
     try:
         if name in LOADS:

@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from carried import ROOT
 from load import Load, Target
-from machine import ROOT, Machine
+from machine import Machine
 from report import Row
 from scale import Scale
 from support.server import Server
@@ -46,11 +47,12 @@ def serving(machine: Machine, scale: Scale, adapters: Path) -> Iterator[Target]:
     }
     words = [str(word) for pair in flags.items() for word in pair]
     server = Server(
-        str(scale.model(machine.work)),
+        str(scale.model(machine.large)),
         [adapters],
         [*words, "--disable-prefix-cache"],
         machine.environment,
         ready_within=FIRST_START,
+        scratch=machine.large,
     )
     try:
         with server:
@@ -61,7 +63,7 @@ def serving(machine: Machine, scale: Scale, adapters: Path) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def scratch(machine: Machine) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=machine.work) as directory:
+    with tempfile.TemporaryDirectory(dir=machine.large) as directory:
         yield Path(directory)
 
 
@@ -82,7 +84,7 @@ def distinct(machine: Machine, scale: Scale) -> Iterator[Row]:
     the goals come from what the bytes allow.
     """
     with scratch(machine) as work:
-        model = scale.model(machine.work)
+        model = scale.model(machine.large)
         adapters = random_adapters(machine, model, work, scale.distinct[-1], str(scale.rank))
         with serving(machine, scale, adapters) as target:
             base = measured(scale, target)["tokens_per_second"]
@@ -104,7 +106,7 @@ def ranks(machine: Machine, scale: Scale) -> Iterator[Row]:
     }
     with scratch(machine) as work:
         for name, list_ in sets.items():
-            random_adapters(machine, scale.model(machine.work), work / name, half, list_)
+            random_adapters(machine, scale.model(machine.large), work / name, half, list_)
         with serving(machine, scale, work) as target:
             found = {name: measured(scale, target, numbered(half, f"{name}/")) for name in sets}
     mixed, equal = (found[name]["tokens_per_second"] for name in ("mixed", "equal"))
@@ -121,7 +123,7 @@ def popular(machine: Machine, scale: Scale) -> Iterator[Row]:
     """
     attention = "q_proj,k_proj,v_proj,o_proj"
     with scratch(machine) as work:
-        model = scale.model(machine.work)
+        model = scale.model(machine.large)
         adapters = random_adapters(machine, model, work, scale.known, "8", attention)
         with serving(machine, scale, adapters) as target:
             one = measured(scale, target, numbered(1), "identical")
@@ -138,7 +140,7 @@ def popular(machine: Machine, scale: Scale) -> Iterator[Row]:
 
 def host(machine: Machine, scale: Scale) -> Iterator[Row]:
     """A decode step beside the kernels in it: in the shard alone, and between a client's tokens."""
-    model, script = scale.model(machine.work), ROOT / "benchmarks" / "gpu" / "step_profile.py"
+    model, script = scale.model(machine.large), ROOT / "benchmarks" / "gpu" / "step_profile.py"
     sizes = {
         "--model": model,
         "--streams": scale.streams,

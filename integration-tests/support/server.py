@@ -53,9 +53,10 @@ class Server:
     env: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     ready_within: float = 180.0
+    scratch: Path | None = None  # where its directory is made; else among the system's temporary files
 
     def __post_init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="lorikeet-it-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="lorikeet-it-", dir=self.scratch))
         weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
         self.log_path = self.directory / "log"
         self.url = f"http://127.0.0.1:{self.port}"

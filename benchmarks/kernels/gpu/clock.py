@@ -31,7 +31,8 @@ class Clock:
         """The limits that shares refer to."""
         on_cuda = self._device.type == "cuda"
         size, side = (1 << 30, 8192) if on_cuda else (1 << 22, 256)
-        source = torch.zeros(size, dtype=torch.uint8, device=self._device)
+        # Zeros could be copied faster: what is all the same takes less power.
+        source = torch.randint(256, (size,), dtype=torch.uint8, device=self._device)
         target = torch.empty_like(source)
         left, right = torch.randn(2, side, side, device=self._device).to(torch.bfloat16)
         copied = self.microseconds(lambda _: target.copy_(source), 1)
@@ -42,11 +43,11 @@ class Clock:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for layer in range(min(2, layers)):
+            for layer in range(layers):  # all, and on the stream of the capture: peers keep tables for both
                 run(layer)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side):
             for call in range(CALLS):
                 run(call % layers)
         times = []

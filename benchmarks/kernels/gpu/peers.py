@@ -55,8 +55,16 @@ def grouped_mm(layers: Layers, count: int) -> Run:
 
 def vllm_triton(layers: Layers, count: int) -> Run:
     """vLLM's `lora_shrink` and `lora_expand`, as it configures them by itself."""
-    from vllm.lora.ops.triton_ops import LoRAKernelMeta, lora_expand, lora_shrink  # type: ignore[import-not-found]
+    from vllm.lora.ops.triton_ops import (  # type: ignore[import-not-found]
+        LoRAKernelMeta,
+        lora_expand,
+        lora_shrink,
+        utils,
+    )
 
+    # It keeps tables by the addresses of weights, and the weights with them. A server's stay; ours are freed.
+    utils._LORA_A_PTR_DICT.clear()
+    utils._LORA_B_PTR_DICT.clear()
     cell, device = layers.cell, layers.x.device
     meta = LoRAKernelMeta.make(cell.adapters, cell.rows, device)
     meta.prepare_tensors(torch.tensor(cell.slots, device=device))
@@ -75,16 +83,21 @@ def vllm_triton(layers: Layers, count: int) -> Run:
 
 
 def sglang_chunked(layers: Layers, count: int) -> Run:
-    """SGLang's chunked SGMV, with chunks as its backend chooses them."""
+    """SGLang's chunked SGMV, in chunks of 16 rows: its backend's, at the default of max_lora_chunk_size."""
     from sglang.kernels.ops.lora.dense.chunked_sgmv_expand import (  # type: ignore[import-not-found]
         chunked_sgmv_lora_expand_forward as expand,
     )
     from sglang.kernels.ops.lora.dense.chunked_sgmv_shrink import (  # type: ignore[import-not-found]
+        _chunked_lora_shrink_kernel,
+    )
+    from sglang.kernels.ops.lora.dense.chunked_sgmv_shrink import (
         chunked_sgmv_lora_shrink_forward as shrink,
     )
 
+    # Its cache of launches does not look at the rank, which is one for all of a server. Here it changes.
+    getattr(_chunked_lora_shrink_kernel, "kernel_cache", {}).clear()
     cell, device, widths = layers.cell, layers.x.device, layers.cell.shape.out_features
-    height = 16 if cell.rows < 64 else 32 if cell.rows < 256 else 128
+    height = 16
     slots = torch.tensor(cell.slots)
     starts, owners, done = [0], [], 0
     for slot, run_length in enumerate(torch.bincount(slots, minlength=cell.adapters).tolist()):
