@@ -31,11 +31,12 @@ class Clock:
         """The limits that shares refer to."""
         on_cuda = self._device.type == "cuda"
         size, side = (1 << 30, 8192) if on_cuda else (1 << 22, 256)
-        # Zeros could be copied faster: what is all the same takes less power.
-        source = torch.randint(256, (size,), dtype=torch.uint8, device=self._device)
+        # By a kernel: in a graph the copy engines would do it, which reached 2.7 of an H200's 4.3 TB/s.
+        # Not of zeros: what is all the same takes less power, and could be faster.
+        source = torch.randint(256, (size,), dtype=torch.uint8, device=self._device).view(torch.int32)
         target = torch.empty_like(source)
         left, right = torch.randn(2, side, side, device=self._device).to(torch.bfloat16)
-        copied = self.microseconds(lambda _: target.copy_(source), 1)
+        copied = self.microseconds(lambda _: torch.neg(source, out=target), 1)
         multiplied = self.microseconds(lambda _: left @ right, 1)
         return Machine(2 * size / copied * 1e6, 2 * side**3 / multiplied * 1e6)
 
