@@ -7,8 +7,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #ifndef __x86_64__
@@ -64,6 +66,25 @@ struct Index {
 };
 inline Index threadIdx, blockIdx, gridDim;
 
+struct alignas(16) Quad {
+  uint32_t word[4];
+};
+struct alignas(8) Pair {
+  uint32_t word[2];
+};
+
+// Copies that a thread has called for: they arrive when it waits for them, so that a missing wait shows.
+struct Copies {
+  struct Copy {
+    Quad* to;
+    Quad value;
+  };
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> groups;
+};
+constexpr int kMaxThreads = 1024;
+inline Copies copies[kMaxThreads];
+
 // The fibers of one block.
 class Block {
  public:
@@ -76,6 +97,7 @@ class Block {
     live_ = static_cast<int>(fibers_.size());
     current() = this;
     for (int i = 0; i < static_cast<int>(fibers_.size()); ++i) {
+      copies[i] = {};
       fibers_[i].done = false;
       fibers_[i].arrivals[0] = fibers_[i].arrivals[1] = 0;
       begin(fibers_[i].context, main_, stacks_[i].get(), kStack, &Block::enter);
@@ -172,13 +194,6 @@ const char* load(void (*)(Parameters...), int = 0) {
 // Few, so that blocks have to share the work of even a small step.
 inline int multiprocessors() { return 3; }
 
-struct alignas(16) Quad {
-  uint32_t word[4];
-};
-struct alignas(8) Pair {
-  uint32_t word[2];
-};
-
 // Also checks what the hardware would trap on.
 template <class V>
 V load_streaming(const V* from) {
@@ -196,13 +211,21 @@ inline uint16_t* dynamic_shared() {
   return reinterpret_cast<uint16_t*>(memory);
 }
 
-// Arrives at once, so a missing wait shows on a device only.
 inline void copy_async(void* to, const void* from, bool live) {
-  *static_cast<Quad*>(to) = live ? load_streaming(static_cast<const Quad*>(from)) : Quad{};
+  const Quad value = live ? load_streaming(static_cast<const Quad*>(from)) : Quad{};
+  copies[threadIdx.x].open.push_back({static_cast<Quad*>(to), value});
 }
-inline void commit_copies() {}
+inline void commit_copies() {
+  Copies& mine = copies[threadIdx.x];
+  mine.groups.push_back(std::move(mine.open));
+  mine.open.clear();
+}
 template <int kLeft>
-void wait_for_copies() {}
+void wait_for_copies() {
+  for (auto& groups = copies[threadIdx.x].groups; groups.size() > kLeft; groups.pop_front()) {
+    for (const Copies::Copy& copy : groups.front()) *copy.to = copy.value;
+  }
+}
 
 inline float as_float(uint32_t bits) {
   float value;
