@@ -43,6 +43,8 @@ class CudaDevice:
     def __init__(self, device: torch.device) -> None:
         self.where = device
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # One for all captures: cuBLAS keeps 32 MiB for each stream that it has seen.
+        self._aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         # Captured work shares memory, which torch takes back with the last of it: another Warmup has its own.
         self._sharing: Callable[[], torch.cuda.CUDAGraph | None] = lambda: None
 
@@ -70,15 +72,14 @@ class CudaDevice:
 
     def capture(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         # Once before: libraries allocate and choose algorithms on their first call, which capture forbids.
-        aside = torch.cuda.Stream(self.where)  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream(self.where))
-        with torch.cuda.stream(aside):
+        self._aside.wait_stream(torch.cuda.current_stream(self.where))
+        with torch.cuda.stream(self._aside):
             work()
-        torch.cuda.current_stream(self.where).wait_stream(aside)
+        torch.cuda.current_stream(self.where).wait_stream(self._aside)
         graph, sharing = torch.cuda.CUDAGraph(), self._sharing()
         pool = None if sharing is None else sharing.pool()
         # Other threads may pin memory meanwhile, which a capture of the whole process would forbid.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=self._aside, capture_error_mode="thread_local"):
             outputs = work()
         if sharing is None:
             self._sharing = weakref.ref(graph)

@@ -45,7 +45,9 @@ def pretended_cuda(patch: pytest.MonkeyPatch) -> Iterator[PretendedDevice]:
     device, stream = PretendedDevice(), Stream()
 
     @contextlib.contextmanager
-    def graph(made: Graph, pool: Any = None, capture_error_mode: str = "global") -> Iterator[None]:
+    def graph(
+        made: Graph, pool: Any = None, stream: Stream | None = None, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
         made.tape = device.tape = Tape()
         try:
             yield
