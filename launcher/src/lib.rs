@@ -2,7 +2,8 @@
 //! and explains itself (`doctor`).
 //!
 //! What belongs to no single subcommand is here: parsing, logging, exit codes. Exit code 2 means that the
-//! command line is wrong, 1 that something failed; either way the last line on stderr says what and how to mend it.
+//! command line is wrong, 1 that something failed; either way the last line on stderr says what and how to
+//! mend it.
 
 pub mod check;
 pub mod cli;
@@ -11,6 +12,7 @@ pub mod environment;
 pub mod hardware;
 pub mod logs;
 pub mod plan;
+pub mod role;
 pub mod run_directory;
 pub mod serve;
 pub mod supervise;

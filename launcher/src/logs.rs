@@ -13,7 +13,7 @@ use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::LogLevel;
-use crate::supervise::Role;
+use crate::role::Role;
 
 /// Longer lines are cut: one child must not make the launcher grow.
 const LONGEST_LINE: usize = 64 * 1024;
@@ -94,8 +94,8 @@ struct Line {
 }
 
 impl Record {
-    /// Reads a line; whatever is not a record of ours (a traceback, a library's warning) is passed on as it is.
-    /// `error: ` is how our commands end when they cannot go on.
+    /// Reads a line; whatever is not a record of ours (a traceback, a library's warning) is passed on as it
+    /// is. `error: ` is how our commands end when they cannot go on.
     fn parse(line: &str) -> Self {
         match serde_json::from_str(line) {
             Ok(Line { level, message, error, traceback }) => {

@@ -9,7 +9,8 @@ use lorikeet_router::config::Config;
 
 use crate::cli::{Device, ServeArgs};
 use crate::logs;
-use crate::supervise::{Plan, Prepared, ProcessSpec, Role, SHARD_GRACE};
+use crate::role::Role;
+use crate::supervise::{Plan, Prepared, ProcessSpec, SHARD_GRACE};
 
 /// What is known of the place the processes run in.
 #[derive(Debug, Clone)]

@@ -24,8 +24,8 @@ use tokio::time::{Instant, sleep_until};
 use backoff::Backoff;
 use group::{Death, ShardGroup};
 pub use prepare::{Prepared, prepare};
+pub use process::ProcessSpec;
 use process::{Process, describe};
-pub use process::{ProcessSpec, Role};
 use readiness::Readiness;
 pub use signals::Signals;
 

@@ -18,6 +18,8 @@ const GIB: u64 = 1 << 30;
 pub const MAX_STEPS_IN_FLIGHT: usize = 2;
 /// Tokens per KV block.
 pub const BLOCK_SIZE: u32 = 16;
+/// Entries of one `logit_bias`.
+pub const MAX_BIAS: usize = 1024;
 /// What the kernels are made for.
 const LARGEST_LORA_RANK: u32 = 512;
 
@@ -73,7 +75,8 @@ pub struct Http {
     /// Seconds that requests in flight are given to finish once the server is told to stop
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "30", value_parser = seconds)]
     pub drain_timeout: Duration,
-    /// Seconds of these in which new requests are still taken, for a balancer to notice that the server is not ready
+    /// Seconds of these in which new requests are still taken, for a balancer to notice that the server is
+    /// not ready
     #[arg(long, env = "LAME_DUCK_TIMEOUT", default_value = "1", value_parser = seconds)]
     pub lame_duck_timeout: Duration,
 }

@@ -1,11 +1,14 @@
-//! Every way a request can fail, and the one table that turns it into a status, a body, a metric label and a log level.
+//! Every way a request can fail, and the one table that turns it into a status, a body, a metric label and a
+//! log level.
+
+mod invalid;
 
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use tracing::Level;
 
-use crate::{chat::TemplateError, validate::Invalid};
+pub use self::invalid::Invalid;
 
 /// Why a request failed, named for the caller's problem. The text is what the client reads.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -203,12 +206,6 @@ impl Error {
             Self::Incomplete => both(S::INTERNAL_SERVER_ERROR, "incomplete_generation", SERVER, Level::ERROR),
             Self::Internal => both(S::INTERNAL_SERVER_ERROR, "internal", SERVER, Level::ERROR),
         }
-    }
-}
-
-impl From<TemplateError> for Error {
-    fn from(error: TemplateError) -> Self {
-        Self::Template(error.to_string())
     }
 }
 

@@ -1,7 +1,9 @@
 //! HTTP in, steps out: validation, adapters, scheduling and streaming in front of a group of shards.
 //!
-//! Dependencies point inward: `api` and `chat` know `infer`; `infer` knows `validate`, `adapters` and `driver`; the
-//! driver knows the engine and `shard`. What runs next is decided in `lorikeet_engine`, without I/O.
+//! Dependencies point inward: `api` knows `infer`; `infer` knows `validate`, `adapters` and `driver`;
+//! `validate` knows `chat`; the driver knows `adapters`, the engine and `shard`. What they pass on lies below
+//! them all, in `request`, `output`, `model`, `readiness` and `error`. What runs next is decided in
+//! `lorikeet_engine`, without I/O.
 
 pub mod adapters;
 mod allocator;
@@ -13,6 +15,10 @@ pub mod driver;
 pub mod error;
 pub mod infer;
 pub mod middleware;
+pub mod model;
+pub mod output;
+pub mod readiness;
+pub mod request;
 pub mod routes;
 pub mod serve;
 pub mod shard;
@@ -30,10 +36,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     adapters::Registry,
-    app::{AppState, ModelHandle, Readiness},
+    app::AppState,
     config::{Config, ConfigError},
     driver::Driver,
     infer::Infer,
+    model::ModelHandle,
+    readiness::Readiness,
     shard::Group,
     shutdown::{Drain, Drained, Signals},
     telemetry::Metrics,
@@ -58,8 +66,8 @@ pub enum RunError {
     Cut,
 }
 
-/// Runs the router until it is told to stop. Returning an error, the process has to end with a failure: part of the
-/// router may have died.
+/// Runs the router until it is told to stop. Returning an error, the process has to end with a failure: part
+/// of the router may have died.
 pub async fn run(config: Config) -> Result<(), RunError> {
     config.check()?;
     let (listener, address) = serve::bind(&config.http).await.map_err(|source| RunError::Bind {

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{app::Readiness, config::Http, driver::Driver, error::Error, infer::Infer};
+use crate::{config::Http, driver::Driver, error::Error, infer::Infer, readiness::Readiness};
 
 /// For terminal errors to reach their clients, once the time to drain is over.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -64,9 +64,9 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Readiness falls at once; new requests are still taken until those who send them had time to notice; then those
-    /// in flight finish, or are ended when `drain_timeout` has passed since the signal. `served` resolves when every
-    /// connection has ended.
+    /// Readiness falls at once; new requests are still taken until those who send them had time to notice;
+    /// then those in flight finish, or are ended when `drain_timeout` has passed since the signal. `served`
+    /// resolves when every connection has ended.
     pub async fn run(&self, stop: Stop, signals: &mut Signals, served: impl Future<Output = ()>) -> Drained {
         tracing::info!(timeout = ?self.http.drain_timeout, "draining");
         self.readiness.send_replace(Readiness::Draining);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{Harness, for_adapter, request, sim};
 use futures::{StreamExt, future::join_all};
 use lorikeet_bench::sim::{Control, SimConfig, digest};
-use lorikeet_router::{app::Readiness, error::Error};
+use lorikeet_router::{error::Error, readiness::Readiness};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_cold_requests_are_one_fetch() {
@@ -204,7 +204,8 @@ async fn metrics_name_what_is_resident() {
     harness.generate(for_adapter("known/a", request("a b", 3))).await.unwrap();
     harness.generate(request("a b", 3)).await.unwrap();
     harness.wait_idle().await;
-    let text = harness.state.metrics.encode(&harness.state.registry);
+    let registry = &harness.state.registry;
+    let text = harness.state.metrics.encode(registry.stats(), registry.names());
     for line in [
         "lorikeet_generated_tokens_total{adapter=\"known/a\"} 3",
         "lorikeet_generated_tokens_total{adapter=\"(base)\"} 3",

@@ -106,7 +106,8 @@ async fn labels_are_bounded_and_aliases_can_be_left_out() {
     for adapter in ["known/a", "known/b", "known/c", "known/d"] {
         harness.generate(for_adapter(adapter, request("a", 5))).await.unwrap();
     }
-    let text = harness.state.metrics.encode(&harness.state.registry);
+    let registry = &harness.state.registry;
+    let text = harness.state.metrics.encode(registry.stats(), registry.names());
     let tokens: Vec<_> =
         text.lines().filter_map(|line| line.strip_prefix("lorikeet_generated_tokens_total")).collect();
     let wanted = [

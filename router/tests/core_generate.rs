@@ -5,7 +5,7 @@ mod common;
 use common::{ASCII_END, EOS, Harness, VOCABULARY, for_adapter, request, sim, sim_with_eos, with_params};
 use futures::future::join_all;
 use lorikeet_bench::sim::SimConfig;
-use lorikeet_router::infer::{FinishReason, Prompt};
+use lorikeet_router::{output::FinishReason, request::Prompt};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_requests_each_get_their_own_tokens() {
@@ -193,11 +193,11 @@ async fn sampling_is_on_when_any_of_its_parameters_is_set() {
     assert_eq!(seed(with_params(request("a", 1), |p| p.temperature = Some(0.0))).await, None);
     assert_eq!(seed(with_params(request("a", 1), |p| p.seed = Some(1))).await, None);
     for change in [
-        |p: &mut lorikeet_router::infer::Params| p.do_sample = true,
-        |p: &mut lorikeet_router::infer::Params| p.temperature = Some(0.5),
-        |p: &mut lorikeet_router::infer::Params| p.top_k = Some(5),
-        |p: &mut lorikeet_router::infer::Params| p.top_p = Some(0.5),
-        |p: &mut lorikeet_router::infer::Params| p.typical_p = Some(0.5),
+        |p: &mut lorikeet_router::request::Params| p.do_sample = true,
+        |p: &mut lorikeet_router::request::Params| p.temperature = Some(0.5),
+        |p: &mut lorikeet_router::request::Params| p.top_k = Some(5),
+        |p: &mut lorikeet_router::request::Params| p.top_p = Some(0.5),
+        |p: &mut lorikeet_router::request::Params| p.typical_p = Some(0.5),
     ] {
         assert!(seed(with_params(request("a", 1), change)).await.is_some());
     }

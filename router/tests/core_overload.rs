@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use common::{Harness, collect, for_adapter, request, sim, with_params};
 use futures::{StreamExt, future::join_all};
 use lorikeet_bench::sim::{Control, SimConfig};
-use lorikeet_router::{error::Error, infer::Output};
+use lorikeet_router::{error::Error, output::Output};
 
 fn slow() -> SimConfig {
     SimConfig { step_time: Duration::from_millis(5), ..sim() }

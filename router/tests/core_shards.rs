@@ -12,7 +12,7 @@ use std::{
 use common::{Harness, collect, for_adapter, request, sim};
 use futures::future::join_all;
 use lorikeet_bench::sim::SimConfig;
-use lorikeet_router::{app::Readiness, error::Error, infer::Generation};
+use lorikeet_router::{error::Error, infer::Generation, readiness::Readiness};
 
 fn slow() -> SimConfig {
     SimConfig { step_time: Duration::from_millis(5), ..sim() }

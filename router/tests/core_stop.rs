@@ -4,7 +4,7 @@ mod common;
 
 use common::{Harness, VOCABULARY, request, sim, with_params};
 use lorikeet_bench::sim::SimConfig;
-use lorikeet_router::infer::FinishReason;
+use lorikeet_router::output::FinishReason;
 
 /// Every place in an output where a stop string may begin and end, in either mode, gives the text cut there.
 #[tokio::test(flavor = "multi_thread")]

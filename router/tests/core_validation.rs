@@ -7,7 +7,7 @@ mod common;
 use common::{Harness, VOCABULARY, request, sim, with_params};
 use lorikeet_router::{
     error::Error,
-    infer::{GenerateRequest, Params, Prompt},
+    request::{GenerateRequest, Params, Prompt},
 };
 
 type Change = fn(&mut Params);

@@ -1,7 +1,6 @@
 //! One child process: how it is started, signalled and reaped.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -16,30 +15,10 @@ use tokio::time::timeout;
 
 use super::parent_death::kill_with_parent;
 use crate::logs;
+use crate::role::Role;
 
 /// How long to wait for the last lines of a process that has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-
-/// What a process is to the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Resolves the model to local files, then ends.
-    Prepare,
-    /// Speaks HTTP.
-    Router,
-    /// Computes; one per rank.
-    Shard(u32),
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Prepare => f.write_str("prepare"),
-            Self::Router => f.write_str("router"),
-            Self::Shard(rank) => write!(f, "shard {rank}"),
-        }
-    }
-}
 
 /// A command line that has not been started.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,8 +3,10 @@
 mod catalogue;
 mod failure;
 mod flight;
-pub mod name;
+pub(crate) mod name;
 mod registry;
+mod source;
 
 pub use catalogue::Catalogue;
 pub use registry::{Listed, Registry, Staged};
+pub use source::{AdapterSource, source_name};

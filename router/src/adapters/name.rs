@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::{infer::AdapterSource, validate::Invalid};
+use super::source::{AdapterSource, source_name};
+use crate::error::Invalid;
 
 /// Bytes of one name.
 const MAX_LENGTH: usize = 256;
@@ -25,13 +26,6 @@ pub(crate) fn key(id: &str, source: AdapterSource) -> Arc<str> {
 /// The parts of a key.
 pub(crate) fn split(key: &str) -> (&str, &str) {
     key.split_once(':').unwrap_or(("", key))
-}
-
-/// As clients and the shard write it.
-pub fn source_name(source: AdapterSource) -> &'static str {
-    match source {
-        AdapterSource::Local => "local",
-    }
 }
 
 #[cfg(test)]

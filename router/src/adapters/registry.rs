@@ -24,8 +24,9 @@ use super::{
     catalogue::Catalogue,
     failure::{self, LoadFailure},
     name,
+    source::AdapterSource,
 };
-use crate::{config::Adapters, error::Error, infer::AdapterSource, shard::Group, telemetry::Metrics};
+use crate::{config::Adapters, error::Error, shard::Group, telemetry::Metrics};
 
 /// Fetches for one request: a second one, should the store have lost what the first one brought.
 const MAX_FETCHES: u32 = 2;
@@ -105,8 +106,8 @@ impl Registry {
         }
     }
 
-    /// Fetches and stages an adapter if need be. However many ask at once, the work is done once, and goes on when they
-    /// stop waiting.
+    /// Fetches and stages an adapter if need be. However many ask at once, the work is done once, and goes on
+    /// when they stop waiting.
     pub async fn resolve(self: &Arc<Self>, id: &str, source: AdapterSource) -> Result<Staged, Error> {
         name::check(id)?;
         let key = name::key(id, source);

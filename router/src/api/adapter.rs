@@ -1,12 +1,13 @@
 //! Which adapter a body asks for.
 
 use crate::{
-    error::Error,
-    infer::{AdapterRef, AdapterSource},
-    validate::Invalid,
+    adapters::AdapterSource,
+    error::{Error, Invalid},
+    request::AdapterRef,
 };
 
-/// The adapter of an `adapter_id` and an `adapter_source`; null, empty and the base model's own id are the base model.
+/// The adapter of an `adapter_id` and an `adapter_source`; null, empty and the base model's own id are the
+/// base model.
 pub(super) fn adapter(base: &str, id: Option<String>, source: Option<&str>) -> Result<AdapterRef, Error> {
     let source = match source {
         None | Some("" | "local") => AdapterSource::Local,

@@ -6,7 +6,8 @@ use futures::StreamExt;
 
 use crate::{
     error::Error,
-    infer::{FinishReason, Generation, GenerationInfo, Output, PromptToken, TokenOutput},
+    infer::Generation,
+    output::{FinishReason, GenerationInfo, Output, PromptToken, TokenOutput},
 };
 
 /// All that a finished generation put out.

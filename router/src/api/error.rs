@@ -136,7 +136,7 @@ fn describe(schema: &str) -> BTreeMap<String, RefOr<openapi::Response>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::validate::Invalid;
+    use crate::error::Invalid;
 
     #[test]
     fn v1_is_openai_and_the_rest_native() {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::collect::Completed;
-use crate::{adapters::name::source_name, app::AppState, infer::AdapterRef};
+use crate::{adapters::source_name, app::AppState, request::AdapterRef};
 
 /// What the headers of a stream say already before its first token.
 pub(super) struct Compute {
@@ -38,7 +38,8 @@ impl Compute {
         headers.0
     }
 
-    /// The headers of a whole answer, its times from the sequence that took longest. All times are milliseconds.
+    /// The headers of a whole answer, its times from the sequence that took longest. All times are
+    /// milliseconds.
     pub(super) fn headers(
         &self,
         completed: &[Completed],

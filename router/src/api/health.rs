@@ -3,10 +3,7 @@
 use axum::{extract::State, response::IntoResponse};
 
 use super::error::NativeErrors;
-use crate::{
-    app::{AppState, Readiness},
-    error::Error,
-};
+use crate::{app::AppState, error::Error, readiness::Readiness};
 
 /// Whether requests are served now
 #[utoipa::path(

@@ -40,7 +40,7 @@ pub struct MetricSample {
     )))
 )]
 pub async fn metrics(State(state): State<AppState>, headers: HeaderMap) -> Response {
-    let text = state.metrics.encode(&state.registry);
+    let text = state.metrics.encode(state.registry.stats(), state.registry.names());
     let accepts = |kind: &str| {
         headers.get_all(ACCEPT).iter().any(|value| value.to_str().is_ok_and(|value| value.contains(kind)))
     };

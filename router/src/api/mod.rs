@@ -1,4 +1,5 @@
-//! The dialects: requests of each become one `GenerateRequest`, and what comes back is told in the dialect's words.
+//! The dialects: requests of each become one `GenerateRequest`, and what comes back is told in the dialect's
+//! words.
 
 pub mod extract;
 pub mod health;
@@ -12,7 +13,9 @@ mod adapter;
 mod collect;
 mod error;
 mod headers;
+mod request_id;
 mod sse;
 mod wire;
 
 pub use error::{Dialect, ErrorResponse, OpenAiError, OpenAiErrorResponse};
+pub use request_id::RequestId;

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, io, path::Path};
 
 use serde_json::Value as Json;
 
-use super::template::TemplateError;
+use super::error::TemplateError;
 
 pub(super) const DEFAULT: &str = "default";
 pub(super) const TOOL_USE: &str = "tool_use";
@@ -21,8 +21,8 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Reads a tokenizer's directory: `chat_template.jinja` and `additional_chat_templates`, or else `chat_template` of
-    /// `tokenizer_config.json`, a string or a list of named ones.
+    /// Reads a tokenizer's directory: `chat_template.jinja` and `additional_chat_templates`, or else
+    /// `chat_template` of `tokenizer_config.json`, a string or a list of named ones.
     ///
     /// # Errors
     /// When a file is there but cannot be read, or is not JSON.

@@ -1,7 +1,8 @@
 //! The chat template of the base model: compiled once, run with bounds.
 //!
-//! A template is code from whoever published the model; it is read at start and never from a request. Messages are
-//! data to it. What a run may cost is bounded all the same, since its input comes from a request.
+//! A template is code from whoever published the model; it is read at start and never from a request.
+//! Messages are data to it. What a run may cost is bounded all the same, since its input comes from a
+//! request.
 
 use std::{collections::BTreeMap, io, path::Path};
 
@@ -14,6 +15,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
 
 use super::{
+    error::TemplateError,
     literal::{Specials, pieces},
     python,
     source::{DEFAULT, Source, TOOL_USE},
@@ -25,19 +27,6 @@ const FUEL: u64 = 5_000_000;
 const MAX_OUTPUT: usize = 16 << 20;
 /// Bytes of template source that are compiled.
 const MAX_SOURCE: usize = 1 << 20;
-
-#[derive(Debug, thiserror::Error)]
-pub enum TemplateError {
-    #[error("cannot read {file}")]
-    Read { file: &'static str, source: io::Error },
-    #[error("{file} is not JSON")]
-    Json { file: &'static str, source: serde_json::Error },
-    #[error("the chat template does not compile: {0}")]
-    Compile(String),
-    /// The text is for the user: the message that the template raised, or what went wrong in it.
-    #[error("{0}")]
-    Render(String),
-}
 
 /// The template, or templates, that come with a tokenizer.
 pub struct ChatTemplate {
@@ -57,8 +46,8 @@ impl std::fmt::Debug for ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Reads the templates of a tokenizer's directory. `None`: the model has no template. `specials` are the tokenizer's
-    /// special tokens, as they are written.
+    /// Reads the templates of a tokenizer's directory. `None`: the model has no template. `specials` are the
+    /// tokenizer's special tokens, as they are written.
     ///
     /// # Errors
     /// When a file is there but cannot be read, is not JSON, or holds a template that does not compile.
@@ -106,8 +95,8 @@ impl ChatTemplate {
         Ok(Self { env, special_tokens, specials, knows_developer })
     }
 
-    /// The prompt for these messages, a list of objects with `role` and `content`: pieces to tokenise one by one, and
-    /// to concatenate. A special token that is written in a message is in no piece as a whole.
+    /// The prompt for these messages, a list of objects with `role` and `content`: pieces to tokenise one by
+    /// one, and to concatenate. A special token that is written in a message is in no piece as a whole.
     ///
     /// # Errors
     /// When the template refuses the messages, fails on them, or goes over a bound.

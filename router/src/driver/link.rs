@@ -12,10 +12,9 @@ use tokio::time::{Instant, sleep};
 use tonic::Status;
 
 use crate::{
-    adapters::Registry,
-    app::{ModelHandle, ModelInfo},
+    adapters::{AdapterSource, Registry},
     config::{BLOCK_SIZE, Config, ConfigError, MAX_STEPS_IN_FLIGHT},
-    infer::AdapterSource,
+    model::{ModelHandle, ModelInfo},
     shard::{Group, Lost, Session},
 };
 
@@ -97,7 +96,8 @@ impl Up {
                 }
                 lost = &mut self.watch => lost,
             };
-            // A shard that computes with all cores may answer pings late. As long as it answers steps, it lives.
+            // A shard that computes with all cores may answer pings late. As long as it answers steps, it
+            // lives.
             if self.last_result.is_none_or(|last| last.elapsed() > RECENT) {
                 return Err(lost);
             }
@@ -280,8 +280,8 @@ fn model_info(
     }
 }
 
-/// Stages the adapters that must be there from the start. One that cannot be had stops the start, but not a server that
-/// has been serving.
+/// Stages the adapters that must be there from the start. One that cannot be had stops the start, but not a
+/// server that has been serving.
 async fn preload(registry: &Arc<Registry>, ids: &[String], first: bool) -> Result<(), NotReady> {
     for id in ids {
         match registry.resolve(id, AdapterSource::Local).await {

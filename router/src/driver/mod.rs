@@ -28,9 +28,10 @@ use tokio::{
 
 use crate::{
     adapters::Registry,
-    app::{ModelHandle, Readiness},
     config::Config,
     error::Error,
+    model::ModelHandle,
+    readiness::Readiness,
     shard::{Group, Lost},
     telemetry::{EngineSnapshot, Metrics},
 };
@@ -54,7 +55,8 @@ pub struct Parts {
     pub readiness: watch::Sender<Readiness>,
 }
 
-/// Prepares the driver. The future is its task: it ends when every handle is gone, or the shards can never be used.
+/// Prepares the driver. The future is its task: it ends when every handle is gone, or the shards can never be
+/// used.
 pub fn driver(parts: Parts) -> (Driver, impl Future<Output = ()> + Send) {
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let cancellations = Arc::new(Cancellations::default());

@@ -12,13 +12,13 @@ use lorikeet_engine as engine;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
-    Alternative, FinishReason, GenerationInfo, Output, PromptToken, TokenOutput,
     detokenizer::Detokenizer,
     stop::{Matched, StopMatcher},
 };
 use crate::{
     driver::{Message, Ticket},
     error::Error,
+    output::{Alternative, FinishReason, GenerationInfo, Output, PromptToken, TokenOutput},
     telemetry::{Metrics, Series, Timings},
     validate::Tokenizer,
 };
@@ -204,8 +204,8 @@ impl Drop for Generation {
 }
 
 impl Text {
-    /// The token's own text, the text that is final with it, and whether a stop string was found. `last`: no token
-    /// follows.
+    /// The token's own text, the text that is final with it, and whether a stop string was found. `last`: no
+    /// token follows.
     fn push(&mut self, id: u32, special: Option<&str>, last: bool) -> (String, String, bool) {
         let mut piece = if special.is_some() { String::new() } else { self.detokenizer.push(id) };
         if last {
@@ -247,8 +247,8 @@ impl Text {
     }
 }
 
-/// The text of each alternative alone, but of the token in whose place they stand as it reads there: clients look for it
-/// among them, and alone it may be a part of a character.
+/// The text of each alternative alone, but of the token in whose place they stand as it reads there: clients
+/// look for it among them, and alone it may be a part of a character.
 fn alternatives_text(
     tokenizer: &Tokenizer,
     alternatives: &[engine::Alternative],
@@ -265,7 +265,8 @@ fn alternatives_text(
         .collect()
 }
 
-/// Clients require a number, and JSON has no infinity: a token that a filter or bias excludes has the lowest one.
+/// Clients require a number, and JSON has no infinity: a token that a filter or bias excludes has the lowest
+/// one.
 fn finite(logprob: f32) -> f32 {
     if logprob.is_nan() { f32::MIN } else { logprob.clamp(f32::MIN, f32::MAX) }
 }

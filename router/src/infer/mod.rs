@@ -2,28 +2,26 @@
 
 mod detokenizer;
 mod generation;
-mod request;
 mod stop;
 
 use std::{sync::Arc, time::Duration};
 
 pub use generation::Generation;
 use lorikeet_engine::{Priority, Request, RequestId, TenantId};
-pub use request::{
-    AdapterRef, AdapterSource, Alternative, FinishReason, GenerateRequest, GenerationInfo, Output, Params,
-    Prompt, PromptToken, TokenOutput,
-};
 use tokio::{
     sync::{Semaphore, watch},
     time::{Instant, timeout_at},
 };
 
 use crate::{
-    adapters::{Registry, Staged},
-    app::{ModelHandle, Readiness},
+    adapters::{AdapterSource, Registry, Staged},
     config::Config,
     driver::{Driver, Refused},
     error::Error,
+    model::ModelHandle,
+    output::GenerationInfo,
+    readiness::Readiness,
+    request::{AdapterRef, GenerateRequest},
     telemetry::Metrics,
     validate::Validator,
 };
@@ -60,8 +58,8 @@ impl Infer {
         Self { shared: Arc::new(Shared { parts, permits }) }
     }
 
-    /// Validates, tokenises, resolves the adapter and queues. Returns once the request is queued; later failures come
-    /// as the stream's last item. `best_of` and `n` are several calls.
+    /// Validates, tokenises, resolves the adapter and queues. Returns once the request is queued; later
+    /// failures come as the stream's last item. `best_of` and `n` are several calls.
     ///
     /// Dropping the future or the [`Generation`] takes the request back, wherever it is.
     pub async fn generate(&self, request: GenerateRequest) -> Result<Generation, Error> {

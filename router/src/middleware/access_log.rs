@@ -1,5 +1,5 @@
-//! One line per request, written when its response has been sent or dropped. No path parameters, queries, headers
-//! or bodies: nothing that can hold a prompt or a secret.
+//! One line per request, written when its response has been sent or dropped. No path parameters, queries,
+//! headers or bodies: nothing that can hold a prompt or a secret.
 
 use std::{sync::Arc, time::Instant};
 
@@ -10,13 +10,11 @@ use axum::{
     response::Response,
 };
 
-use super::{
-    body::{Guard, Guarded},
-    request_id::RequestId,
-};
-use crate::error::Error;
+use super::body::{Guard, Guarded};
+use crate::{api::RequestId, error::Error};
 
-/// Asked every few seconds, by supervisors, balancers and scrapers; at level info they would bury everything else.
+/// Asked every few seconds, by supervisors, balancers and scrapers; at level info they would bury everything
+/// else.
 const PROBES: [&str; 6] = ["/", "/health", "/ping", "/live", "/startup", "/metrics"];
 
 pub async fn access_log(request: Request, next: Next) -> Response {

@@ -11,4 +11,4 @@ pub use access_log::access_log;
 pub use concurrency::{Places, limit_concurrency};
 pub use cors::cors;
 pub use errors::{catch_panic, render_errors};
-pub use request_id::{RequestId, request_id};
+pub use request_id::request_id;

@@ -1,4 +1,5 @@
-//! `x-request-id`, accepted if it is sane and generated if not, on every response; `traceparent` passed through.
+//! `x-request-id`, accepted if it is sane and generated if not, on every response; `traceparent` passed
+//! through.
 
 use std::sync::Arc;
 
@@ -9,13 +10,11 @@ use axum::{
     response::Response,
 };
 
+use crate::api::RequestId;
+
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const MAX_LENGTH: usize = 128;
-
-/// The id of the HTTP request, in its extensions.
-#[derive(Clone, Debug)]
-pub struct RequestId(pub Arc<str>);
 
 pub async fn request_id(mut request: Request, next: Next) -> Response {
     let accepted = request.headers().get(REQUEST_ID).and_then(|value| sane(value).map(Arc::from));

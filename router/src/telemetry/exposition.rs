@@ -7,7 +7,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use lorikeet_engine::{EngineConfig, Stats, residency::HostStats};
+use lorikeet_engine::residency::{Digest, HostStats};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text},
@@ -17,29 +17,22 @@ use prometheus_client::{
 
 use super::{
     Metrics,
+    engine::EngineSnapshot,
     histogram::{Histogram, Snapshot},
     log_writer,
     series::{REASONS, Series},
 };
-use crate::adapters;
-
-/// The engine's numbers at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct EngineSnapshot {
-    pub stats: Stats,
-    /// `None` until the shards have been warmed up.
-    pub config: Option<EngineConfig>,
-}
 
 /// Label values that no adapter id can be.
 const BASE: &str = "(base)";
 const OTHER: &str = "(other)";
 
 impl Metrics {
-    /// The text that `/metrics` answers, in the OpenMetrics format ([`Metrics::CONTENT_TYPE`]).
-    pub fn encode(self: &Arc<Self>, adapters: &adapters::Registry) -> String {
+    /// The text that `/metrics` answers, in the OpenMetrics format ([`Metrics::CONTENT_TYPE`]). `host` and
+    /// `adapters` are what the adapters' registry says of host memory and of names.
+    pub fn encode(self: &Arc<Self>, host: HostStats, adapters: Vec<(Digest, String)>) -> String {
         let mut registry = Registry::default();
-        let scrape = Scrape { metrics: Arc::clone(self), host: adapters.stats(), names: names(adapters) };
+        let scrape = Scrape { metrics: Arc::clone(self), host, names: names(adapters) };
         registry.register_collector(Box::new(scrape));
         let mut text = String::with_capacity(16 << 10);
         match text::encode(&mut text, &registry) {
@@ -49,9 +42,9 @@ impl Metrics {
     }
 }
 
-fn names(adapters: &adapters::Registry) -> BTreeMap<String, Vec<String>> {
+fn names(adapters: Vec<(Digest, String)>) -> BTreeMap<String, Vec<String>> {
     let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (digest, name) in adapters.names() {
+    for (digest, name) in adapters {
         names.entry(digest.to_string()).or_default().push(name);
     }
     names
@@ -259,8 +252,8 @@ impl Scrape {
             ("num_gpu_blocks", config.num_blocks.to_string()),
         ];
         out.info("vllm:cache_config_info", blocks, 1.0)?;
-        // One series only: gateways take the one with the largest value. Resident adapters count as running, since a
-        // request for them starts at once.
+        // One series only: gateways take the one with the largest value. Resident adapters count as running,
+        // since a request for them starts at once.
         let adapters = [
             ("max_lora", config.adapter_slots.to_string()),
             ("running_lora_adapters", self.joined(&engine.stats.resident_adapters)),

@@ -1,5 +1,6 @@
 //! Metrics. Names, units, labels and help are declared here only; the rest of the router calls functions.
 
+mod engine;
 mod exposition;
 mod histogram;
 mod log_writer;
@@ -14,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-pub use exposition::EngineSnapshot;
+pub use engine::EngineSnapshot;
 use histogram::{Histogram, SECONDS};
 pub use log_writer::LogWriter;
 use parking_lot::Mutex;
@@ -68,8 +69,8 @@ impl Metrics {
         }
     }
 
-    /// A request that was refused by the API layer. What fails within `Infer::generate` or a `Generation` is counted
-    /// there.
+    /// A request that was refused by the API layer. What fails within `Infer::generate` or a `Generation` is
+    /// counted there.
     pub fn rejected(&self, error: &Error) {
         *self.failures.lock().entry(error.info().metric_label).or_default() += 1;
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::histogram::{Histogram, SECONDS, TOKENS};
-use crate::infer::FinishReason;
+use crate::output::FinishReason;
 
 #[derive(Debug)]
 pub(crate) struct Series {
@@ -74,7 +74,8 @@ impl Series {
         self.cached_tokens.fetch_add(cached_tokens.into(), Relaxed);
     }
 
-    /// `since_last` is measured from the request's arrival for the first token, and from the last token for the others.
+    /// `since_last` is measured from the request's arrival for the first token, and from the last token for
+    /// the others.
     pub(crate) fn token(&self, first: bool, since_last: Duration) {
         self.generated_tokens.fetch_add(1, Relaxed);
         let histogram = if first { &self.first_token } else { &self.between_tokens };

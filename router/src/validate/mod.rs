@@ -1,28 +1,24 @@
 //! What is checked and computed before a request may queue: parameter bounds, chat template, tokens, limits.
 
-mod invalid;
 pub mod params;
 mod pool;
 mod tokenizer;
 
 use std::{path::Path, sync::Arc};
 
-pub use invalid::Invalid;
 use lorikeet_proto::v1::Sampling;
 use pool::{Lane, Pool};
 use serde_json::Value;
-pub use tokenizer::{LoadError, Tokenizer};
+pub use tokenizer::{LoadError, TokenSpan, Tokenizer};
 
 use crate::{
-    app::{ModelHandle, ModelInfo},
     chat::{ChatTemplate, TemplateError},
     config::Limits,
-    error::Error,
-    infer::{Params, Prompt},
+    error::{Error, Invalid},
+    model::{ModelHandle, ModelInfo},
+    request::{Params, Prompt},
 };
 
-/// Entries of one `logit_bias`.
-pub const MAX_BIAS: usize = 1024;
 /// A prompt of more bytes takes the long lane: some 10 ms of tokenisation.
 const LONG_PROMPT: usize = 32 << 10;
 /// Bytes of prompt allowed for each token of the input limit, where no flag sets them.
@@ -51,17 +47,6 @@ pub enum StartError {
     Template(#[from] TemplateError),
     #[error("cannot start a validation worker: {0}")]
     Thread(#[from] std::io::Error),
-}
-
-/// One token of a text, for `/tokenize`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenSpan {
-    pub id: u32,
-    /// The raw piece of the vocabulary.
-    pub text: String,
-    /// Character offsets in the text.
-    pub start: usize,
-    pub stop: usize,
 }
 
 /// A prompt as text and as tokens.

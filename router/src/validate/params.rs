@@ -2,8 +2,12 @@
 
 use lorikeet_proto::v1::Sampling;
 
-use super::{Invalid, MAX_BIAS};
-use crate::{app::ModelInfo, config::Limits, infer::Params};
+use crate::{
+    config::{Limits, MAX_BIAS},
+    error::Invalid,
+    model::ModelInfo,
+    request::Params,
+};
 
 /// Bytes of one stop string.
 pub const MAX_STOP_BYTES: usize = 1024;

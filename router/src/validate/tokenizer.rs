@@ -5,10 +5,11 @@ use std::{fs, path::Path, sync::OnceLock};
 use rustc_hash::FxHashMap;
 use serde_json::Value;
 
-use super::{Invalid, TokenSpan};
+use crate::error::Invalid;
 
-/// Words whose tokens the library remembers, in each thread and for good. Its own bound of 10,000 is 84 MB of hostile words:
-/// one of 255 bytes takes 32 for each. Beyond the bound words are tokenised again: 20 % slower if none is remembered.
+/// Words whose tokens the library remembers, in each thread and for good. Its own bound of 10,000 is 84 MB of
+/// hostile words: one of 255 bytes takes 32 for each. Beyond the bound words are tokenised again: 20 % slower
+/// if none is remembered.
 const REMEMBERED_WORDS: usize = 1024;
 
 /// Why a tokenizer directory cannot be used.
@@ -29,6 +30,17 @@ pub struct Tokenizer {
     eos: Vec<u32>,
     /// By token, what `piece` has found: alternatives ask for many.
     pieces: Box<[OnceLock<Box<str>>]>,
+}
+
+/// One token of a text, for `/tokenize`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenSpan {
+    pub id: u32,
+    /// The raw piece of the vocabulary.
+    pub text: String,
+    /// Character offsets in the text.
+    pub start: usize,
+    pub stop: usize,
 }
 
 impl Tokenizer {
@@ -89,7 +101,8 @@ impl Tokenizer {
         self.special.values().map(String::as_str)
     }
 
-    /// One token's text wherever it may stand, special ones included. Tokens outside the vocabulary have none.
+    /// One token's text wherever it may stand, special ones included. Tokens outside the vocabulary have
+    /// none.
     pub fn piece(&self, token: u32) -> &str {
         let Some(piece) = self.pieces.get(token as usize) else { return "" };
         piece.get_or_init(|| match self.special(token) {
@@ -114,8 +127,8 @@ impl Tokenizer {
     }
 }
 
-/// `eos_token_id` of generation_config.json and config.json, and `eos_token` of tokenizer_config.json: published models
-/// state some of them in each.
+/// `eos_token_id` of generation_config.json and config.json, and `eos_token` of tokenizer_config.json:
+/// published models state some of them in each.
 fn eos_tokens(directory: &Path, tokenizer: &tokenizers::Tokenizer) -> Result<Vec<u32>, LoadError> {
     let mut eos = Vec::new();
     for file in ["generation_config.json", "config.json"] {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::Method;
 use insta::assert_snapshot;
 use lorikeet_bench::sim::{SimConfig, SimShard};
-use lorikeet_router::{Started, app::Readiness};
+use lorikeet_router::{Started, readiness::Readiness};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 

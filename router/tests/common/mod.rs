@@ -15,14 +15,15 @@ use futures::StreamExt;
 use lorikeet_bench::sim::{Control, Eos, SimConfig, SimShard};
 use lorikeet_router::{
     Started,
-    app::{AppState, Readiness},
+    adapters::AdapterSource,
+    app::AppState,
     config::Config,
     driver::Driver,
     error::Error,
-    infer::{
-        AdapterRef, AdapterSource, FinishReason, GenerateRequest, Generation, Output, Params, Prompt,
-        TokenOutput,
-    },
+    infer::Generation,
+    output::{FinishReason, Output, TokenOutput},
+    readiness::Readiness,
+    request::{AdapterRef, GenerateRequest, Params, Prompt},
     validate::Tokenizer,
 };
 use serde_json::json;
@@ -296,7 +297,7 @@ pub fn with_params(request: GenerateRequest, change: impl FnOnce(&mut Params)) -
 pub struct Collected {
     pub text: String,
     pub tokens: Vec<TokenOutput>,
-    pub prompt: Option<Vec<lorikeet_router::infer::PromptToken>>,
+    pub prompt: Option<Vec<lorikeet_router::output::PromptToken>>,
     pub reason: FinishReason,
     pub generated_tokens: u32,
     pub cached_tokens: u32,

@@ -8,9 +8,8 @@ use super::types::GenerateBody;
 use crate::{
     api::adapter::{adapter, refuse_merge},
     config::Config,
-    error::Error,
-    infer::{GenerateRequest, Params, Prompt},
-    validate::Invalid,
+    error::{Error, Invalid},
+    request::{GenerateRequest, Params, Prompt},
 };
 
 /// How the answer is to be given.

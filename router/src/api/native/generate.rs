@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     api::{
+        RequestId,
         collect::{Completed, collect},
         error::NativeErrors,
         extract::Json,
@@ -22,8 +23,7 @@ use crate::{
     },
     app::AppState,
     error::Error,
-    infer::GenerateRequest,
-    middleware::RequestId,
+    request::GenerateRequest,
 };
 
 /// Generate, as LoRAX clients ask for it

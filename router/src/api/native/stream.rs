@@ -17,7 +17,8 @@ use crate::{
         sse::{self, Encoder},
     },
     error::Error,
-    infer::{Generation, Output, TokenOutput},
+    infer::Generation,
+    output::{Output, TokenOutput},
 };
 
 /// # Errors
@@ -128,7 +129,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::infer::FinishReason;
+    use crate::output::FinishReason;
 
     fn events(outputs: impl IntoIterator<Item = (Result<Output, Error>, bool)>) -> String {
         let wanted = Wanted {

@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use crate::{
     api::wire::{finite, finite_logprob, object},
-    infer::{Alternative, FinishReason, PromptToken, TokenOutput},
+    output::{Alternative, FinishReason, PromptToken, TokenOutput},
 };
 
 /// Body of `/`, `/generate` and `/generate_stream`.
@@ -185,8 +185,8 @@ impl From<&Alternative> for AlternativeToken {
 }
 
 impl Token {
-    /// A special token shows as the vocabulary writes it, and clients skip it; any other as the text it completes,
-    /// so that a character of several tokens appears whole, with the last of them.
+    /// A special token shows as the vocabulary writes it, and clients skip it; any other as the text it
+    /// completes, so that a character of several tokens appears whole, with the last of them.
     pub fn new(token: &TokenOutput, alternatives: Option<usize>) -> Self {
         Self {
             id: token.id,

@@ -16,7 +16,8 @@ use crate::{
     api::{collect::Completed, headers::Compute, sse},
     app::AppState,
     error::Error,
-    infer::{GenerateRequest, Generation},
+    infer::Generation,
+    request::GenerateRequest,
 };
 
 /// What is to be generated and how it is to be answered.
@@ -77,8 +78,8 @@ pub(super) async fn answer<S: Shape>(
     Ok((headers, JsonBody(whole)).into_response())
 }
 
-/// Of each prompt's sequences those with the highest mean log-probability, best first; all, in their order, when as
-/// many are wanted as there are.
+/// Of each prompt's sequences those with the highest mean log-probability, best first; all, in their order,
+/// when as many are wanted as there are.
 fn best(completed: Vec<Completed>, generated: usize, kept: usize) -> Vec<Completed> {
     if generated == kept {
         return completed;

@@ -11,14 +11,16 @@ use crate::{
     api::collect::{Completed, collect},
     app::AppState,
     error::Error,
-    infer::{GenerateRequest, Generation, Output},
+    infer::Generation,
+    output::Output,
+    request::GenerateRequest,
 };
 
 /// Prompts times choices of one body, at most: each is a request of its own to the scheduler.
 pub(super) const MAX_SEQUENCES: usize = 512;
 
-/// `copies` of each prompt's request, in the order of the choices. A seed is given to the first copy of each prompt
-/// and the next numbers to the others, so that choices differ and a repeated request repeats them all.
+/// `copies` of each prompt's request, in the order of the choices. A seed is given to the first copy of each
+/// prompt and the next numbers to the others, so that choices differ and a repeated request repeats them all.
 pub(super) fn fan_out(prompts: Vec<GenerateRequest>, copies: usize) -> Vec<GenerateRequest> {
     if copies == 1 {
         return prompts;

@@ -1,6 +1,7 @@
 //! The fields that the bodies of completions and chat have in common, and what becomes of them: written once.
 
-/// Defines a body: its own fields, then those in common. A macro, since `serde(flatten)` forgets which field was wrong.
+/// Defines a body: its own fields, then those in common. A macro, since `serde(flatten)` forgets which field
+/// was wrong.
 macro_rules! body {
     (pub struct $name:ident { $($own:tt)* }) => {
         #[derive(serde::Deserialize, utoipa::ToSchema)]
@@ -67,16 +68,17 @@ macro_rules! body {
         }
 
         impl $name {
-            /// How to sample and when to stop; how many tokens, and which are told, is said with fields that differ.
+            /// How to sample and when to stop; how many tokens, and which are told, is said with fields that
+            /// differ.
             pub(in $crate::api::openai) fn params(
                 &mut self,
                 max_new_tokens: Option<u32>,
                 top_logprobs: u32,
                 prompt_logprobs: Option<u32>,
-            ) -> Result<$crate::infer::Params, $crate::error::Error> {
+            ) -> Result<$crate::request::Params, $crate::error::Error> {
                 use $crate::api::openai::params;
                 let temperature = self.temperature.unwrap_or(1.0);
-                Ok($crate::infer::Params {
+                Ok($crate::request::Params {
                     max_new_tokens,
                     do_sample: temperature != 0.0,
                     temperature: Some(temperature),
@@ -102,7 +104,7 @@ macro_rules! body {
             pub(in $crate::api::openai) fn select_model(
                 &mut self,
                 base: &str,
-            ) -> Result<($crate::infer::AdapterRef, String), $crate::error::Error> {
+            ) -> Result<($crate::request::AdapterRef, String), $crate::error::Error> {
                 $crate::api::openai::params::select_model(
                     base,
                     std::mem::take(&mut self.model),
@@ -122,7 +124,7 @@ pub(super) use body;
 mod tests {
     use serde_json::{Value, json};
 
-    use crate::{error::Error, infer::Params};
+    use crate::{error::Error, request::Params};
 
     super::body! {
         pub struct Plain {}

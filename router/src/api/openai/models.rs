@@ -9,11 +9,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    adapters::{Listed, name},
+    adapters::{AdapterSource, Listed, name},
     api::error::OpenAiErrors,
     app::AppState,
     error::Error,
-    infer::AdapterSource,
 };
 
 #[derive(Serialize, ToSchema)]

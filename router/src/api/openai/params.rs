@@ -11,9 +11,9 @@ use utoipa::ToSchema;
 
 use crate::{
     api::adapter,
-    error::Error,
-    infer::AdapterRef,
-    validate::{Invalid, MAX_BIAS},
+    config::MAX_BIAS,
+    error::{Error, Invalid},
+    request::AdapterRef,
 };
 
 /// One stop sequence or several.
@@ -98,7 +98,8 @@ const TGI_MODEL: &str = "tgi";
 
 /// The weights that a body's `model` and adapter fields name, and the name to answer with.
 ///
-/// `model` is the base model's id, empty or `tgi`, or else an adapter's; `adapter_id` may name the adapter instead.
+/// `model` is the base model's id, empty or `tgi`, or else an adapter's; `adapter_id` may name the adapter
+/// instead.
 pub(super) fn select_model(
     base: &str,
     model: String,
@@ -152,7 +153,7 @@ pub(super) fn constrains(response_format: Option<&serde_json::Value>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::infer::AdapterSource;
+    use crate::adapters::AdapterSource;
 
     fn select(model: &str, adapter_id: Option<&str>) -> Result<(AdapterRef, String), Error> {
         select_model("base", model.to_owned(), adapter_id.map(str::to_owned), None, None)

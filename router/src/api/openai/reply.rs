@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::infer::FinishReason;
+use crate::output::FinishReason;
 
 /// Names the build: two answers with one fingerprint come from the same code.
 pub(super) const FINGERPRINT: &str = concat!("lorikeet-", env!("CARGO_PKG_VERSION"));

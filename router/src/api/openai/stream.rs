@@ -15,7 +15,8 @@ use crate::{
         sse::{self, Encoder},
     },
     error::Error,
-    infer::{FinishReason, Generation, Output, PromptToken, TokenOutput},
+    infer::Generation,
+    output::{FinishReason, Output, PromptToken, TokenOutput},
 };
 
 /// What differs between chat and completions: the shape of a chunk.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::{
-    Chat,
+    shape::Chat,
     types::{ChatBody, Content, Message},
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     },
     config::Config,
     error::Error,
-    infer::{GenerateRequest, Prompt},
+    request::{GenerateRequest, Prompt},
 };
 
 pub(super) fn convert(

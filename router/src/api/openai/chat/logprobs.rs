@@ -1,7 +1,7 @@
 //! Log-probabilities in chat's shape.
 
 use super::types::{ChatTokenLogprob, ChatTopLogprob};
-use crate::{api::wire::sendable, infer::TokenOutput};
+use crate::{api::wire::sendable, output::TokenOutput};
 
 pub(super) fn entry(token: &TokenOutput, alternatives: usize) -> ChatTokenLogprob {
     ChatTokenLogprob {

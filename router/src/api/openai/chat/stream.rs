@@ -14,7 +14,7 @@ use crate::{
         },
         sse,
     },
-    infer::{FinishReason, PromptToken, TokenOutput},
+    output::{FinishReason, PromptToken, TokenOutput},
 };
 
 pub(super) struct ChatChunks {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Text,
+    shape::Text,
     types::{CompletionBody, PromptField},
 };
 use crate::{
@@ -13,9 +13,8 @@ use crate::{
         params::{choices, constrains, parameter, refuse},
     },
     config::Config,
-    error::Error,
-    infer::{GenerateRequest, Prompt},
-    validate::Invalid,
+    error::{Error, Invalid},
+    request::{GenerateRequest, Prompt},
 };
 
 /// OpenAI's default on this route.

@@ -5,7 +5,7 @@ use indexmap::IndexMap;
 use super::types::CompletionLogprobs;
 use crate::{
     api::wire::sendable,
-    infer::{Alternative, PromptToken, TokenOutput},
+    output::{Alternative, PromptToken, TokenOutput},
 };
 
 /// Collects tokens, and keeps count of the text they make up, until a part of the table is sent.
@@ -22,7 +22,8 @@ impl Table {
         Self { alternatives: alternatives as usize, offset: 0, rows: CompletionLogprobs::default() }
     }
 
-    /// The tokens of a prompt whose text is `text`. A special token that the text does not show takes no place in it.
+    /// The tokens of a prompt whose text is `text`. A special token that the text does not show takes no
+    /// place in it.
     pub(super) fn prompt(&mut self, tokens: &[PromptToken], mut text: &str) {
         for token in tokens {
             let rest = text.strip_prefix(&*token.text);

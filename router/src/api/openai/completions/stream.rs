@@ -14,7 +14,8 @@ use crate::{
         },
         sse,
     },
-    infer::{FinishReason, Generation, PromptToken, TokenOutput},
+    infer::Generation,
+    output::{FinishReason, PromptToken, TokenOutput},
 };
 
 pub(super) struct CompletionChunks {

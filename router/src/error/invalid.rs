@@ -1,6 +1,6 @@
 //! What can be wrong with a request's parameters: the texts that LoRAX's clients know, and ours beside them.
 
-use crate::validate::MAX_BIAS;
+use crate::config::MAX_BIAS;
 
 /// A parameter outside its bounds. `param` names it as the caller spelled it where the dialects agree.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
