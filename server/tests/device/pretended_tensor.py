@@ -22,9 +22,12 @@ CHOICE, PLAIN_ATTENTION = "aten::_fused_sdp_choice", 0
 
 
 class OnDevice(torch.Tensor):
-    """`kept` is the memory on the host; addresses are its own."""
+    """`kept` is the memory on the host; addresses are its own. `number`: it stands for a number, which
+    torch would leave on the host if the device were there.
+    """
 
     kept: torch.Tensor
+    number: bool
 
     @staticmethod
     def __new__(cls, kept: torch.Tensor) -> "OnDevice":
@@ -113,7 +116,10 @@ class PretendedDevice(TorchDispatchMode):
         if not here:
             return out
         changed = {id(each.kept): each for each in ours}  # in place, and so the same tensors
-        return tree_map(lambda each: changed[id(each)] if id(each) in changed else on_device(each), out)
+        made = tree_map(lambda each: changed[id(each)] if id(each) in changed else on_device(each), out)
+        if name == "aten::scalar_tensor":
+            made.number = True
+        return made
 
     def _check(self, name: str, args: Any, kwargs: Any, tensors: list[torch.Tensor], *, leaves: bool) -> None:
         ours = sum(isinstance(each, OnDevice) for each in tensors)
@@ -125,8 +131,8 @@ class PretendedDevice(TorchDispatchMode):
         if ours and theirs and name not in COPIES:
             shapes = ", ".join(str(list(each.shape)) for each in theirs)
             raise RuntimeError(f"{name} takes tensors of the device and {shapes} of the host")
-        if ours and name in INDEXED and args[2].dim() == 0:
-            assert waiting, f"{name} of a number copies it to a device, and waits"
+        if ours and name in INDEXED and getattr(args[2], "number", False):
+            assert waiting, f"{name} copies a number to the device, and waits"
         if name in COPIES and (leaves or (ours and theirs)):
             called_for = kwargs.get(
                 "non_blocking", args[2] if name == "aten::copy_" and len(args) > 2 else False

@@ -39,8 +39,8 @@ class CudaKernels(ReferenceKernels):
     """See `ops.Kernels`. Weights are torch tensors, so base products are `F.linear` as in the reference."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        # With its number, as tensors on it say.
-        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        if str(device) == "cuda":
+            device = torch.device("cuda", torch.cuda.current_device())  # tensors on it have a number
         super().__init__(device, dtype)
         # By default torch lets cuBLAS add up the parts of a split sum in 16 bits.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
