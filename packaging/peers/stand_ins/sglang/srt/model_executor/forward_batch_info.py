@@ -1,0 +1,4 @@
+# Only annotations name it.
+
+
+class ForwardBatch: ...

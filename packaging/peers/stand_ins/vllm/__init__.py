@@ -1,0 +1,1 @@
+from .version import __version__, __version_tuple__  # noqa: F401
