@@ -28,6 +28,15 @@ def check(
         raise ValueError(f"{name} must be on {device}, not on {tensor.device}")
 
 
+def check_whole(
+    tensor: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    """As `check`, for a tensor without gaps."""
+    check(tensor, name, shape, dtype, device)
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous")
+
+
 def check_rows(
     tensor: Tensor, name: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> None:

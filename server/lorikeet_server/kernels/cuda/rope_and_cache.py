@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.cuda import abi
-from lorikeet_server.kernels.cuda.launches import FORMATS, can_overlap, check, check_rows, stream_of
+from lorikeet_server.kernels.cuda.launches import FORMATS, can_overlap, check_rows, check_whole, stream_of
 
 WIDTH_UNIT = 16  # of a head: a thread has 8 columns of each half
 
@@ -38,9 +38,7 @@ class RopeAndCache:
         native, dtype, rows = self._native(layer), layer.k_cache.dtype, len(positions)
         check_rows(qkv, "qkv", (rows, layer.shape.qkv_width), dtype, self._device)
         for tensor, name in ((positions, "positions"), (slot_mapping, "slot_mapping")):
-            check(tensor, name, (rows,), torch.int64, self._device)
-            if not tensor.is_contiguous():
-                raise ValueError(f"{name} must be contiguous")
+            check_whole(tensor, name, (rows,), torch.int64, self._device)
         call = abi.RopeAndCache(layer=native, rows=rows, format=FORMATS[dtype], dependent=self._dependent)
         call.qkv, call.qkv_stride = qkv.data_ptr(), qkv.stride(0) if rows > 1 else qkv.shape[1]
         call.positions, call.places = positions.data_ptr(), slot_mapping.data_ptr()
@@ -59,13 +57,10 @@ class RopeAndCache:
         shape, k_cache, table = layer.shape, layer.k_cache, layer.cos_sin
         places = k_cache.shape[:2]
         cache = *places, shape.num_kv_heads, shape.head_dim
-        check(k_cache, "k_cache", cache, k_cache.dtype, self._device)
-        check(layer.v_cache, "v_cache", cache, k_cache.dtype, self._device)
-        check(table, "cos_sin", (len(table), shape.head_dim), torch.float32, self._device)
+        check_whole(k_cache, "k_cache", cache, k_cache.dtype, self._device)
+        check_whole(layer.v_cache, "v_cache", cache, k_cache.dtype, self._device)
+        check_whole(table, "cos_sin", (len(table), shape.head_dim), torch.float32, self._device)
         tensors = {"k_cache": k_cache, "v_cache": layer.v_cache, "cos_sin": table}
-        for name, tensor in tensors.items():
-            if not tensor.is_contiguous():
-                raise ValueError(f"{name} must be contiguous")
         sizes = {"heads": shape.num_heads, "kv_heads": shape.num_kv_heads, "width": shape.head_dim}
         addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
         return abi.CachedLayer(**addresses, places=places.numel(), positions=len(table), **sizes)

@@ -1,16 +1,13 @@
 // Checks a call and launches the kernel for its format.
 #include "rope_and_cache.h"
 
+#include "lorikeet/checks.h"
 #include "lorikeet/launch.cuh"
 #include "lorikeet/rope_and_cache.cuh"
 #include "sgmv.h"
 
 namespace lorikeet {
 namespace {
-
-bool aligned(const void* pointer, int64_t stride) {
-  return pointer != nullptr && reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride % 8 == 0;
-}
 
 int64_t blocks_of_row(const CachedLayer& layer) { return (rope_threads(layer) + kRopeThreads - 1) / kRopeThreads; }
 

@@ -1,6 +1,7 @@
 // Checks a call and launches the kernels for its format and size.
 #include "sgmv.h"
 
+#include "lorikeet/checks.h"
 #include "lorikeet/expand.cuh"
 #include "lorikeet/launch.cuh"
 #include "lorikeet/shrink.cuh"
@@ -8,10 +9,6 @@
 
 namespace lorikeet {
 namespace {
-
-bool aligned(const void* pointer, int64_t stride) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride % 8 == 0;
-}
 
 const char* fault(const LorikeetSgmv& call) {
   const LoraTables& tables = call.tables;
@@ -32,7 +29,7 @@ const char* fault(const LorikeetSgmv& call) {
   if (expands && (call.y_stride < tables.column[tables.slices] || !aligned(call.y, call.y_stride))) {
     return "y must begin every row on 16 bytes";
   }
-  if (call.v == nullptr || !aligned(call.v, 0)) return "the scratch must begin on 16 bytes";
+  if (!aligned(call.v, 0)) return "the scratch must begin on 16 bytes";
   if (TileLayout::most_tiles(call.rows, tables.slots, call.tile_rows) > 65535) return "the step has too many tiles";
   return nullptr;
 }

@@ -195,8 +195,9 @@ __global__ void __launch_bounds__(kShrinkThreads, kShrinkBlocks)
 // Columns that the prefill kernel brings to shared memory at a time, and how many such stages there is room for.
 constexpr int kStageSteps = 2, kStageColumns = kStageSteps * kStep, kStages = 6;
 
-constexpr int kMTiles = 4;  // rank tiles of a block of the prefill kernel at a time
-constexpr int kPrefillShared = kStages * (kPrefillTile + kMTiles * kRankTile) * kStageColumns * 2;  // bytes
+constexpr int kStageRankTiles = 4;  // of all slices, that a block takes at a time
+constexpr int kStageOfX = kPrefillTile * kStageColumns, kStageOfA = kStageRankTiles * kRankTile * kStageColumns;  // values
+constexpr int kPrefillShared = kStages * (kStageOfX + kStageOfA) * 2;  // bytes
 
 // Place of 8 columns of a row in a stage. Odd rows have their halves exchanged: the rows that a quarter of a warp reads together
 // would otherwise lie in the same banks.
@@ -205,16 +206,16 @@ __device__ __forceinline__ int stage_place(int row, int column) {
 }
 
 // Grid (chunks, blocks that share the ranks of a tile, tiles of 64 rows); kPrefillThreads: 16 rows for each warp. A block takes
-// up to kMTiles rank tiles at a time, of all slices, so that a low rank reads x once. v as above.
+// up to kStageRankTiles rank tiles at a time, so that a low rank reads x once. v as above.
 template <class T>
 __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks) shrink_prefill(LoraTables tables, LoraTiles tiles, const uint16_t* x,
                                                                   int64_t x_stride, float* v, int rows) {
-  constexpr int kNTiles = 2;    // 8-row tiles of a warp
+  constexpr int kMTiles = kStageRankTiles;
+  constexpr int kNTiles = 2;  // 8-row tiles of a warp
   constexpr int kQuads = kStageColumns / 8, kRowsAtOnce = kPrefillThreads / kQuads, kCopies = kPrefillTile / kRowsAtOnce;
   static_assert(kRowsAtOnce == kRankTile, "a rank tile is one copy for each thread");
-  constexpr int kOfX = kPrefillTile * kStageColumns, kOfA = kMTiles * kRankTile * kStageColumns;
   uint16_t* const x_stages = dynamic_shared();
-  uint16_t* const a_stages = x_stages + kStages * kOfX;
+  uint16_t* const a_stages = x_stages + kStages * kStageOfX;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int steps = unit_steps(tables.in), all_steps = steps * kUnits;
   const int64_t width = static_cast<int64_t>(tables.slices) * tables.max_rank;
@@ -239,7 +240,7 @@ __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks) shrink_prefil
     }
     const auto copy = [&](int stage) {
       const int column = first_column + stage * kStageColumns;
-      uint16_t *const x_to = x_stages + stage % kStages * kOfX, *const a_to = a_stages + stage % kStages * kOfA;
+      uint16_t *const x_to = x_stages + stage % kStages * kStageOfX, *const a_to = a_stages + stage % kStages * kStageOfA;
       const bool there = stage * kStageSteps < all_steps && column < tables.in;
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) {
@@ -264,7 +265,7 @@ __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks) shrink_prefil
       wait_for_copies<kStages - 2>();
       __syncthreads();  // all copies of this stage, and all reads of the one before
       copy(stage + kStages - 1);
-      const uint16_t *const x_from = x_stages + stage % kStages * kOfX, *const a_from = a_stages + stage % kStages * kOfA;
+      const uint16_t *const x_from = x_stages + stage % kStages * kStageOfX, *const a_from = a_stages + stage % kStages * kStageOfA;
 #pragma unroll
       for (int i = 0; i < kStageSteps; ++i) {
         if (warp * 16 < tile.count) {
