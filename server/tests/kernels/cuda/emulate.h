@@ -2,6 +2,7 @@
 // next fiber until all have arrived, so a missing barrier or a wrong fragment index shows as a wrong number.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -65,6 +66,7 @@ struct Index {
   int x = 0, y = 0, z = 0;
 };
 inline Index threadIdx, blockIdx, gridDim;
+inline int this_thread() { return threadIdx.x; }
 
 struct alignas(16) Quad {
   uint32_t word[4];
@@ -98,17 +100,14 @@ class Block {
     current() = this;
     for (int i = 0; i < static_cast<int>(fibers_.size()); ++i) {
       copies[i] = {};
-      fibers_[i].done = false;
+      fibers_[i].done = fibers_[i].at_block = false;
       fibers_[i].arrivals[0] = fibers_[i].arrivals[1] = 0;
       begin(fibers_[i].context, main_, stacks_[i].get(), kStack, &Block::enter);
     }
-    while (live_ > 0) {
-      for (int i = 0; i < static_cast<int>(fibers_.size()); ++i) {
-        if (fibers_[i].done) continue;
-        active_ = i;
-        threadIdx.x = i;
-        switch_to(main_, fibers_[i].context);
-      }
+    // Each warp as far as it comes alone, in every other block the last one first: so a missing barrier of the block shows.
+    const int warps = (static_cast<int>(fibers_.size()) + 31) / 32;
+    for (bool upwards = (blockIdx.x + blockIdx.y + blockIdx.z) % 2 == 0; live_ > 0;) {
+      for (int i = 0; i < warps; ++i) run_warp(upwards ? i : warps - 1 - i);
     }
   }
 
@@ -120,6 +119,7 @@ class Block {
     for (;;) {
       bool all = true;
       for (int i = first; i < last; ++i) all = all && (fibers_[i].done || fibers_[i].arrivals[scope] >= arrivals);
+      fibers_[me].at_block = !all && scope == kBlock;
       if (all) return;
       switch_to(fibers_[me].context, main_);
       threadIdx.x = me;
@@ -136,9 +136,24 @@ class Block {
   static constexpr int kStack = 64 << 10;
   struct Fiber {
     Context context;
-    bool done = false;
+    bool done = false, at_block = false;  // at a barrier of the block
     int arrivals[2] = {};
   };
+
+  // Until all its fibers are done or wait for other warps.
+  void run_warp(int warp) {
+    const int first = warp * 32, last = std::min(first + 32, static_cast<int>(fibers_.size()));
+    for (bool going = true; going;) {
+      going = false;
+      for (int i = first; i < last; ++i) {
+        if (fibers_[i].done) continue;
+        active_ = i;
+        threadIdx.x = i;
+        switch_to(main_, fibers_[i].context);
+        going = going || !(fibers_[i].done || fibers_[i].at_block);
+      }
+    }
+  }
 
   static void enter() {
     Block* block = current();

@@ -65,8 +65,9 @@ def test_input_widths(target: Target, hidden: int) -> None:
 
 @pytest.mark.parametrize("rows", [260, 300])
 def test_many_rows(target: Target, rows: int) -> None:
-    shapes = [LoraModule(32, (32, 8, 16)), LoraModule(72, (136,))] if target.emulated else modules(target)
-    case = Case.make(target.library, target.device, shapes, [8, 72, 16])
+    """Blocks that take one strip of columns and several; more ranks than are kept, and fewer."""
+    shapes = [LoraModule(32, (32, 8, 16)), LoraModule(72, (584,))] if target.emulated else modules(target)
+    case = Case.make(target.library, target.device, shapes, [8, 136, 16])
     for kind in ("uniform", "identical"):
         for module in range(len(shapes)):
             check(case, popularity(kind, rows, 3), module)

@@ -2,9 +2,12 @@
 #include "sgmv.h"
 
 #include "lorikeet/checks.h"
-#include "lorikeet/expand.cuh"
+#include "lorikeet/expand_decode.cuh"
+#include "lorikeet/expand_prefill.cuh"
 #include "lorikeet/launch.cuh"
-#include "lorikeet/shrink.cuh"
+#include "lorikeet/planes.cuh"
+#include "lorikeet/shrink_decode.cuh"
+#include "lorikeet/shrink_prefill.cuh"
 #include "rope_and_cache.h"
 
 namespace lorikeet {
@@ -48,49 +51,74 @@ struct Sizes {
         processors(multiprocessors()) {}
 };
 
-template <class T>
-const char* launch_shrink(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
-  const LoraTables& tables = call.tables;
-  const bool dependent = call.dependent != 0;
-  const int64_t rank_tiles = tables.max_rank / kRankTile;
-  if (call.tile_rows == kDecodeTile) {
-    const int64_t room = sizes.processors * kShrinkBlocks / (sizes.planes * tables.slices);
-    const Launch launch = {{sizes.planes, tables.slices, at_most(room, sizes.tiles * rank_tiles)}, kShrinkThreads, stream, dependent};
-    return enqueue(launch, shrink_decode<T>, tables, call.tiles, call.x, call.x_stride, call.v, call.rows);
-  }
-  const int64_t room = sizes.processors * kPrefillBlocks / (static_cast<int64_t>(sizes.planes) * sizes.tiles);
-  const Launch launch = {{sizes.planes, at_most(room, rank_tiles), sizes.tiles}, kPrefillThreads, stream, dependent, kPrefillShared};
-  return enqueue(launch, shrink_prefill<T>, tables, call.tiles, call.x, call.x_stride, call.v, call.rows);
+// Values of fp32 that the planes of v take. Behind them, for many rows, lies their sum in 16 bits.
+int64_t plane_values(const LoraTables& tables, int rows) {
+  return static_cast<int64_t>(planes_of(tables.in)) * rows * tables.slices * tables.max_rank;
 }
 
-template <class T, int kRows>
-const char* launch_expand(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
-  const int columns = column_tiles<kRows>(call.tables);
-  const int64_t room = static_cast<int64_t>(sizes.processors) * ExpandShape<kRows>::kBlocks;
-  // A run of column tiles reads v once; it is short where there would be too few runs for all blocks.
-  const int run = at_most(static_cast<int64_t>(sizes.tiles) * columns / room, ExpandShape<kRows>::kLongestRun);
-  const int blocks = at_most(room, static_cast<int64_t>(sizes.tiles) * ceil_div(columns, run));
-  const Launch launch = {{blocks, 1, 1}, kExpandThreads, stream, call.dependent != 0};
-  return enqueue(launch, expand<T, kRows>, call.tables, call.tiles, call.v, sizes.planes, call.rows, run, call.y, call.y_stride);
+uint16_t* whole_of(const LorikeetSgmv& call) { return reinterpret_cast<uint16_t*>(call.v + plane_values(call.tables, call.rows)); }
+
+template <class T>
+const char* shrink_few(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
+  const LoraTables& tables = call.tables;
+  const int64_t room = sizes.processors * kShrinkBlocks / (sizes.planes * tables.slices);
+  const int items = at_most(room, static_cast<int64_t>(sizes.tiles) * (tables.max_rank / kRankTile));
+  const Launch launch = {{sizes.planes, tables.slices, items}, kShrinkThreads, stream, call.dependent != 0};
+  return enqueue(launch, shrink_decode<T>, tables, call.tiles, call.x, call.x_stride, call.v, call.rows);
+}
+
+template <class T>
+const char* shrink_many(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
+  const LoraTables& tables = call.tables;
+  const bool dependent = call.dependent != 0;
+  const int64_t room = sizes.processors * kPrefillBlocks / (static_cast<int64_t>(sizes.planes) * sizes.tiles);
+  const int sharing = at_most(room, static_cast<int64_t>(tables.slices) * (tables.max_rank / kRankTile));
+  const Launch shrink = {{sizes.planes, sharing, sizes.tiles}, kPrefillThreads, stream, dependent, kShrinkPrefillShared};
+  const char* wrong = enqueue(shrink, shrink_prefill<T>, tables, call.tiles, call.x, call.x_stride, call.v, call.rows);
+  if (wrong != nullptr) return wrong;
+  const Launch add = {{sizes.tiles, tables.slices, kAddParts}, kAddThreads, stream, dependent};
+  return enqueue(add, add_planes_of_tiles<T>, tables, call.tiles, call.v, sizes.planes, call.rows, whole_of(call));
+}
+
+template <class T>
+const char* expand_few(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
+  const int64_t room = static_cast<int64_t>(sizes.processors) * kExpandDecodeBlocks;
+  const int blocks = at_most(room, static_cast<int64_t>(sizes.tiles) * strips(call.tables));
+  const Launch launch = {{blocks, 1, 1}, kExpandDecodeThreads, stream, call.dependent != 0, kExpandDecodeShared};
+  return enqueue(launch, expand_decode<T>, call.tables, call.tiles, call.v, sizes.planes, call.rows, sizes.tiles, call.y,
+                 call.y_stride);
+}
+
+template <class T>
+const char* expand_many(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
+  const int all = strips(call.tables);
+  const int64_t room = static_cast<int64_t>(sizes.processors) * kExpandPrefillBlocks;
+  // A run of strips reads v once; it is short where there would be too few runs for all blocks.
+  const int run = at_most(static_cast<int64_t>(sizes.tiles) * all / room, kLongestRun);
+  const int blocks = at_most(room, static_cast<int64_t>(sizes.tiles) * ceil_div(all, run));
+  const Launch launch = {{blocks, 1, 1}, kExpandPrefillThreads, stream, call.dependent != 0};
+  return enqueue(launch, expand_prefill<T>, call.tables, call.tiles, whole_of(call), run, call.y, call.y_stride);
 }
 
 template <class T>
 const char* launch(const LorikeetSgmv& call, void* stream) {
   const Sizes sizes(call);
+  const bool few = call.tile_rows == kDecodeTile;
   if ((call.phases & kLorikeetShrink) != 0) {
-    if (const char* wrong = launch_shrink<T>(call, sizes, stream)) return wrong;
+    const char* wrong = few ? shrink_few<T>(call, sizes, stream) : shrink_many<T>(call, sizes, stream);
+    if (wrong != nullptr) return wrong;
   }
   if ((call.phases & kLorikeetExpand) == 0) return nullptr;
-  return call.tile_rows == kDecodeTile ? launch_expand<T, kDecodeTile>(call, sizes, stream)
-                                       : launch_expand<T, kPrefillTile>(call, sizes, stream);
+  return few ? expand_few<T>(call, sizes, stream) : expand_many<T>(call, sizes, stream);
 }
 
 template <class T>
 const char* load_all() {
   if (const char* wrong = load(shrink_decode<T>)) return wrong;
-  if (const char* wrong = load(shrink_prefill<T>, kPrefillShared)) return wrong;
-  if (const char* wrong = load(expand<T, kDecodeTile>)) return wrong;
-  return load(expand<T, kPrefillTile>);
+  if (const char* wrong = load(shrink_prefill<T>, kShrinkPrefillShared)) return wrong;
+  if (const char* wrong = load(add_planes_of_tiles<T>)) return wrong;
+  if (const char* wrong = load(expand_decode<T>, kExpandDecodeShared)) return wrong;
+  return load(expand_prefill<T>);
 }
 
 }  // namespace
@@ -109,7 +137,7 @@ extern "C" int lorikeet_struct_bytes(int index) {
 }
 
 extern "C" int64_t lorikeet_sgmv_scratch(const lorikeet::LoraTables* tables, int rows) {
-  return static_cast<int64_t>(lorikeet::planes_of(tables->in)) * rows * tables->slices * tables->max_rank;
+  return lorikeet::plane_values(*tables, rows) + static_cast<int64_t>(rows) * tables->slices * tables->max_rank / 2;
 }
 
 extern "C" const char* lorikeet_sgmv(const LorikeetSgmv* call, void* stream) {

@@ -44,12 +44,11 @@ __device__ __forceinline__ Quad load_streaming(const Quad* from) {
 // What the kernel before this one wrote; to be read after `wait_for_previous`.
 __device__ __forceinline__ Quad load_written(const void* from) { return *static_cast<const Quad*>(from); }
 
-__device__ __forceinline__ Pair load_streaming(const Pair* from) {
-  Pair p;
-  asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];"
-               : "=r"(p.word[0]), "=r"(p.word[1])
-               : "l"(from));
-  return p;
+// threadIdx.x, read anew: what depends on it is not kept in registers from before.
+__device__ __forceinline__ int this_thread() {
+  int index;
+  asm volatile("mov.u32 %0, %tid.x;" : "=r"(index));
+  return index;
 }
 
 // As much memory as the launch asks for.
@@ -70,6 +69,9 @@ template <int kLeft>
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
+
+// All lanes of a warp, and what they have written to shared memory.
+__device__ __forceinline__ void sync_warp() { __syncwarp(); }
 
 // Programmatic dependent launch (sm_90): what precedes `wait_for_previous` overlaps the kernel before this one and must
 // not read what that kernel writes. Every thread has to wait before it ends: a kernel that came after might otherwise not be
