@@ -34,6 +34,7 @@ from benchmarks.kernels.gpu.shapes import (
     variant_cells,
 )
 from benchmarks.serving.facts import facts
+from lorikeet_server.kernels.cuda import abi
 from lorikeet_server.kernels.cuda.library import open_library
 
 ROOT = Path(__file__).parents[3]
@@ -65,6 +66,9 @@ def main() -> None:
     parser.add_argument(
         "--peers", type=Path, action="append", default=[], help="directory with vllm or sglang"
     )
+    parser.add_argument(
+        "--before", type=Path, help="library of an earlier commit, to be measured beside ours"
+    )
     parser.add_argument("--rounds", type=int, default=100, help="replays of each graph")
     parser.add_argument("--seconds", type=float, default=420, help="after which no new cell is begun")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU")
@@ -79,14 +83,16 @@ def main() -> None:
             from cuda_target import emulated_library
 
             device, library = torch.device("cpu"), emulated_library(Path(scratch))
+            before = abi.load(options.before) if options.before else None
             cells, pool = list(tiny_cells()), Pool(1 << 20, torch.device("cpu"))
         else:
             device = torch.device("cuda", torch.cuda.current_device())
             library, cells = open_library(device), list(PARTS[options.part]())
+            before = open_library(device, options.before.resolve()) if options.before else None
             free, _ = torch.cuda.mem_get_info(device)
             pool = Pool(min(1 << 32, free // 8), device)
         clock = Clock(device, options.rounds)
-        machine, bench = clock.machine(), Bench(library, pool, clock, options.part)
+        machine, bench = clock.machine(), Bench(library, pool, clock, options.part, before)
         about = known(device) | bench.host()
         lines: list[Line] = []
         for line in measure(bench, cells, options.seconds):

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.kernels.gpu.clock import Clock
 from benchmarks.kernels.gpu.layers import Layers, Pool
 from benchmarks.kernels.gpu.peers import PEERS
-from benchmarks.kernels.gpu.report import AFTER_BASE, BESIDE_BASE, Line
+from benchmarks.kernels.gpu.report import AFTER_BASE, BEFORE, BESIDE_BASE, Line
 from benchmarks.kernels.gpu.shapes import Cell
 from lorikeet_server.kernels import LoraModule
 
@@ -31,11 +31,17 @@ class Bench:
     pool: Pool
     clock: Clock
     part: str
+    before: ctypes.CDLL | None = None  # of an earlier commit
 
     def line(self, cell: Cell) -> Line:
         layers = Layers.make(self.library, cell, self.pool)
         ours = layers.ours()
         line = Line(cell, {name: self.clock.microseconds(run, layers.count) for name, run in ours.items()})
+        if self.before is not None:
+            earlier = Layers.make(self.before, cell, self.pool).ours()
+            line.variants |= {
+                BEFORE[phase]: self.clock.microseconds(run, layers.count) for phase, run in earlier.items()
+            }
         if self.part == "peers":
             self._peers(line, layers)
         if self.part == "variants":

@@ -14,6 +14,8 @@ from benchmarks.kernels.gpu.shapes import Cell, Machine
 LARGE, MIDDLE = 20e6, 4e6  # adapter bytes of a launch
 # Variants with the base product, which are held against each other.
 AFTER_BASE, BESIDE_BASE = "base product, then both", "shrink beside base product, then expand"
+# The same of another library.
+BEFORE = {phase: f"{phase} before" for phase in ("shrink", "expand", "both")}
 
 
 @dataclass
@@ -80,11 +82,17 @@ def summary(lines: list[Line], machine: Machine) -> dict[str, float | None]:
         found[f"{phase}, 20 MB and more, median share of the limit"] = _median(large)
         found[f"{phase}, 4 to 20 MB, median share of the limit"] = _median(middle)
         found[f"{phase}, below 4 MB, median microseconds"] = _median(small)
-    alone = (name for line in lines for name in line.variants if name not in (AFTER_BASE, BESIDE_BASE))
+    for phase, name in BEFORE.items():
+        if ratios := [line.variants[name] / line.ours[phase] for line in lines if name in line.variants]:
+            found[f"{name}, geometric mean of the time over now"] = statistics.geometric_mean(ratios)
+            found[f"{name}, least of that"] = min(ratios)
+    apart = {AFTER_BASE, BESIDE_BASE, *BEFORE.values()}
+    alone = (name for line in lines for name in line.variants if name not in apart)
     for name in dict.fromkeys(alone):
         ratios = [line.variants[name] / line.ours["both"] for line in lines if name in line.variants]
         found[f"{name}, geometric mean of the time over ours"] = statistics.geometric_mean(ratios)
-    if beside := [line.variants[BESIDE_BASE] / line.variants[AFTER_BASE] for line in lines if line.variants]:
+    pairs = (line.variants for line in lines if BESIDE_BASE in line.variants)
+    if beside := [variants[BESIDE_BASE] / variants[AFTER_BASE] for variants in pairs]:
         found[f"{BESIDE_BASE}: geometric mean of the time over the other order"] = statistics.geometric_mean(
             beside
         )
