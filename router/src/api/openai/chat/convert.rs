@@ -112,13 +112,13 @@ fn for_template(index: usize, message: Message, characters: &mut usize) -> Resul
 
     let mut object = Map::with_capacity(5);
     object.insert("role".to_owned(), role.into());
-    // Templates concatenate the content of a message without tool calls.
-    let absent = if tool_calls.is_some() { Value::Null } else { Value::from("") };
-    object.insert("content".to_owned(), text.map_or(absent, Value::from));
+    // Many templates concatenate it unasked, and all that ask whether it is there take an empty one for none.
+    object.insert("content".to_owned(), text.unwrap_or_default().into());
     if let Some(name) = name {
         object.insert("name".to_owned(), name.into());
     }
-    if let Some(calls) = tool_calls {
+    // Some templates ask whether there is a list, and leave out the answer of a message that has one.
+    if let Some(calls) = tool_calls.filter(|calls| !calls.is_empty()) {
         object.insert(
             "tool_calls".to_owned(),
             calls.into_iter().map(|call| parse_arguments(call.into())).collect(),
@@ -171,8 +171,12 @@ mod tests {
             json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": "{\"a\":1}"}});
         assert_eq!(
             message(json!({"role": "assistant", "content": null, "tool_calls": [call]})),
-            Ok(json!({"role": "assistant", "content": null, "tool_calls":
+            Ok(json!({"role": "assistant", "content": "", "tool_calls":
                 [{"id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]}))
+        );
+        assert_eq!(
+            message(json!({"role": "assistant", "content": "1", "tool_calls": []})),
+            Ok(json!({"role": "assistant", "content": "1"}))
         );
         assert_eq!(
             message(json!({"role": "tool", "content": "1", "tool_call_id": "c"})),
