@@ -284,6 +284,7 @@ struct Bf16 {
     std::memcpy(&wide, &value, 4);
     return static_cast<uint16_t>((wide + 0x7fff + (wide >> 16 & 1)) >> 16);
   }
+  static uint32_t pack(float low, float high) { return from_float(low) | static_cast<uint32_t>(from_float(high)) << 16; }
   static void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { emulate_mma<Bf16>(c, a, b); }
 };
 
@@ -299,6 +300,7 @@ struct Fp16 {
     std::memcpy(&bits, &half, 2);
     return bits;
   }
+  static uint32_t pack(float low, float high) { return from_float(low) | static_cast<uint32_t>(from_float(high)) << 16; }
   static void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { emulate_mma<Fp16>(c, a, b); }
 };
 

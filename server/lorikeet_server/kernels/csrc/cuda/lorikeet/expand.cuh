@@ -72,15 +72,28 @@ struct ExpandItem {
   __device__ int rank() const { return entry.b != 0 ? entry.rank : 0; }
 };
 
-// Places of 16 bytes that a column has in a stage: 8 ranks each, in pairs, as an instruction takes 16.
-__device__ __forceinline__ int places_of_column(int rank, int chunk) { return rank - chunk > 16 ? 4 : 2; }
+// Where ranks [8 quad, +8) of a column lie in a stage of kPlaces places of 16 bytes for each column, free of bank conflicts for the
+// copies and for the reads of a half warp: column 8 g + j is row g of group j; a group is followed by a row of padding; and with four
+// places to a row, every other two rows have their pairs exchanged.
+template <int kPlaces>
+__device__ __forceinline__ int strip_place(int column, int quad) {
+  const int g = column / 8, j = column % 8, exchanged = kPlaces == 4 ? (g & 2) : 0;
+  return (j * 9 + g) * kPlaces + (quad ^ exchanged);
+}
 
-// Where ranks [8 quad, +8) of a column lie in a stage, free of bank conflicts for the copies and for the reads of a half warp:
-// column 8 g + j is row g of group j; a group is followed by a row of padding; and with four places to a row, every other two rows
-// have their pairs exchanged.
-__device__ __forceinline__ int strip_place(int places, int column, int quad) {
-  const int g = column / 8, j = column % 8, exchanged = places == 4 ? (g & 2) : 0;
-  return (j * 9 + g) * places + (quad ^ exchanged);
+template <int kThreads, int kPlaces>
+__device__ __forceinline__ void copy_strip_of(Quad* stage, const ExpandItem& item, int chunk, int thread) {
+  constexpr int kAtOnce = kThreads / kPlaces;  // columns
+  const int first = thread / kPlaces, quad = thread % kPlaces, rank = item.entry.rank;
+  const bool live = chunk + 8 * quad < rank;
+  const int64_t from = item.entry.b + 2 * (static_cast<int64_t>(item.strip.first + first) * rank + chunk + 8 * quad);
+  const int left = item.strip.out - item.strip.first;
+#pragma unroll
+  for (int i = 0; i < kStripColumns / kAtOnce; ++i) {
+    if (i * kAtOnce + first >= left) continue;
+    const auto* values = reinterpret_cast<const void*>(from + static_cast<int64_t>(2 * kAtOnce * i) * rank);
+    copy_async(stage + strip_place<kPlaces>(i * kAtOnce + first, quad), values, live);
+  }
 }
 
 // B of a strip at ranks [chunk, +kStripRanks) on its way to a stage, copied by kThreads threads. One group of copies, even if there is
@@ -88,29 +101,26 @@ __device__ __forceinline__ int strip_place(int places, int column, int quad) {
 // at their sums.
 template <int kThreads>
 __device__ __forceinline__ void copy_strip(Quad* stage, const ExpandItem& item, int chunk, int thread) {
-  const int rank = item.rank(), places = places_of_column(rank, chunk);
-  const auto* b = reinterpret_cast<const uint16_t*>(item.entry.b) + static_cast<int64_t>(item.strip.first) * rank + chunk;
-#pragma unroll
-  for (int i = 0; i < kStripColumns * (kStripRanks / 8) / kThreads; ++i) {
-    const int at = thread + i * kThreads, column = places == 4 ? at / 4 : at / 2, quad = at % places;
-    if (chunk >= rank || column >= kStripColumns || item.strip.first + column >= item.strip.out) continue;
-    const bool live = chunk + quad * 8 < rank;
-    copy_async(stage + strip_place(places, column, quad), live ? b + static_cast<int64_t>(column) * rank + quad * 8 : b, live);
+  const int left = item.rank() - chunk;
+  if (left > 16) {
+    copy_strip_of<kThreads, 4>(stage, item, chunk, thread);
+  } else if (left > 0) {
+    copy_strip_of<kThreads, 2>(stage, item, chunk, thread);
   }
   commit_copies();
 }
 
 // sum += B of 16 ranks of a stage, the `step`th, times v of kTokenTiles times 8 rows. Row g and g + 8 of instruction m are columns
 // 8 g + 2 m and 8 g + 2 m + 1. This thread's four ranks are 4 t and on, of B as of v.
-template <class T, int kTokenTiles>
-__device__ __forceinline__ void multiply_strip(float (&sum)[kTokenTiles][kStripTiles][4], const Quad* stage, int places, int step,
+template <class T, int kPlaces, int kTokenTiles>
+__device__ __forceinline__ void multiply_ranks(float (&sum)[kTokenTiles][kStripTiles][4], const Quad* stage, int step,
                                                const Pair (&token)[kTokenTiles], int g, int t) {
 #pragma unroll
   for (int m = 0; m < kStripTiles; ++m) {
     Pair w[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      w[h] = reinterpret_cast<const Pair*>(stage + strip_place(places, 8 * g + 2 * m + h, 2 * step + t / 2))[t % 2];
+      w[h] = reinterpret_cast<const Pair*>(stage + strip_place<kPlaces>(8 * g + 2 * m + h, 2 * step + t / 2))[t % 2];
     }
     const uint32_t a[4] = {w[0].word[0], w[1].word[0], w[0].word[1], w[1].word[1]};
 #pragma unroll
@@ -118,6 +128,23 @@ __device__ __forceinline__ void multiply_strip(float (&sum)[kTokenTiles][kStripT
       const uint32_t x[2] = {token[n].word[0], token[n].word[1]};
       T::mma(sum[n][m], a, x);
     }
+  }
+}
+
+// All ranks of a stage, of which `left` are still to come; `token(step)` is v at 16 of them.
+template <class T, int kTokenTiles, class Token>
+__device__ __forceinline__ void multiply_strip(float (&sum)[kTokenTiles][kStripTiles][4], const Quad* stage, int left, Token token,
+                                               int g, int t) {
+  Pair x[kTokenTiles];
+  if (left > 16) {
+#pragma unroll
+    for (int step = 0; step < 2; ++step) {
+      token(x, step);
+      multiply_ranks<T, 4>(sum, stage, step, x, g, t);
+    }
+  } else if (left > 0) {
+    token(x, 0);
+    multiply_ranks<T, 2>(sum, stage, 0, x, g, t);
   }
 }
 
@@ -139,7 +166,7 @@ __device__ __forceinline__ Quad added(const Quad& before, const float (&sum)[kSt
       low *= as_float(factor[m / 2].word[m % 2 * 2]);
       high *= as_float(factor[m / 2].word[m % 2 * 2 + 1]);
     }
-    after.word[m] = T::from_float(low) | static_cast<uint32_t>(T::from_float(high)) << 16;
+    after.word[m] = T::pack(low, high);
   }
   return after;
 }

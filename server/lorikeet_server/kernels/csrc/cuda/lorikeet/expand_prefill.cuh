@@ -99,17 +99,14 @@ __global__ void __launch_bounds__(kExpandPrefillThreads, kExpandPrefillBlocks)
       __syncthreads();  // what all threads have copied and kept, and their reads of the stage before
       copy(stage + kStripStages - 1);
       const Quad* const b = stages + stage % kStripStages * kStripPlaces;
-#pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        if (chunk + 16 * step >= rank) continue;
-        Pair token[kTokenTiles];
+      const auto take = [&](Pair(&x)[kTokenTiles], int step) {
 #pragma unroll
         for (int n = 0; n < kTokenTiles; ++n) {
           const int row = (warp * kTokenTiles + n) * 8 + g, first = chunk % kKeptRanks + 16 * step + 4 * t;
-          token[n] = *reinterpret_cast<const Pair*>(kept + row * kVStride + first);
+          x[n] = *reinterpret_cast<const Pair*>(kept + row * kVStride + first);
         }
-        multiply_strip<T>(sum, b, places_of_column(rank, chunk), step, token, g, t);
-      }
+      };
+      multiply_strip<T>(sum, b, rank - chunk, take, g, t);
       ++stage;
       chunk += kStripRanks;
     } while (chunk < rank);

@@ -7,21 +7,10 @@
 
 namespace lorikeet {
 
-// Four ranks of v as the 16-bit operand of a matrix instruction.
-template <class T>
-__device__ __forceinline__ Pair to_operand(const float (&value)[4]) {
-  Pair bits;
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    bits.word[j] = T::from_float(value[2 * j]) | static_cast<uint32_t>(T::from_float(value[2 * j + 1])) << 16;
-  }
-  return bits;
-}
-
-// kCount times four ranks at `from`, `apart` values apart, the first `live` of them; `plane` values from plane to plane. Planes are
-// read four at a time, all at once.
+// The 16-bit operand of kCount matrix instructions: four ranks for each at `from`, 16 ranks apart; zeros if not `live`. `plane` values
+// from plane to plane. Planes are read four at a time, all at once.
 template <class T, int kCount>
-__device__ __forceinline__ void add_planes(Pair (&whole)[kCount], const float* from, int apart, int live, int planes, int64_t plane) {
+__device__ __forceinline__ void add_planes(Pair* whole, const float* from, bool live, int planes, int64_t plane) {
   constexpr int kAtOnce = 4;
   float value[kCount][4] = {};
   for (int first = 0; first < planes; first += kAtOnce) {
@@ -30,7 +19,7 @@ __device__ __forceinline__ void add_planes(Pair (&whole)[kCount], const float* f
     for (int p = 0; p < kAtOnce; ++p) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        if (first + p < planes && i < live) read[p][i] = load_written(from + (first + p) * plane + i * apart);
+        if (first + p < planes && live) read[p][i] = load_written(from + (first + p) * plane + i * kRankTile);
       }
     }
 #pragma unroll
@@ -43,7 +32,7 @@ __device__ __forceinline__ void add_planes(Pair (&whole)[kCount], const float* f
     }
   }
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) whole[i] = to_operand<T>(value[i]);
+  for (int i = 0; i < kCount; ++i) whole[i] = {T::pack(value[i][0], value[i][1]), T::pack(value[i][2], value[i][3])};
 }
 
 constexpr int kAddThreads = 128;
@@ -64,9 +53,9 @@ __global__ void __launch_bounds__(kAddThreads)
   const int64_t width = static_cast<int64_t>(tables.slices) * tables.max_rank;
   for (int i = blockIdx.z * kAddThreads + threadIdx.x; i < tile.count * quads; i += kAddParts * kAddThreads) {
     const int64_t at = (tile.first + i / quads) * width + static_cast<int>(blockIdx.y) * tables.max_rank + i % quads * 4;
-    Pair sum[1];
-    add_planes<T>(sum, v + at, 0, 1, planes, rows * width);
-    *reinterpret_cast<Pair*>(whole + at) = sum[0];
+    Pair sum;
+    add_planes<T, 1>(&sum, v + at, true, planes, rows * width);
+    *reinterpret_cast<Pair*>(whole + at) = sum;
   }
 }
 
