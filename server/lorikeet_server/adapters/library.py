@@ -135,4 +135,5 @@ class AdapterLibrary:
         tensors = parse_header(header, weights_bytes, WEIGHTS_FILE, max_tensors)
         again = repeated(tensors, self.model.base_weights)
         own = {name: info for name, info in tensors.items() if name not in again}
-        return Plan(config, tensors, plan(config, own, self.model.targets), again)
+        pairs = plan(config, own, self.model.targets, self.model.base_weights)
+        return Plan(config, tensors, pairs, again)

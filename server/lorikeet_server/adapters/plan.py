@@ -5,7 +5,7 @@ about either and serves something else.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lorikeet_server.adapters.config import AdapterConfig
@@ -14,8 +14,9 @@ from lorikeet_server.adapters.targets import LoraTarget
 from lorikeet_server.errors import InvalidAdapterError
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+_NO_EMBEDDING = "LoRA on an embedding is not supported"
 _KINDS = {
-    ".lora_embedding_": "LoRA on an embedding is not supported",
+    ".lora_embedding_": _NO_EMBEDDING,
     ".lora_magnitude_vector": "DoRA is not supported",
     ".modules_to_save.": "fully trained modules are not supported",
     ".base_layer.": "it is a base weight; only those of lm_head and embed_tokens may be repeated",
@@ -35,9 +36,13 @@ class PlannedPair(NamedTuple):
 
 
 def plan(
-    config: AdapterConfig, tensors: Mapping[str, TensorInfo], targets: Sequence[LoraTarget]
+    config: AdapterConfig,
+    tensors: Mapping[str, TensorInfo],
+    targets: Sequence[LoraTarget],
+    embeddings: Iterable[str] = (),
 ) -> tuple[PlannedPair, ...]:
-    """Pairs in the order of `targets`. Raises `InvalidAdapterError` naming the tensor or module."""
+    """Pairs in the order of `targets`. Raises `InvalidAdapterError` naming the tensor or module; of
+    `embeddings` those that are no target may not be meant."""
     known = {target.name: target for target in targets}
     found: dict[tuple[str, str], str] = {}
     for name in tensors:
@@ -50,6 +55,9 @@ def plan(
         if (module, side) in found:
             raise InvalidAdapterError(f"tensors {found[module, side]} and {name} are the same matrix")
         found[module, side] = name
+    for name in embeddings:
+        if name not in known and config.targets(name):
+            raise InvalidAdapterError(f"adapter_config.json targets {name}: {_NO_EMBEDDING}")
     wanted = [(index, target) for index, target in enumerate(targets) if config.targets(target.name)]
     if not wanted:
         raise InvalidAdapterError("target_modules of adapter_config.json matches no module of this model")
@@ -66,7 +74,8 @@ def _module_of(name: str) -> tuple[str, str]:
     if key is not None:
         return key["module"], key["side"]
     reason = next(
-        (reason for part, reason in _KINDS.items() if part in name), "it is not a LoRA matrix known to PEFT"
+        (reason for part, reason in _KINDS.items() if part in name),
+        "it is not a LoRA matrix known to PEFT, as base_model.model.MODULE.lora_A.weight is",
     )
     raise InvalidAdapterError(f"tensor {name} cannot be used: {reason}")
 

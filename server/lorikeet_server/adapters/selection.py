@@ -10,7 +10,8 @@ from lorikeet_server.errors import InvalidAdapterError
 
 Selection = Callable[[str], bool]
 
-_OUTPUT_HEAD = "lm_head"
+# PEFT leaves out the output head, and an embedding is not linear.
+_NOT_ALL_LINEAR = ("lm_head", "embed_tokens")
 _MAX_LAYER_PATTERNS = 64
 _LAYER = re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")
 _LAYER_PATTERN = re.compile(r"[A-Za-z0-9_.]{1,128}")
@@ -43,7 +44,7 @@ def _named(value: Any, field: str, budget: Budget) -> Selection | None:
         return None
     if isinstance(value, str):
         if field == "target_modules" and value.lower() == "all-linear":
-            return lambda module: module.rpartition(".")[2] != _OUTPUT_HEAD
+            return lambda module: module.rpartition(".")[2] not in _NOT_ALL_LINEAR
         return Pattern(value, field, budget).fullmatch
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
         raise wrong_value(field, value, "a list of names")

@@ -1,5 +1,6 @@
 """Adapters whose file repeats weights of the base, as PEFT saves them by default beside LoRA on lm_head."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,29 @@ def test_other_base_weights_are_refused(served: Case) -> None:
     save_file(load_file(root / "a" / WEIGHTS) | {name: base}, root / "a" / WEIGHTS)
     with pytest.raises(InvalidAdapterError, match="only those of lm_head and embed_tokens"):
         build.fetch(library, "a")
+
+
+def test_an_embedding_without_its_lora_is_refused_as_one_with_it(served: Case) -> None:
+    """Some tools drop what a server cannot use; what is left is another adapter."""
+    library, root, model = served
+    save(model, root / "a", "embed_tokens", "q_proj", save_embedding_layers=False)
+    with pytest.raises(InvalidAdapterError, match=r"lora_embedding_A .* LoRA on an embedding"):
+        build.fetch(library, "a")
+    tensors = load_file(root / "a" / WEIGHTS)
+    kept = {name: tensor for name, tensor in tensors.items() if "embedding" not in name}
+    save_file(kept, root / "a" / WEIGHTS)
+    with pytest.raises(InvalidAdapterError, match=r"json targets model\.embed_tokens: LoRA on an embedding"):
+        build.fetch(library, "a")
+
+
+def test_all_linear_means_no_embedding(served: Case) -> None:
+    library, root, model = served
+    wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    wrapped.save_pretrained(str(root / "a"))
+    wrapped.unload()
+    path = root / "a/adapter_config.json"  # PEFT writes the names that it found
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": "all-linear"}))
+    assert stage(library, "a").modules == 3 * 7
 
 
 def test_the_base_is_read_once_and_in_parts(served: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,7 +250,7 @@ CASES: dict[str, Case] = {
     "layer that is not there": (
         tensors({A.replace("layers.0", "layers.9"): torch.zeros(4, 32)}), "does not have or cannot adapt",
     ),
-    "no prefix": (tensors({A: None, A.removeprefix("base_model.model."): torch.zeros(4, 32)}), "not a LoRA matrix"),
+    "no prefix": (tensors({A: None, A.removeprefix("base_model.model."): torch.zeros(4, 32)}), "not a LoRA matrix.* as base_model.model.MODULE.lora_A.weight is"),
     "both spellings": (tensors({A.replace(".weight", ".default.weight"): torch.zeros(4, 32)}), "same matrix"),
     "DoRA magnitude": (tensors({f"{Q}.lora_magnitude_vector": torch.zeros(32)}), "DoRA"),
     "embedding": (tensors({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 64)}), "embedding"),
