@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{Harness, VOCABULARY, request, sim, with_params};
-use lorikeet_bench::sim::SimConfig;
+use common::{Harness, VOCABULARY, request, sim, sim_with_eos, with_params};
+use lorikeet_bench::sim::{Eos, SimConfig};
 use lorikeet_router::output::FinishReason;
 
 /// Every place in an output where a stop string may begin and end, in either mode, gives the text cut there.
@@ -68,4 +68,34 @@ async fn stops_are_found_across_bytes_of_a_character() {
         let output = harness.generate(asked).await.unwrap();
         assert_eq!(output.text, whole[..whole.find(&stop).unwrap()]);
     }
+}
+
+/// A turn may end with a token that is special and does not end a sequence: adapters for a chat template of their
+/// own, on a base model, are trained so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_special_token_is_a_stop_string_too() {
+    let turn_end = Eos { token: 3, once_in: 10 };
+    let harness = Harness::with(SimConfig { eos: Some(turn_end), ..sim() }, &[]).await;
+    let whole = harness.generate(request("my turn", 200)).await.unwrap();
+    let at = whole.tokens.iter().position(|token| token.id == turn_end.token).unwrap();
+    let before: String = whole.tokens[..at].iter().map(|token| token.delta.as_str()).collect();
+    for include_stop in [false, true] {
+        let asked = with_params(request("my turn", 200), |params| {
+            params.stop = vec!["<|im_end|>".to_owned()];
+            params.include_stop = include_stop;
+        });
+        let output = harness.generate(asked).await.unwrap();
+        assert_eq!(output.reason, FinishReason::StopSequence);
+        assert_eq!((output.text.as_str(), output.tokens.len()), (before.as_str(), at + 1));
+        assert_eq!(output.tokens[at].text, "<|im_end|>");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_sequence_is_no_stop_string() {
+    let harness = Harness::with(sim_with_eos(), &[]).await;
+    let asked = with_params(request("the end", 200), |params| {
+        params.stop = vec!["</s>".to_owned(), "\u{1}".to_owned()];
+    });
+    assert_eq!(harness.generate(asked).await.unwrap().reason, FinishReason::Eos);
 }

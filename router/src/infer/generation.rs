@@ -122,7 +122,7 @@ impl Generation {
         }
         let tokenizer = Arc::clone(self.text.detokenizer.tokenizer());
         let special = tokenizer.special(id);
-        let (text, delta, stopped) = self.text.push(id, special, finish.is_some());
+        let (text, delta, stopped) = self.text.push(id, special, finish);
         if stopped {
             // The engine runs on until it is told.
             self.ticket.cancel();
@@ -204,18 +204,25 @@ impl Drop for Generation {
 }
 
 impl Text {
-    /// The token's own text, the text that is final with it, and whether a stop string was found. `last`: no
-    /// token follows.
-    fn push(&mut self, id: u32, special: Option<&str>, last: bool) -> (String, String, bool) {
+    /// The token's own text, the text that is final with it, and whether a stop string was found. `finish`: no
+    /// token follows, and why.
+    fn push(
+        &mut self,
+        id: u32,
+        special: Option<&str>,
+        finish: Option<engine::FinishReason>,
+    ) -> (String, String, bool) {
         let mut piece = if special.is_some() { String::new() } else { self.detokenizer.push(id) };
-        if last {
+        if finish.is_some() {
             piece.push_str(&self.detokenizer.finish());
         }
         let text = special.map_or_else(|| piece.clone(), str::to_owned);
-        match self.stop.push(piece) {
+        // The end of the sequence is that, and no stop string.
+        let written = special.filter(|_| finish != Some(engine::FinishReason::StopToken)).unwrap_or_default();
+        match self.stop.push(piece, written) {
             Matched::Stop(delta) => (text, delta, true),
             Matched::Text(mut delta) => {
-                if last {
+                if finish.is_some() {
                     delta.push_str(&self.stop.finish());
                 }
                 (text, delta, false)
