@@ -65,6 +65,7 @@ pub struct Alternative {
     pub id: u32,
     pub text: String,
     pub logprob: f32,
+    pub special: bool,
 }
 
 /// Why a stream that did not fail has ended.

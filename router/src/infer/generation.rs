@@ -268,6 +268,7 @@ fn alternatives_text(
             id: token,
             text: if token == chosen { text } else { tokenizer.piece(token) }.to_owned(),
             logprob: finite(logprob),
+            special: tokenizer.special(token).is_some(),
         })
         .collect()
 }

@@ -120,7 +120,7 @@ async fn every_token_has_what_lorax_client_requires() {
     let server = Server::with(sim_with_eos(), &[]).await;
     let mut reasons = Vec::new();
     for index in 0..12 {
-        let mut body = with(&json!({"max_new_tokens": 40, "return_k_alternatives": 3}));
+        let mut body = with(&json!({"max_new_tokens": 40, "return_k_alternatives": 3, "top_n_tokens": 3}));
         body["inputs"] = json!(format!("prompt {index}"));
         let details = server.post("/generate", &body).await.ok().json()["details"].take();
         reasons.push(details["finish_reason"].as_str().unwrap().to_owned());
@@ -130,6 +130,10 @@ async fn every_token_has_what_lorax_client_requires() {
             );
             let alternatives = token["alternative_tokens"].as_array().unwrap();
             assert!(alternatives.iter().all(|alternative| alternative["logprob"].is_f64()));
+        }
+        for token in details["top_tokens"].as_array().unwrap().iter().flat_map(|row| row.as_array().unwrap())
+        {
+            assert_eq!(token["special"], token["id"].as_u64().unwrap() < u64::from(FIRST), "{token}");
         }
         if details["finish_reason"] == "eos_token" {
             let last = details["tokens"].as_array().unwrap().last().unwrap();

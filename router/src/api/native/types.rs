@@ -211,7 +211,7 @@ impl From<&Alternative> for Token {
             id: alternative.id,
             text: alternative.text.clone(),
             logprob: alternative.logprob,
-            special: false,
+            special: alternative.special,
             alternative_tokens: None,
             skipped: false,
         }

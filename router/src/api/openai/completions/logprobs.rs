@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     fn alternative(text: &str, logprob: f32) -> Alternative {
-        Alternative { id: 0, text: text.to_owned(), logprob }
+        Alternative { id: 0, text: text.to_owned(), logprob, special: false }
     }
 
     #[test]
