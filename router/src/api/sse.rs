@@ -6,6 +6,7 @@
 
 use std::{
     convert::Infallible,
+    io,
     ops::ControlFlow,
     pin::Pin,
     task::{Context, Poll},
@@ -20,6 +21,7 @@ use axum::{
 use bytes::{BufMut, BytesMut};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
+use serde_json::{Serializer, ser::Formatter};
 use tokio::time::{Instant, Sleep, sleep};
 
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -66,11 +68,33 @@ pub(super) fn event(out: &mut BytesMut, payload: &impl Serialize) {
     out.put_slice(b"data: ");
     let start = out.len();
     // Plain structs into memory: this cannot fail, and half an event must not be sent if it does.
-    if serde_json::to_writer(out.writer(), payload).is_err() {
+    if payload.serialize(&mut Serializer::with_formatter(out.writer(), OneLine)).is_err() {
         out.truncate(start);
         out.put_slice(b"{}");
     }
     out.put_slice(b"\n\n");
+}
+
+/// JSON without the characters that end a line in Unicode and not in an event stream: some clients, httpx's
+/// `iter_lines` among them, cut events there. Other ends of lines are control characters, which JSON escapes.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        for (at, end) in fragment.match_indices(['\u{85}', '\u{2028}', '\u{2029}']) {
+            writer.write_all(&fragment.as_bytes()[done..at])?;
+            for unit in end.encode_utf16() {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            done = at + end.len();
+        }
+        writer.write_all(&fragment.as_bytes()[done..])
+    }
 }
 
 /// Writes one event whose payload is JSON already.
@@ -179,6 +203,16 @@ mod tests {
         assert_eq!(pieces(stream::iter(["stop", "never"])).await, ["data: \"stop\"\n\n"]);
         let long = stream::iter(std::iter::repeat_n("0123456789", 4000));
         assert!(pieces(long).await.len() > 3);
+    }
+
+    #[test]
+    fn an_event_is_one_line_to_everyone() {
+        let text = "a\u{2028}b\u{2029}\u{85}é\u{2027}\r\n\u{b}\u{1c}\"";
+        let mut out = BytesMut::new();
+        event(&mut out, &text);
+        let event = std::str::from_utf8(&out).unwrap().strip_suffix("\n\n").unwrap();
+        assert_eq!(event, "data: \"a\\u2028b\\u2029\\u0085é\u{2027}\\r\\n\\u000b\\u001c\\\"\"");
+        assert_eq!(serde_json::from_str::<String>(&event["data: ".len()..]).unwrap(), text);
     }
 
     #[tokio::test(start_paused = true)]
