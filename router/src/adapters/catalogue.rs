@@ -88,8 +88,10 @@ fn look_into(directory: &Path, id: &str, depth: usize, found: &mut BTreeMap<Stri
         }
         let path = entry.path();
         if let Some(written) = written(&path.join("adapter_config.json")) {
-            found.entry(below).or_insert(written);
-        } else if depth > 1 {
+            found.entry(below.clone()).or_insert(written);
+        }
+        // Below an adapter too: trainers write checkpoints there, adapters themselves.
+        if depth > 1 {
             look_into(&path, &below, depth - 1, found);
         }
     }
@@ -113,9 +115,12 @@ mod tests {
             std::fs::write(path.join("adapter_config.json"), "{}").unwrap();
         };
         make(first.path().join("a"));
+        make(first.path().join("a/checkpoint-500"));
         make(first.path().join("team/b"));
+        make(first.path().join("lr=1e-4/r+8"));
         make(first.path().join("one/two/three/too-deep"));
         make(first.path().join("a name with spaces"));
+        make(first.path().join(".hidden"));
         make(second.path().join("c"));
         make(second.path().join("a"));
         std::fs::create_dir(second.path().join("empty")).unwrap();
@@ -123,7 +128,10 @@ mod tests {
         let catalogue =
             Catalogue::new(vec![first.path().into(), second.path().into(), "/no/such/root".into()]);
         let entries = catalogue.list().await;
-        assert_eq!(entries.keys().collect::<Vec<_>>(), ["a", "c", "team/b"]);
+        assert_eq!(
+            entries.keys().collect::<Vec<_>>(),
+            ["a", "a/checkpoint-500", "c", "lr=1e-4/r+8", "team/b"]
+        );
         assert!(entries.values().all(|&written| written > 1_600_000_000));
     }
 

@@ -72,7 +72,8 @@ pub enum Invalid {
     #[error("an adapter's id must have at most {max} bytes. Given: {given}")]
     AdapterIdLength { max: usize, given: usize },
     #[error(
-        "an adapter's id must consist of letters, digits and `._/@-`, and be a relative path without `..`"
+        "an adapter's id must consist of letters, digits and `._/@+=-`, and be a relative path without `..`, whose \
+        parts begin with a letter, a digit or `_` and do not end with a dot"
     )]
     AdapterId,
     #[error("`adapter_source` must be one of: {allowed}")]
