@@ -65,10 +65,18 @@ where
 
 /// Writes one event.
 pub(super) fn event(out: &mut BytesMut, payload: &impl Serialize) {
+    event_with(out, |out| payload.serialize(&mut Serializer::with_formatter(out.writer(), OneLine)));
+}
+
+/// Writes one event whose payload is what `write` appends.
+pub(super) fn event_with(
+    out: &mut BytesMut,
+    write: impl FnOnce(&mut BytesMut) -> Result<(), serde_json::Error>,
+) {
     out.put_slice(b"data: ");
     let start = out.len();
     // Plain structs into memory: this cannot fail, and half an event must not be sent if it does.
-    if payload.serialize(&mut Serializer::with_formatter(out.writer(), OneLine)).is_err() {
+    if write(out).is_err() {
         out.truncate(start);
         out.put_slice(b"{}");
     }

@@ -7,6 +7,7 @@ pub mod models;
 mod answer;
 mod batch;
 mod body;
+mod envelope;
 mod params;
 mod reply;
 mod stream;

@@ -29,7 +29,7 @@ impl Shape for Chat {
     type Whole = ChatCompletion;
 
     fn chunks(self, head: Head, generations: &[Generation]) -> ChatChunks {
-        ChatChunks::new(head, self.logprobs, generations.len())
+        ChatChunks::new(&head, self.logprobs, generations.len())
     }
 
     fn whole(self, head: Head, choices: Vec<Completed>, usage: Usage) -> ChatCompletion {

@@ -7,18 +7,16 @@ use super::{
     types::{ChatChunk, ChatChunkChoice, ChatLogprobs, ChatTokenLogprob, Delta},
 };
 use crate::{
-    api::{
-        openai::{
-            reply::{FINGERPRINT, Head, Usage, UsageField, finish_reason},
-            stream::Chunks,
-        },
-        sse,
+    api::openai::{
+        envelope::Envelope,
+        reply::{FINGERPRINT, Head, Usage, UsageField, finish_reason},
+        stream::Chunks,
     },
     output::{FinishReason, PromptToken, TokenOutput},
 };
 
 pub(super) struct ChatChunks {
-    head: Head,
+    envelope: Envelope,
     /// Alternatives with each token; `None` sends no log-probabilities.
     logprobs: Option<usize>,
     /// By choice: entries of tokens whose text is held back.
@@ -26,17 +24,23 @@ pub(super) struct ChatChunks {
 }
 
 impl ChatChunks {
-    pub(super) fn new(head: Head, logprobs: Option<usize>, choices: usize) -> Self {
-        Self { head, logprobs, waiting: (0..choices).map(|_| Vec::new()).collect() }
+    pub(super) fn new(head: &Head, logprobs: Option<usize>, choices: usize) -> Self {
+        let Head { id, created, model } = head;
+        let empty = ChatChunk {
+            id,
+            object: "chat.completion.chunk",
+            created: *created,
+            model,
+            system_fingerprint: FINGERPRINT,
+            choices: &[],
+            usage: None,
+        };
+        let envelope = Envelope::of(&empty);
+        Self { envelope, logprobs, waiting: (0..choices).map(|_| Vec::new()).collect() }
     }
 
     fn write(&self, choices: &[ChatChunkChoice<'_>], usage: UsageField, out: &mut BytesMut) {
-        let Head { id, created, model } = &self.head;
-        let (object, system_fingerprint) = ("chat.completion.chunk", FINGERPRINT);
-        sse::event(
-            out,
-            &ChatChunk { id, object, created: *created, model, system_fingerprint, choices, usage },
-        );
+        self.envelope.write(choices, usage, out);
     }
 
     fn logprobs(&mut self, index: usize) -> Option<ChatLogprobs> {

@@ -39,7 +39,7 @@ impl Shape for Text {
     }
 
     fn chunks(self, head: Head, generations: &[Generation]) -> CompletionChunks {
-        CompletionChunks::new(head, self.echo, self.logprobs, generations)
+        CompletionChunks::new(&head, self.echo, self.logprobs, generations)
     }
 
     fn whole(self, head: Head, choices: Vec<Completed>, usage: Usage) -> Completion {

@@ -7,19 +7,17 @@ use super::{
     types::{CompletionChunk, CompletionChunkChoice, CompletionLogprobs},
 };
 use crate::{
-    api::{
-        openai::{
-            reply::{FINGERPRINT, Head, Usage, UsageField, finish_reason},
-            stream::Chunks,
-        },
-        sse,
+    api::openai::{
+        envelope::Envelope,
+        reply::{FINGERPRINT, Head, Usage, UsageField, finish_reason},
+        stream::Chunks,
     },
     infer::Generation,
     output::{FinishReason, PromptToken, TokenOutput},
 };
 
 pub(super) struct CompletionChunks {
-    head: Head,
+    envelope: Envelope,
     choices: Vec<Choice>,
 }
 
@@ -31,21 +29,26 @@ struct Choice {
 }
 
 impl CompletionChunks {
-    pub(super) fn new(head: Head, echo: bool, logprobs: Option<u32>, generations: &[Generation]) -> Self {
+    pub(super) fn new(head: &Head, echo: bool, logprobs: Option<u32>, generations: &[Generation]) -> Self {
         let choice = |generation: &Generation| Choice {
             echo: echo.then(|| generation.info.prompt_text.clone()),
             logprobs: logprobs.map(Table::new),
         };
-        Self { choices: generations.iter().map(choice).collect(), head }
+        let Head { id, created, model } = head;
+        let empty = CompletionChunk {
+            id,
+            object: "text_completion",
+            created: *created,
+            model,
+            system_fingerprint: FINGERPRINT,
+            choices: &[],
+            usage: None,
+        };
+        Self { envelope: Envelope::of(&empty), choices: generations.iter().map(choice).collect() }
     }
 
     fn write(&self, choices: &[CompletionChunkChoice<'_>], usage: UsageField, out: &mut BytesMut) {
-        let Head { id, created, model } = &self.head;
-        let (object, system_fingerprint) = ("text_completion", FINGERPRINT);
-        sse::event(
-            out,
-            &CompletionChunk { id, object, created: *created, model, system_fingerprint, choices, usage },
-        );
+        self.envelope.write(choices, usage, out);
     }
 
     fn rows(&mut self, index: usize) -> Option<CompletionLogprobs> {
