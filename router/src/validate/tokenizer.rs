@@ -4,6 +4,7 @@ use std::{fs, path::Path, sync::OnceLock};
 
 use rustc_hash::FxHashMap;
 use serde_json::Value;
+use tokenizers::DecoderWrapper;
 
 use crate::error::Invalid;
 
@@ -28,6 +29,8 @@ pub struct Tokenizer {
     special: FxHashMap<u32, String>,
     /// Sorted.
     eos: Vec<u32>,
+    /// Whether the text of tokens is the bytes of each one after the other, as GPT-2's decoder has it.
+    concatenates: bool,
     /// By token, what `piece` has found: alternatives ask for many.
     pieces: Box<[OnceLock<Box<str>>]>,
 }
@@ -63,7 +66,8 @@ impl Tokenizer {
         let eos = eos_tokens(directory, &inner)?;
         let highest = inner.get_vocab(true).into_values().max().unwrap_or(0);
         let pieces = (0..=highest).map(|_| OnceLock::new()).collect();
-        Ok(Self { inner, special, eos, pieces })
+        let concatenates = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        Ok(Self { inner, special, eos, concatenates, pieces })
     }
 
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Invalid> {
@@ -109,6 +113,12 @@ impl Tokenizer {
             Some(special) => special.into(),
             None => self.plain_piece(token).into(),
         })
+    }
+
+    /// The text of a token that is whole characters, and the same behind any others; `None`: that is not known of it.
+    pub fn fixed_piece(&self, token: u32) -> Option<&str> {
+        let piece = self.concatenates.then(|| self.piece(token))?;
+        (!piece.ends_with(char::REPLACEMENT_CHARACTER)).then_some(piece)
     }
 
     fn plain_piece(&self, token: u32) -> String {
