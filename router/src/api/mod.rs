@@ -13,6 +13,7 @@ mod adapter;
 mod collect;
 mod error;
 mod headers;
+mod one_line;
 mod request_id;
 mod sse;
 mod wire;

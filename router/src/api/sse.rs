@@ -6,7 +6,6 @@
 
 use std::{
     convert::Infallible,
-    io,
     ops::ControlFlow,
     pin::Pin,
     task::{Context, Poll},
@@ -21,8 +20,9 @@ use axum::{
 use bytes::{BufMut, BytesMut};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
-use serde_json::{Serializer, ser::Formatter};
 use tokio::time::{Instant, Sleep, sleep};
+
+use super::one_line::json;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// The piece that one write takes at most, give or take an event.
@@ -65,50 +65,15 @@ where
 
 /// Writes one event.
 pub(super) fn event(out: &mut BytesMut, payload: &impl Serialize) {
-    event_with(out, |out| payload.serialize(&mut Serializer::with_formatter(out.writer(), OneLine)));
+    raw_event(out, &[&json(payload)]);
 }
 
-/// Writes one event whose payload is what `write` appends.
-pub(super) fn event_with(
-    out: &mut BytesMut,
-    write: impl FnOnce(&mut BytesMut) -> Result<(), serde_json::Error>,
-) {
+/// Writes one event whose payload is JSON already, in several parts.
+pub(super) fn raw_event(out: &mut BytesMut, payload: &[&[u8]]) {
     out.put_slice(b"data: ");
-    let start = out.len();
-    // Plain structs into memory: this cannot fail, and half an event must not be sent if it does.
-    if write(out).is_err() {
-        out.truncate(start);
-        out.put_slice(b"{}");
+    for part in payload {
+        out.put_slice(part);
     }
-    out.put_slice(b"\n\n");
-}
-
-/// JSON without the characters that end a line in Unicode and not in an event stream: some clients, httpx's
-/// `iter_lines` among them, cut events there. Other ends of lines are control characters, which JSON escapes.
-struct OneLine;
-
-impl Formatter for OneLine {
-    fn write_string_fragment<W: ?Sized + io::Write>(
-        &mut self,
-        writer: &mut W,
-        fragment: &str,
-    ) -> io::Result<()> {
-        let mut done = 0;
-        for (at, end) in fragment.match_indices(['\u{85}', '\u{2028}', '\u{2029}']) {
-            writer.write_all(&fragment.as_bytes()[done..at])?;
-            for unit in end.encode_utf16() {
-                write!(writer, "\\u{unit:04x}")?;
-            }
-            done = at + end.len();
-        }
-        writer.write_all(&fragment.as_bytes()[done..])
-    }
-}
-
-/// Writes one event whose payload is JSON already.
-pub(super) fn raw_event(out: &mut BytesMut, payload: &[u8]) {
-    out.put_slice(b"data: ");
-    out.put_slice(payload);
     out.put_slice(b"\n\n");
 }
 
@@ -189,7 +154,7 @@ mod tests {
         }
 
         fn end(&mut self, out: &mut BytesMut) {
-            raw_event(out, b"[DONE]");
+            raw_event(out, &[b"[DONE]"]);
         }
     }
 
@@ -211,16 +176,6 @@ mod tests {
         assert_eq!(pieces(stream::iter(["stop", "never"])).await, ["data: \"stop\"\n\n"]);
         let long = stream::iter(std::iter::repeat_n("0123456789", 4000));
         assert!(pieces(long).await.len() > 3);
-    }
-
-    #[test]
-    fn an_event_is_one_line_to_everyone() {
-        let text = "a\u{2028}b\u{2029}\u{85}é\u{2027}\r\n\u{b}\u{1c}\"";
-        let mut out = BytesMut::new();
-        event(&mut out, &text);
-        let event = std::str::from_utf8(&out).unwrap().strip_suffix("\n\n").unwrap();
-        assert_eq!(event, "data: \"a\\u2028b\\u2029\\u0085é\u{2027}\\r\\n\\u000b\\u001c\\\"\"");
-        assert_eq!(serde_json::from_str::<String>(&event["data: ".len()..]).unwrap(), text);
     }
 
     #[tokio::test(start_paused = true)]

@@ -95,7 +95,7 @@ impl Encoder for Events {
             }
             Err(error) => {
                 self.idle(out);
-                sse::raw_event(out, &Dialect::Native.error_body(&error));
+                sse::raw_event(out, &[&Dialect::Native.error_body(&error)]);
                 ControlFlow::Break(())
             }
         }
@@ -109,7 +109,7 @@ impl Encoder for Events {
 
     fn end(&mut self, out: &mut BytesMut) {
         self.idle(out);
-        sse::raw_event(out, &Dialect::Native.error_body(&Error::Incomplete));
+        sse::raw_event(out, &[&Dialect::Native.error_body(&Error::Incomplete)]);
     }
 }
 

@@ -1,10 +1,10 @@
 //! What is the same on every chunk of a stream, written once.
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use serde::Serialize;
 
 use super::reply::UsageField;
-use crate::api::sse;
+use crate::api::{one_line::json, sse};
 
 /// The JSON of a chunk up to its choices. Written anew it was a quarter of the router's instructions for a token.
 pub(super) struct Envelope(Vec<u8>);
@@ -20,22 +20,14 @@ struct Contents<'a, C> {
 impl Envelope {
     /// Of a chunk without choices or usage, the last of its fields.
     pub(super) fn of(empty: &impl Serialize) -> Self {
-        let json = serde_json::to_string(empty).unwrap_or_default();
-        Self(json.strip_suffix(r#","choices":[]}"#).unwrap_or_default().into())
+        Self(json(empty).strip_suffix(br#""choices":[]}"#).unwrap_or(b"{").into())
     }
 
     /// Writes one event.
     pub(super) fn write<C: Serialize>(&self, choices: &[C], usage: UsageField, out: &mut BytesMut) {
-        sse::event_with(out, |out| {
-            out.put_slice(&self.0);
-            let start = out.len();
-            serde_json::to_writer(out.writer(), &Contents { choices, usage })?;
-            // The object goes on.
-            if let (Some(brace), false) = (out.get_mut(start), self.0.is_empty()) {
-                *brace = b',';
-            }
-            Ok(())
-        });
+        let contents = json(&Contents { choices, usage });
+        // Its object goes on where the envelope ends.
+        sse::raw_event(out, &[&self.0, contents.strip_prefix(b"{").unwrap_or_default()]);
     }
 }
 

@@ -114,12 +114,12 @@ impl<C: Chunks> Encoder for Events<C> {
                         let (prompt, completion) = (self.prompt_tokens, self.completion_tokens);
                         self.chunks.totals(Usage::new(prompt, completion, Some(self.cached_tokens)), out);
                     }
-                    sse::raw_event(out, b"[DONE]");
+                    sse::raw_event(out, &[b"[DONE]"]);
                     return ControlFlow::Break(());
                 }
             }
             Err(error) => {
-                sse::raw_event(out, &Dialect::OpenAi.error_body(&error));
+                sse::raw_event(out, &[&Dialect::OpenAi.error_body(&error)]);
                 return ControlFlow::Break(());
             }
         }
@@ -127,6 +127,6 @@ impl<C: Chunks> Encoder for Events<C> {
     }
 
     fn end(&mut self, out: &mut BytesMut) {
-        sse::raw_event(out, &Dialect::OpenAi.error_body(&Error::Incomplete));
+        sse::raw_event(out, &[&Dialect::OpenAi.error_body(&Error::Incomplete)]);
     }
 }
