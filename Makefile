@@ -84,7 +84,7 @@ test: setup ## Everything that must pass: lint and all tests
 check: $(STAMPS)/python ## The quick loop while editing: lint and fast tests
 	@$(MAKE) --no-print-directory lint
 	cargo test --workspace --locked --lib
-	OMP_NUM_THREADS=$(TEST_THREADS) $(PYTHON) -m pytest -q -m "not slow" server/tests
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow" server/tests
 
 .PHONY: lint
 lint: $(STAMPS)/python ## Check formatting, lints and types

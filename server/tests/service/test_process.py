@@ -109,12 +109,14 @@ def running(process: int) -> bool:
 @pytest.mark.parametrize(
     ("flags", "environment", "message"),
     [
-        (["--device", "cuda"], {}, "CUDA"),
+        pytest.param(["--device", "cuda"], {}, "CUDA", marks=pytest.mark.slow),
         (["--adapter-root", "/nowhere"], {}, "--adapter-root /nowhere"),
         ([], {"RANK": "one"}, "RANK='one'"),
         ([], {"WORLD_SIZE": "2"}, "MASTER_PORT"),
         ([], {"WORLD_SIZE": "2", "RANK": "2", "MASTER_PORT": "1"}, "RANK=2 is outside 0..1"),
-        (["--model-path", "/nowhere"], {}, "/nowhere"),
+        pytest.param(
+            ["--model-path", "/nowhere"], {}, "/nowhere", marks=pytest.mark.slow
+        ),  # it imports torch
     ],
 )
 def test_refuses_to_start(

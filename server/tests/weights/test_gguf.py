@@ -171,6 +171,7 @@ def test_arrays_nested_without_end_are_refused(tmp_path: Path) -> None:
         open_source(path)
 
 
+@pytest.mark.slow
 def test_header_agrees_with_the_gguf_package(demo_gguf: Path) -> None:
     reader = gguf.GGUFReader(demo_gguf)
     header = GgufHeader.read(demo_gguf)
