@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use serde::Serialize;
 
-use super::reply::UsageField;
+use super::reply::{Usage, UsageField};
 use crate::api::{one_line::json, sse};
 
 /// The JSON of a chunk up to its choices. Written anew it was a quarter of the router's instructions for a token.
@@ -28,6 +28,11 @@ impl Envelope {
         let contents = json(&Contents { choices, usage });
         // Its object goes on where the envelope ends.
         sse::raw_event(out, &[&self.0, contents.strip_prefix(b"{").unwrap_or_default()]);
+    }
+
+    /// Writes the event without choices that may end a stream.
+    pub(super) fn totals(&self, usage: Usage, out: &mut BytesMut) {
+        self.write::<()>(&[], Some(Some(usage)), out);
     }
 }
 

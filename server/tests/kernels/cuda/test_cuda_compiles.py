@@ -1,4 +1,4 @@
-"""The CUDA sources compile for every architecture that is supported, and no kernel spills in its loop;
+"""The CUDA sources compile for every architecture that is supported, and no kernel spills a register;
 FlashInfer compiles with what `lorikeet[cuda]` brings."""
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from lorikeet_server.kernels.cuda import abi, build
 
 SOURCES = Path(lorikeet_server.kernels.__file__).parent / "csrc" / "cuda"
 ARCHITECTURES = ("80", "90")
-# Bytes that shrink for many rows may spill around its loop, which takes all registers. Others none.
-SPILLED = {"shrink_prefill": 8}
 REPORT = re.compile(r"Compiling entry function '(\S+)' for '(sm_\d+)'.*?(\d+) bytes spill stores", re.DOTALL)
 
 
@@ -38,8 +36,7 @@ def test_compiles_without_spills(source: Path, tmp_path: Path) -> None:
     kernels = {name for name, _, _ in report}
     compiled = {(name, f"sm_{number}") for name in kernels for number in ARCHITECTURES}
     assert kernels and {(name, target) for name, target, _ in report} == compiled, done.stderr
-    allowed = {name: next((SPILLED[kernel] for kernel in SPILLED if kernel in name), 0) for name in kernels}
-    assert [(name, target) for name, target, spilled in report if int(spilled) > allowed[name]] == []
+    assert [(name, target) for name, target, spilled in report if int(spilled)] == []
 
 
 @pytest.mark.slow

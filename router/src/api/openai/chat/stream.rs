@@ -39,10 +39,6 @@ impl ChatChunks {
         Self { envelope, logprobs, waiting: (0..choices).map(|_| Vec::new()).collect() }
     }
 
-    fn write(&self, choices: &[ChatChunkChoice<'_>], usage: UsageField, out: &mut BytesMut) {
-        self.envelope.write(choices, usage, out);
-    }
-
     fn logprobs(&mut self, index: usize) -> Option<ChatLogprobs> {
         let content = std::mem::take(self.waiting.get_mut(index)?);
         (!content.is_empty()).then_some(ChatLogprobs { content, refusal: None })
@@ -52,7 +48,11 @@ impl ChatChunks {
 impl Chunks for ChatChunks {
     fn start(&mut self, index: usize, _prompt: Vec<PromptToken>, usage: UsageField, out: &mut BytesMut) {
         let delta = Delta { role: Some("assistant"), content: Some("") };
-        self.write(&[ChatChunkChoice { index, delta, logprobs: None, finish_reason: None }], usage, out);
+        self.envelope.write(
+            &[ChatChunkChoice { index, delta, logprobs: None, finish_reason: None }],
+            usage,
+            out,
+        );
     }
 
     fn token(&mut self, index: usize, token: TokenOutput, usage: UsageField, out: &mut BytesMut) {
@@ -64,13 +64,13 @@ impl Chunks for ChatChunks {
         }
         let logprobs = self.logprobs(index);
         let delta = Delta { role: None, content: Some(&token.delta) };
-        self.write(&[ChatChunkChoice { index, delta, logprobs, finish_reason: None }], usage, out);
+        self.envelope.write(&[ChatChunkChoice { index, delta, logprobs, finish_reason: None }], usage, out);
     }
 
     fn finish(&mut self, index: usize, reason: FinishReason, usage: UsageField, out: &mut BytesMut) {
         let logprobs = self.logprobs(index);
         let finish_reason = Some(finish_reason(reason));
-        self.write(
+        self.envelope.write(
             &[ChatChunkChoice { index, delta: Delta::default(), logprobs, finish_reason }],
             usage,
             out,
@@ -78,6 +78,6 @@ impl Chunks for ChatChunks {
     }
 
     fn totals(&mut self, usage: Usage, out: &mut BytesMut) {
-        self.write(&[], Some(Some(usage)), out);
+        self.envelope.totals(usage, out);
     }
 }

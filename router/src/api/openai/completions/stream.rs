@@ -47,10 +47,6 @@ impl CompletionChunks {
         Self { envelope: Envelope::of(&empty), choices: generations.iter().map(choice).collect() }
     }
 
-    fn write(&self, choices: &[CompletionChunkChoice<'_>], usage: UsageField, out: &mut BytesMut) {
-        self.envelope.write(choices, usage, out);
-    }
-
     fn rows(&mut self, index: usize) -> Option<CompletionLogprobs> {
         Some(self.choices.get_mut(index)?.logprobs.as_mut()?.take())
     }
@@ -64,7 +60,7 @@ impl Chunks for CompletionChunks {
             table.prompt(&prompt, &text);
         }
         let logprobs = self.rows(index);
-        self.write(
+        self.envelope.write(
             &[CompletionChunkChoice { index, text: &text, logprobs, finish_reason: None }],
             usage,
             out,
@@ -79,7 +75,7 @@ impl Chunks for CompletionChunks {
             return;
         }
         let logprobs = self.rows(index);
-        self.write(
+        self.envelope.write(
             &[CompletionChunkChoice { index, text: &token.delta, logprobs, finish_reason: None }],
             usage,
             out,
@@ -89,10 +85,14 @@ impl Chunks for CompletionChunks {
     fn finish(&mut self, index: usize, reason: FinishReason, usage: UsageField, out: &mut BytesMut) {
         let logprobs = self.rows(index).filter(|rows| !rows.tokens.is_empty());
         let finish_reason = Some(finish_reason(reason));
-        self.write(&[CompletionChunkChoice { index, text: "", logprobs, finish_reason }], usage, out);
+        self.envelope.write(
+            &[CompletionChunkChoice { index, text: "", logprobs, finish_reason }],
+            usage,
+            out,
+        );
     }
 
     fn totals(&mut self, usage: Usage, out: &mut BytesMut) {
-        self.write(&[], Some(Some(usage)), out);
+        self.envelope.totals(usage, out);
     }
 }

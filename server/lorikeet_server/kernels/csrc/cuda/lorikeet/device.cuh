@@ -95,9 +95,6 @@ struct Bf16 {
   static __device__ __forceinline__ float to_float(uint16_t bits) {
     return __uint_as_float(static_cast<uint32_t>(bits) << 16);
   }
-  static __device__ __forceinline__ uint16_t from_float(float value) {
-    return __bfloat16_as_ushort(__float2bfloat16_rn(value));
-  }
   static __device__ __forceinline__ uint32_t pack(float low, float high) {
     const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
     return *reinterpret_cast<const uint32_t*>(&both);
@@ -112,9 +109,6 @@ struct Bf16 {
 
 struct Fp16 {
   static __device__ __forceinline__ float to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
-  static __device__ __forceinline__ uint16_t from_float(float value) {
-    return __half_as_ushort(__float2half_rn(value));
-  }
   static __device__ __forceinline__ uint32_t pack(float low, float high) {
     const __half2 both = __floats2half2_rn(low, high);
     return *reinterpret_cast<const uint32_t*>(&both);

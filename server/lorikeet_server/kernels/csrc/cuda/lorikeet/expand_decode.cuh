@@ -40,7 +40,7 @@ struct StripCursor {
 template <class T>
 __global__ void __launch_bounds__(kExpandDecodeThreads, kExpandDecodeBlocks)
     expand_decode(LoraTables tables, LoraTiles tiles, const float* v, int planes, int rows, int room, uint16_t* y, int64_t y_stride) {
-  constexpr int kSteps = 4;  // of 16 ranks, whose v is read at once at most
+  constexpr int kSteps = 4;  // of 16 ranks, whose v is read at once: two stages of B
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int64_t width = static_cast<int64_t>(tables.slices) * tables.max_rank, plane = rows * width;
   ExpandStage* const stages = reinterpret_cast<ExpandStage*>(dynamic_shared()) + warp * kStripStages;
@@ -89,26 +89,23 @@ __global__ void __launch_bounds__(kExpandDecodeThreads, kExpandDecodeBlocks)
     const float* const from = v + (item.tile.first + g) * width + item.strip.slice * tables.max_rank + 4 * t;
     const bool mine = g < item.tile.count;
     Pair token[kSteps];
-    int token_rank = 0, token_end = 0;  // the ranks in `token`
     float sum[1][kStripTiles][4] = {};
     int chunk = 0;
     do {
-      const int left = rank - chunk;
-      if (chunk >= token_end) {
-        token_rank = chunk;
-        token_end = chunk + (left > 48 ? 16 * kSteps : kStripRanks);
-        if (left > 48) {
-          add_planes<T, kSteps>(token, from + chunk, mine, planes, plane);
-        } else if (left > 16) {
-          add_planes<T, 2>(token, from + chunk, mine, planes, plane);
-        } else if (left > 0) {
-          add_planes<T, 1>(token, from + chunk, mine, planes, plane);
+      const int left = rank - chunk, second = chunk % (16 * kSteps);  // not 0: the second stage of `token`
+      if (second == 0) {
+        switch ((left + 15) / 16) {
+          case 0: break;
+          case 1: add_planes<T, 1>(token, from + chunk, mine, planes, plane); break;
+          case 2: add_planes<T, 2>(token, from + chunk, mine, planes, plane); break;
+          case 3: add_planes<T, 3>(token, from + chunk, mine, planes, plane); break;
+          default: add_planes<T, kSteps>(token, from + chunk, mine, planes, plane);
         }
       }
       wait_for_copies<kStripStages - 2>();
       sync_warp();  // the copies of all lanes, and their reads of the stage before
       copy(stage + kStripStages - 1);
-      const auto take = [&](Pair(&x)[1], int step) { x[0] = chunk == token_rank ? token[step] : token[2 + step]; };
+      const auto take = [&](Pair(&x)[1], int step) { x[0] = second == 0 ? token[step] : token[2 + step]; };
       multiply_strip<T>(sum, stages[stage % kStripStages].b, left, take, g, t);
       ++stage;
       chunk += kStripRanks;

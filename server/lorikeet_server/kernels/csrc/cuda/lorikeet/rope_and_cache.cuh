@@ -40,7 +40,7 @@ template <class T>
 __device__ __forceinline__ void rotate(Quad& first, Quad& second, const Turn& turn) {
 #pragma unroll
   for (int word = 0; word < 4; ++word) {
-    uint32_t rotated[2] = {};
+    float rotated[2][2];
 #pragma unroll
     for (int upper = 0; upper < 2; ++upper) {
       const int column = 2 * word + upper;
@@ -48,11 +48,11 @@ __device__ __forceinline__ void rotate(Quad& first, Quad& second, const Turn& tu
       const float y = T::to_float(static_cast<uint16_t>(second.word[word] >> (16 * upper)));
       const float cos = as_float(turn.cos[column / 4].word[column % 4]);
       const float sin = as_float(turn.sin[column / 4].word[column % 4]);
-      rotated[0] |= static_cast<uint32_t>(T::from_float(x * cos - y * sin)) << (16 * upper);
-      rotated[1] |= static_cast<uint32_t>(T::from_float(y * cos + x * sin)) << (16 * upper);
+      rotated[0][upper] = x * cos - y * sin;
+      rotated[1][upper] = y * cos + x * sin;
     }
-    first.word[word] = rotated[0];
-    second.word[word] = rotated[1];
+    first.word[word] = T::pack(rotated[0][0], rotated[0][1]);
+    second.word[word] = T::pack(rotated[1][0], rotated[1][1]);
   }
 }
 

@@ -140,8 +140,9 @@ __device__ __forceinline__ void shrink_rank_tiles(const LoraTables& tables, cons
       __syncthreads();  // all copies of this stage, and all reads of the one before
       copy(stage + kStages - 1);
       const uint16_t *const x_from = x_stages + stage % kStages * kStageOfX, *const a_from = a_stages + stage % kStages * kStageOfA;
-      // Without a branch between them, so that reads run ahead of the matrix instructions.
-#pragma unroll
+      // Without a branch between them, so that reads run ahead of the matrix instructions; but one step of three rank tiles
+      // or more has enough of both, and for two of them there are not enough registers.
+#pragma unroll kTiles < 3 ? kStageSteps : 1
       for (int i = 0; i < kStageSteps; ++i) {
         const auto read = [&](const uint16_t* from, int at) {
           return *reinterpret_cast<const Quad*>(from + stage_place(at + g, i * kStep + t * 8));
