@@ -5,6 +5,7 @@ and warm.
 from __future__ import annotations
 
 import concurrent.futures
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,13 @@ from support.server import Server, token_ids
 EXAMPLES = Path(__file__).parents[2] / "examples" / "adapters"
 CONFIGURATIONS = {
     "chunked-prefill": ["--max-batch-prefill-tokens", "32", "--max-batch-size", "16"],
-    "no-prefix-cache": ["--disable-prefix-cache", "--max-batch-size", "16"],
+    "whole-prompts": [
+        "--disable-prefix-cache",
+        "--max-batch-prefill-tokens",
+        "1024",
+        "--max-batch-size",
+        "16",
+    ],
     "one-adapter-slot": ["--max-active-adapters", "1"],
     "little-kv": [
         "--kv-cache-bytes",
@@ -35,6 +42,20 @@ CONFIGURATIONS = {
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     with Server("smollm2", [EXAMPLES], ["--dtype", "float32", *CONFIGURATIONS[request.param]]) as server:
         yield server
+
+
+def test_a_prompt_is_computed_in_the_chunks_that_are_meant(
+    server: Server, request: pytest.FixtureRequest
+) -> None:
+    """All at once, or in several steps. Before the other tests, while no prompt is in the KV cache."""
+    longest = max(cases(), key=lambda case: len(case.rendered))
+    before = server.metrics()["lorikeet_step_seconds_count"]
+    answer = server.generate(longest.rendered, longest.adapter, max_new_tokens=1, decoder_input_details=True)
+    assert token_ids(answer) == longest.tokens[:1]
+    tokens, chunk = len(answer["details"]["prefill"]), server.client.get("/info").json()["max_step_tokens"]
+    steps = server.metrics()["lorikeet_step_seconds_count"] - before
+    assert steps == math.ceil(tokens / chunk)
+    assert (steps == 1) == ("whole-prompts" in request.node.name)
 
 
 def test_golden_answers_cold_and_warm(server: Server) -> None:
