@@ -5,6 +5,7 @@ alone and mixed.
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,9 +53,15 @@ CONFIGS: dict[str, dict[str, object]] = {
         "target_modules": r".*layers\.[02]\.(self_attn\.q_proj|mlp\.gate_proj)",
     },
     "all-linear": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+    "mixed-dtypes": {"r": 8, "lora_alpha": 16, "target_modules": LINEAR},
     "excluded": {"r": 8, "lora_alpha": 16, "target_modules": LINEAR, "exclude_modules": ["up_proj"]},
 }
-HALF = {"rank-64": torch.bfloat16, "one-layer": torch.float16}
+# What their tensors are saved in, in turn; the others in fp32.
+DTYPES: dict[str, tuple[torch.dtype, ...]] = {
+    "rank-64": (torch.bfloat16,),
+    "one-layer": (torch.float16,),
+    "mixed-dtypes": (torch.float16, torch.bfloat16, torch.float32),
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +75,12 @@ def root(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = get_peft_model(
             AutoModelForCausalLM.from_pretrained(tiny), LoraConfig(task_type="CAUSAL_LM", **options)
         )
+        dtypes = itertools.cycle(DTYPES.get(name, (torch.float32,)))
         for parameter in model.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.15)
-        model.to(HALF.get(name, torch.float32)).save_pretrained(root / name)
+                parameter.data = parameter.data.to(next(dtypes))
+        model.save_pretrained(root / name)
     write_adapter(
         root / "two-years-old",
         rank=8,
@@ -115,7 +124,7 @@ def test_alone(server: Server, oracle: Oracle, root: Path, name: str | None) -> 
 
 
 def test_mixed_beyond_the_device_slots(server: Server, oracle: Oracle, root: Path) -> None:
-    """Every kind at once, three times over, with 5 device slots for 13 adapters."""
+    """Every kind at once, three times over, with 5 device slots for 14 adapters."""
     expected = {}
     prompt_ids = [token["id"] for token in server.client.post("/tokenize", json={"inputs": PROMPT}).json()]
     for name in NAMES:

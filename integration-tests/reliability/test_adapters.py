@@ -1,19 +1,16 @@
-"""Rows C1 to C4, C6, C7 and D3: adapters that are broken, hostile, wanted by everyone at once, or change
-while served.
+"""Rows C3, C6, C7 and D3: adapters above a bound, that everyone wants at once, that change while they are
+served, or overflow.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from support.corpus import CORPUS, TRAVERSAL, Bad, write_corpus
 from support.models import adapter_tensors, write_adapter
 from support.server import Server, generate_body, token_ids
 
@@ -22,67 +19,14 @@ PROMPT = "Beside bad company"
 
 @pytest.fixture(scope="module")
 def roots(tiny_adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The good adapters, and a root to write bad and changing ones to."""
-    return [tiny_adapters, tmp_path_factory.mktemp("hostile") / "root"]
+    """The good adapters, and a root to write others to."""
+    return [tiny_adapters, tmp_path_factory.mktemp("changing")]
 
 
 @pytest.fixture(scope="module")
 def server(tiny: Path, roots: list[Path]) -> Iterator[Server]:
-    roots[1].mkdir()
-    write_corpus(roots[1])
     with Server(str(tiny), roots, ["--dtype", "float32"]) as server:
         yield server
-
-
-@pytest.mark.parametrize("bad", CORPUS, ids=lambda bad: bad.name)
-def test_c1_to_c4_a_bad_adapter_is_refused_by_name(server: Server, roots: list[Path], bad: Bad) -> None:
-    started = time.monotonic()
-    response = server.post_generate(PROMPT, bad.name)
-    seconds = time.monotonic() - started
-    assert response.status_code in bad.statuses, response.text
-    body = response.json()
-    assert bad.phrase.lower() in body["error"].lower(), body
-    assert str(roots[1]) not in body["error"], "the error leaks a path of this machine"
-    assert seconds < 2
-    assert not (roots[1] / bad.name / "canary").exists()
-    chat = server.client.post("/v1/completions", json={"model": bad.name, "prompt": PROMPT})
-    assert chat.status_code in {*bad.statuses, 400}, chat.text
-    assert chat.json()["error"]["message"]
-
-
-def test_c1_bad_requests_leave_the_good_ones_beside_them_alone(server: Server) -> None:
-    """15 good requests beside one bad, for every bad adapter there is."""
-    expected = [token_ids(server.generate(PROMPT, f"a{index}")) for index in range(15)]
-    with concurrent.futures.ThreadPoolExecutor(17) as pool:
-        for bad in CORPUS[::4]:
-            good = [pool.submit(server.generate, PROMPT, f"a{index}") for index in range(15)]
-            refused = pool.submit(server.post_generate, PROMPT, bad.name)
-            assert [token_ids(future.result()) for future in good] == expected
-            assert refused.result().status_code in bad.statuses
-
-
-def test_c2_memory_does_not_grow_with_refusals(server: Server) -> None:
-    shard = psutil.Process(server.shards()[0].pid)
-    before = shard.memory_info().rss
-    for _ in range(3):
-        for bad in CORPUS:
-            server.post_generate(PROMPT, bad.name)
-    assert shard.memory_info().rss - before < 48 << 20
-
-
-@pytest.mark.parametrize("adapter", TRAVERSAL, ids=lambda text: ascii(text)[:24])
-def test_c4_no_way_out_of_the_roots(server: Server, adapter: str) -> None:
-    response = server.post_generate(PROMPT, adapter)
-    assert 400 <= response.status_code < 500, response.text
-    assert set(response.json()) >= {"error", "error_type"}
-    assert "x" not in response.headers, "a header was injected"
-    assert "panicked" not in server.log()
-
-
-def test_c4_the_unknown_and_the_forbidden_look_alike(server: Server) -> None:
-    unknown = server.post_generate(PROMPT, "link-nowhere")
-    assert unknown.status_code == 404
-    assert unknown.json()["error_type"] == "adapter_not_found"
 
 
 def test_c3_a_rank_above_the_bound_is_refused_with_its_flag(tiny: Path, tiny_adapters: Path) -> None:

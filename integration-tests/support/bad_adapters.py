@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
 import struct
 from pathlib import Path
 
@@ -54,36 +52,3 @@ def sparse(path: Path, size: int) -> None:
 def sparse_config(directory: Path) -> None:
     write_adapter(directory)
     sparse(directory / "adapter_config.json", 1 << 30)
-
-
-def fifo(directory: Path) -> None:
-    write_adapter(directory)
-    (directory / "adapter_model.safetensors").unlink()
-    os.mkfifo(directory / "adapter_model.safetensors")
-
-
-def link(directory: Path, kind: str) -> None:
-    outside = directory.parent.parent / "outside"
-    if not outside.exists():
-        write_adapter(outside)
-    if kind == "directory":
-        directory.symlink_to(outside)
-        return
-    write_adapter(directory)
-    weights = directory / "adapter_model.safetensors"
-    weights.unlink()
-    weights.symlink_to(outside / "adapter_model.safetensors")
-
-
-class _Canary:
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (open, (self.path, "w"))
-
-
-def pickle_only(directory: Path) -> None:
-    write_adapter(directory)
-    (directory / "adapter_model.safetensors").unlink()
-    (directory / "adapter_model.bin").write_bytes(pickle.dumps(_Canary(str(directory / "canary"))))

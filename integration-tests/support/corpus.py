@@ -45,6 +45,7 @@ CORPUS: list[Bad] = [
     Bad("config-a-list", lambda d: bad.config(d, "[]"), "object"),
     Bad("config-1gb", bad.sparse_config, "adapter_config.json", (413, 422)),
     Bad("config-utf16", lambda d: bad.config(d, json.dumps(adapter_config(4)).encode("utf-16")), "utf-8"),
+    Bad("config-bom", lambda d: bad.config(d, "\ufeff" + json.dumps(adapter_config(4))), "json"),
     Bad("config-dup-keys", lambda d: bad.config(d, '{"r": 4, "r": 8}'), "twice"),
     Bad("config-nan-alpha", lambda d: write_adapter(d, lora_alpha=float("nan")), "nan"),
     Bad("truncated", lambda d: bad.weights(d, bad.good()[:-7]), "adapter_model.safetensors"),
@@ -135,36 +136,4 @@ CORPUS: list[Bad] = [
     Bad("ia3", lambda d: write_adapter(d, peft_type="IA3"), "peft_type"),
     Bad("fan-in-fan-out", lambda d: write_adapter(d, fan_in_fan_out=True), "fan_in_fan_out"),
     Bad("unknown-option", lambda d: write_adapter(d, use_magic=True), "use_magic"),
-    Bad("pickle", bad.pickle_only, "safetensors", (404, 415, 422)),
-    Bad("link-directory", lambda d: bad.link(d, "directory"), "", (404, 422)),
-    Bad("link-file", lambda d: bad.link(d, "file"), "", (404, 422)),
-    Bad("fifo", bad.fifo, "adapter_model.safetensors", (404, 422)),
-]
-
-
-def write_corpus(root: Path) -> None:
-    """Every bad adapter as `root/NAME`."""
-    for entry in CORPUS:
-        entry.make(root / entry.name)
-
-
-TRAVERSAL = [
-    "/etc",
-    "../x",
-    "a/../../x",
-    "%2e%2e/x",
-    "..\\x",
-    "a\0b",
-    "a0.",
-    "a0 ",
-    "a0\u2215x",
-    "/proc/self/fd/0",
-    "./a0",
-    "a0/../a1",
-    "\r\nX: 1",
-    "é",
-    "a" * 65536,
-    "~",
-    "a0//..//a1",
-    "file:///etc",
 ]
