@@ -219,7 +219,7 @@ pub struct Telemetry {
 impl Config {
     /// Refuses values that cannot work together, naming the flag, the value and the bound.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let Self { http, limits, batching, adapters, shards, .. } = self;
+        let Self { http, limits, batching, adapters, model, shards, .. } = self;
         at_least("--max-body-bytes", http.max_body_bytes as u64, 1024)?;
         // hyper refuses a smaller buffer.
         at_least("--max-header-bytes", http.max_header_bytes as u64, 8192)?;
@@ -271,6 +271,13 @@ impl Config {
                 flag: "--lame-duck-timeout",
                 given: format!("{} seconds", http.lame_duck_timeout.as_secs_f64()),
                 bound: format!("at most {}, the value of --drain-timeout", http.drain_timeout.as_secs_f64()),
+            });
+        }
+        if adapters.preloaded_adapter_ids.contains(&model.model_id) {
+            return Err(ConfigError {
+                flag: "an id of --preloaded-adapter-ids",
+                given: model.model_id.clone(),
+                bound: "another name than --model-id, which is the base model's".into(),
             });
         }
         let preloaded = adapters.preloaded_adapter_ids.len() as u64;
@@ -351,6 +358,11 @@ mod tests {
                 "--max-lora-rank is 513, it must be at most 512, which the kernels are made for",
             ),
             (&["--validation-workers", "0"], "--validation-workers is 0, it must be at least 1"),
+            (
+                &["--preloaded-adapter-ids", "a,m"],
+                "an id of --preloaded-adapter-ids is m, it must be another name than --model-id, which is the base \
+                 model's",
+            ),
             (&["--request-timeout", "0"], "--request-timeout is 0, it must be more than 0 seconds"),
         ] {
             assert_eq!(parse(flags).check().unwrap_err().to_string(), message);

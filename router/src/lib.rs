@@ -120,7 +120,10 @@ pub fn start(
     let metrics = Arc::new(Metrics::new(config.telemetry.clone(), config.model.model_id.clone()));
     let validator = Validator::start(&config.model.tokenizer_path, &config.limits, model.clone())?;
     let group = Arc::new(Group::new(&config.shards.shard_uds_path));
-    let registry = Arc::new(Registry::new(group.clone(), config.adapters.clone(), metrics.clone()));
+    let base = &config.model.model_id;
+    let registry = Arc::new(Registry::new(group.clone(), config.adapters.clone(), base, metrics.clone()));
+    // So that what is wrong with a name is said at the start.
+    registry.catalogue.refresh();
     let (driver, task) = driver::driver(driver::Parts {
         config: config.clone(),
         group,

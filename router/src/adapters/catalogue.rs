@@ -24,6 +24,8 @@ pub(super) type Entries = Arc<BTreeMap<String, u64>>;
 
 pub struct Catalogue {
     roots: Arc<[PathBuf]>,
+    /// The base model's id: requests that name it are the base model's, so no adapter can have it.
+    base: Arc<str>,
     last: watch::Sender<Listing>,
 }
 
@@ -36,38 +38,63 @@ struct Listing {
 }
 
 impl Catalogue {
-    pub fn new(roots: Vec<PathBuf>) -> Self {
-        Self { roots: roots.into(), last: watch::Sender::default() }
+    pub fn new(roots: Vec<PathBuf>, base: &str) -> Self {
+        Self { roots: roots.into(), base: base.into(), last: watch::Sender::default() }
     }
 
-    /// What is there now, or was a few seconds ago. The disk is read on a blocking thread.
+    /// What is there now, or was a few seconds ago.
     pub async fn list(&self) -> Entries {
+        self.refresh();
+        let mut last = self.last.subscribe();
+        timeout(PATIENCE, last.wait_for(|last| !last.reading)).await.ok();
+        last.borrow().entries.clone()
+    }
+
+    /// Whether it was there when the disk was last read. Only the first reading is waited for.
+    pub async fn has(&self, id: &str) -> bool {
+        self.refresh();
+        let mut last = self.last.subscribe();
+        timeout(PATIENCE, last.wait_for(|last| last.at.is_some())).await.ok();
+        last.borrow().entries.contains_key(id)
+    }
+
+    /// Has a blocking thread read the disk, if that is due.
+    pub fn refresh(&self) {
         let due = self.last.send_if_modified(|last| {
             let due = !last.reading && last.at.is_none_or(|at| at.elapsed() >= FRESH);
             last.reading |= due;
             due
         });
         if due {
-            let (roots, last) = (self.roots.clone(), self.last.clone());
+            let (roots, base, last) = (self.roots.clone(), self.base.clone(), self.last.clone());
             tokio::spawn(async move {
+                let scanned = tokio::task::spawn_blocking(move || {
+                    let mut found = scan(&roots);
+                    let named_like_base = found.remove(&*base).is_some();
+                    (Arc::new(found), named_like_base.then_some(base))
+                });
                 // A scan that panics has found nothing.
-                let entries = tokio::task::spawn_blocking(move || scan(&roots)).await.unwrap_or_default();
-                last.send_replace(Listing { entries, at: Some(Instant::now()), reading: false });
+                let (entries, left_out) = scanned.await.unwrap_or_default();
+                let before = last.send_replace(Listing { entries, at: Some(Instant::now()), reading: false });
+                if let Some(adapter) = left_out.filter(|_| before.at.is_none()) {
+                    tracing::warn!(
+                        %adapter,
+                        "an adapter has the name of the base model, which answers in its place: rename it, or \
+                         give the base model another --model-id"
+                    );
+                }
             });
         }
-        let mut last = self.last.subscribe();
-        timeout(PATIENCE, last.wait_for(|last| !last.reading)).await.ok();
-        last.borrow().entries.clone()
     }
 }
 
 /// Where two roots have the same id, the first one's is meant, as when it is fetched.
-fn scan(roots: &[PathBuf]) -> Entries {
+fn scan(roots: &[PathBuf]) -> BTreeMap<String, u64> {
     let mut found = BTreeMap::new();
     for root in roots {
         look_into(root, "", MAX_DEPTH, &mut found);
     }
-    Arc::new(found)
+    found
 }
 
 fn look_into(directory: &Path, id: &str, depth: usize, found: &mut BTreeMap<String, u64>) {
@@ -126,18 +153,20 @@ mod tests {
         std::fs::create_dir(second.path().join("empty")).unwrap();
         std::os::unix::fs::symlink(first.path().join("a"), second.path().join("link")).unwrap();
         let catalogue =
-            Catalogue::new(vec![first.path().into(), second.path().into(), "/no/such/root".into()]);
+            Catalogue::new(vec![first.path().into(), second.path().into(), "/no/such/root".into()], "team/b");
         let entries = catalogue.list().await;
         assert_eq!(
             entries.keys().collect::<Vec<_>>(),
-            ["a", "a/checkpoint-500", "c", "lr=1e-4/r+8", "team/b"]
+            ["a", "a/checkpoint-500", "c", "lr=1e-4/r+8"],
+            "and no adapter has the base model's name"
         );
         assert!(entries.values().all(|&written| written > 1_600_000_000));
+        assert!(catalogue.has("c").await && !catalogue.has("team/b").await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_disk_that_hangs_shows_what_was_there_last() {
-        let catalogue = Catalogue::new(Vec::new());
+        let catalogue = Catalogue::new(Vec::new(), "base");
         let entries: Entries = Arc::new(BTreeMap::from([("a".to_owned(), 1)]));
         let hanging = Listing { entries: entries.clone(), at: None, reading: true };
         catalogue.last.send_replace(hanging);

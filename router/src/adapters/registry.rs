@@ -83,7 +83,7 @@ pub struct Staged {
 
 impl Registry {
     /// Within a runtime, in which it runs the calls to the shards.
-    pub fn new(group: Arc<Group>, config: Adapters, metrics: Arc<Metrics>) -> Self {
+    pub fn new(group: Arc<Group>, config: Adapters, base: &str, metrics: Arc<Metrics>) -> Self {
         let tier = HostTier::new(HostConfig {
             host_bytes: config.adapter_host_bytes,
             disk_bytes: config.adapter_disk_bytes,
@@ -94,7 +94,7 @@ impl Registry {
         });
         let state = State { tier, device_bytes: FxHashMap::default(), created: FxHashMap::default() };
         Self {
-            catalogue: Catalogue::new(config.adapter_root.clone()),
+            catalogue: Catalogue::new(config.adapter_root.clone(), base),
             group,
             metrics,
             config,
@@ -176,6 +176,11 @@ impl Registry {
         let state = self.state.lock();
         let key = name::key(id, AdapterSource::Local);
         state.listed(&key)
+    }
+
+    /// Whether an adapter of this name was asked for, or lay below a root when that was last read.
+    pub async fn has(&self, id: &str) -> bool {
+        self.find(id).is_some() || self.catalogue.has(id).await
     }
 
     /// Every digest that a name stands for, with the name; a digest may have several.

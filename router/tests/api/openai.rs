@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use insta::assert_snapshot;
 use serde_json::{Value, json};
 
-use crate::{client::Server, common::sim_with_eos};
+use crate::{
+    client::Server,
+    common::{sim, sim_with_eos},
+};
 
 fn completion(changes: &Value) -> Value {
     merged(json!({"model": "sim", "prompt": "Hi", "max_tokens": 3, "temperature": 0}), changes)
@@ -209,6 +212,33 @@ async fn models_are_the_base_and_what_was_asked_for() {
     for path in ["/v1/models/known/a", "/v1/models/known%2Fa"] {
         assert_eq!(server.get(path).await.ok().json(), entries[1], "{path}");
     }
+    // Clients of text-generation-inference call its only model so, whatever it is.
+    let by_alias = completion(&json!({"model": "tgi"}));
+    assert_eq!(server.post("/v1/completions", &by_alias).await.ok().json()["model"], "sim");
     assert_snapshot!("model_unknown", server.get("/v1/models/nobody").await.golden());
     assert_snapshot!("model_bad_name", server.get("/v1/models/%ff").await.golden());
+}
+
+/// The simulated shard has neither, so whoever asks it for one is told that there is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_is_served_by_its_name_or_not_listed() {
+    let root = tempfile::tempdir().unwrap();
+    for id in ["tgi", "sim"] {
+        std::fs::create_dir(root.path().join(id)).unwrap();
+        std::fs::write(root.path().join(id).join("adapter_config.json"), "{}").unwrap();
+    }
+    let server = Server::with(sim(), &["--adapter-root", root.path().to_str().unwrap()]).await;
+    let listed = server.get("/v1/models").await.ok().json();
+    let entries = listed["data"].as_array().unwrap();
+    let ids: Vec<_> = entries.iter().map(|entry| (&entry["id"], &entry["parent"])).collect();
+    assert_eq!(ids, [(&json!("sim"), &json!(null)), (&json!("tgi"), &json!("sim"))]);
+    for (path, body) in [
+        ("/v1/completions", completion(&json!({"model": "tgi"}))),
+        ("/v1/chat/completions", chat(&json!({"model": "tgi"}))),
+    ] {
+        let reply = server.post(path, &body).await;
+        assert!(reply.status == 404 && reply.text().contains("`tgi`"), "{}", reply.text());
+    }
+    let base = server.post("/v1/completions", &completion(&json!({"model": "sim"}))).await.ok();
+    assert_eq!((&base.json()["model"], base.header("x-adapter-id")), (&json!("sim"), ""));
 }

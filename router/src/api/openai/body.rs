@@ -6,7 +6,7 @@ macro_rules! body {
     (pub struct $name:ident { $($own:tt)* }) => {
         #[derive(serde::Deserialize, utoipa::ToSchema)]
         pub struct $name {
-            /// The base model, or an adapter.
+            /// The base model, or an adapter. Empty is the base model, and so is `tgi` unless an adapter has that name.
             pub model: String,
             $($own)*
             /// 1 if not given; 0 is greedy.

@@ -10,6 +10,7 @@ use serde::{
 use utoipa::ToSchema;
 
 use crate::{
+    adapters::Registry,
     api::adapter,
     config::MAX_BIAS,
     error::{Error, Invalid},
@@ -96,10 +97,16 @@ pub(super) fn stops(given: Option<StopField>) -> Vec<String> {
 /// What clients of text-generation-inference write for the one model that such a server has.
 const TGI_MODEL: &str = "tgi";
 
+/// Takes `tgi` for the base model, unless an adapter has that name.
+pub(super) async fn without_alias(registry: &Registry, model: &mut String) {
+    if model == TGI_MODEL && !registry.has(TGI_MODEL).await {
+        model.clear();
+    }
+}
+
 /// The weights that a body's `model` and adapter fields name, and the name to answer with.
 ///
-/// `model` is the base model's id, empty or `tgi`, or else an adapter's; `adapter_id` may name the adapter
-/// instead.
+/// `model` is the base model's id or empty, or else an adapter's; `adapter_id` may name the adapter instead.
 pub(super) fn select_model(
     base: &str,
     model: String,
@@ -109,7 +116,7 @@ pub(super) fn select_model(
 ) -> Result<(AdapterRef, String), Error> {
     let adapter_id = adapter_id.filter(|id| !id.is_empty());
     adapter::refuse_merge(merged_adapters, adapter_id.as_deref())?;
-    let by_model = Some(model).filter(|model| !["", TGI_MODEL, base].contains(&model.as_str()));
+    let by_model = Some(model).filter(|model| !["", base].contains(&model.as_str()));
     let chosen = match (by_model, adapter_id) {
         (Some(model), Some(id)) if model != id => {
             return Err(parameter("adapter_id", "names another adapter than `model`"));

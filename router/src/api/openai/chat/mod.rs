@@ -14,7 +14,7 @@ use axum::{
 use self::convert::convert;
 pub use types::*;
 
-use super::answer::answer;
+use super::{answer::answer, params::without_alias};
 use crate::{
     api::{RequestId, error::OpenAiErrors, extract::Json},
     app::AppState,
@@ -40,7 +40,8 @@ use crate::{
 pub async fn chat_completions(
     State(state): State<AppState>,
     Extension(RequestId(request_id)): Extension<RequestId>,
-    Json(body): Json<ChatBody>,
+    Json(mut body): Json<ChatBody>,
 ) -> Result<Response, Error> {
+    without_alias(&state.registry, &mut body.model).await;
     answer(&state, convert(body, &state.config, request_id)).await
 }
