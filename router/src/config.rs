@@ -57,7 +57,7 @@ pub struct Http {
     /// Largest request body
     #[arg(long, env = "MAX_BODY_BYTES", default_value_t = 4 << 20)]
     pub max_body_bytes: usize,
-    /// Largest set of request headers; more is answered with 431
+    /// Bytes of a request's line and headers; more is answered with 431
     #[arg(long, env = "MAX_HEADER_BYTES", default_value_t = 64 << 10)]
     pub max_header_bytes: usize,
     /// Connections open at once; further ones wait to be accepted
@@ -221,7 +221,7 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let Self { http, limits, batching, adapters, model, shards, .. } = self;
         at_least("--max-body-bytes", http.max_body_bytes as u64, 1024)?;
-        // hyper refuses a smaller buffer.
+        // Clients send some kilobytes.
         at_least("--max-header-bytes", http.max_header_bytes as u64, 8192)?;
         at_least("--max-connections", http.max_connections as u64, 1)?;
         at_least("--max-concurrent-requests", limits.max_concurrent_requests as u64, 1)?;

@@ -23,6 +23,8 @@ pub enum Error {
     WrongShape { path: String, message: String },
     #[error("expected a body with `Content-Type: application/json`, and without `Content-Encoding`")]
     UnsupportedMediaType,
+    #[error("the request's line and headers are larger than {limit} bytes (--max-header-bytes)")]
+    HeadersTooLarge { limit: usize },
     #[error("the body is larger than {limit} bytes (--max-body-bytes)")]
     BodyTooLarge { limit: usize },
     #[error("the body did not arrive within {limit:?}")]
@@ -134,6 +136,7 @@ impl Error {
                 ..caller(S::UNPROCESSABLE_ENTITY, "validation")
             },
             Self::UnsupportedMediaType => caller(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::HeadersTooLarge { .. } => caller(S::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large"),
             Self::BodyTooLarge { .. } => caller(S::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::BodyTimeout { .. } => caller(S::REQUEST_TIMEOUT, "body_timeout"),
             Self::RouteNotFound => caller(S::NOT_FOUND, "not_found"),
@@ -225,6 +228,7 @@ mod tests {
             Error::MalformedJson(message()),
             Error::WrongShape { path: "p".into(), message: message() },
             Error::UnsupportedMediaType,
+            Error::HeadersTooLarge { limit: 1 },
             Error::BodyTooLarge { limit: 1 },
             Error::BodyTimeout { limit },
             Error::RouteNotFound,
@@ -254,6 +258,7 @@ mod tests {
                 | Error::MalformedJson(_)
                 | Error::WrongShape { .. }
                 | Error::UnsupportedMediaType
+                | Error::HeadersTooLarge { .. }
                 | Error::BodyTooLarge { .. }
                 | Error::BodyTimeout { .. }
                 | Error::RouteNotFound

@@ -6,7 +6,8 @@
 //! 3. CORS, if origins are listed: browsers must be able to read errors too;
 //! 4. errors: whatever an inner layer or a handler refuses gets its body here, in the dialect of its path;
 //! 5. panics: become errors;
-//! 6. the bound on concurrent requests: only around the routes that take bodies, which it bounds together with
+//! 6. the bound on the size of the headers;
+//! 7. the bound on concurrent requests: only around the routes that take bodies, which it bounds together with
 //!    `api::extract`, where they are read; probes always answer.
 
 use axum::{
@@ -24,7 +25,9 @@ use crate::{
     api::{self, health, info, metrics, native, openai, tokenize},
     app::AppState,
     error::Error,
-    middleware::{Places, access_log, catch_panic, cors, limit_concurrency, render_errors, request_id},
+    middleware::{
+        Places, access_log, catch_panic, cors, limit_concurrency, limit_headers, render_errors, request_id,
+    },
 };
 
 #[derive(OpenApi)]
@@ -68,6 +71,7 @@ pub fn router(state: AppState) -> Router {
         .merge(with_bodies().layer(from_fn_with_state(places, limit_concurrency)))
         .merge(without_bodies())
         .split_for_parts();
+    let headers = (state.config.http.max_header_bytes, state.metrics.clone());
     let cors = cors(&state.config.http.cors_allow_origin);
     let spec = description.to_json().unwrap_or_default();
     let router = router
@@ -77,6 +81,7 @@ pub fn router(state: AppState) -> Router {
         .merge(SwaggerUi::new("/docs").url("/openapi.json", description))
         .fallback(|| async { Error::RouteNotFound })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
+        .layer(from_fn_with_state(headers, limit_headers))
         .layer(CatchPanicLayer::custom(catch_panic))
         .layer(from_fn(render_errors));
     let router = match cors {

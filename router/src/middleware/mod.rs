@@ -5,10 +5,12 @@ mod body;
 mod concurrency;
 mod cors;
 mod errors;
+mod header_size;
 mod request_id;
 
 pub use access_log::access_log;
 pub use concurrency::{Places, limit_concurrency};
 pub use cors::cors;
 pub use errors::{catch_panic, render_errors};
+pub use header_size::limit_headers;
 pub use request_id::request_id;

@@ -113,18 +113,17 @@ async fn accept(
 }
 
 fn builder(http: &Http) -> Builder<Streams> {
+    // `middleware::limit_headers` answers what is too large with a body. Past twice the bound hyper refuses it itself,
+    // without one, as it does what it cannot parse.
+    let headers = http.max_header_bytes.saturating_mul(2);
     let mut builder = Builder::new(Streams { write_timeout: http.write_timeout });
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(http.header_timeout)
-        .max_buf_size(http.max_header_bytes);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(http.header_timeout).max_buf_size(headers);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buf_size(MAX_UNSENT as usize)
-        .max_header_list_size(u32::try_from(http.max_header_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(headers).unwrap_or(u32::MAX))
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING);
     builder

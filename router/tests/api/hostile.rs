@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use hyper::StatusCode;
+use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-use crate::client::{Reply, Server};
+use crate::{
+    client::{Reply, Server},
+    common::sim,
+};
 
 fn refused(reply: &Reply) {
     assert!(reply.status.is_client_error(), "{} {}", reply.status, reply.text());
@@ -154,7 +157,22 @@ async fn bodies_past_the_bound() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_past_the_bound() {
-    let server = Server::new().await;
+    let server = Server::with(sim(), &["--max-header-bytes", "8192"]).await;
+    let large = "a".repeat(8192);
+    for (path, openai) in [("/health", false), ("/nowhere", false), ("/v1/models", true)] {
+        let headers = [("x-a", large.as_str()), ("x-request-id", "abc-1")];
+        let reply = server.send(Method::GET, path, &headers, "").await;
+        assert_eq!((reply.status.as_u16(), reply.header("x-request-id")), (431, "abc-1"), "{path}");
+        let error = &reply.json()["error"];
+        let message = if openai { &error["message"] } else { error };
+        let expected = "the request's line and headers are larger than 8192 bytes (--max-header-bytes)";
+        assert_eq!(message, expected, "{path}");
+    }
+    assert_eq!(
+        server.send(Method::GET, "/health", &[("x-a", &large[..8000])], "").await.status,
+        StatusCode::OK
+    );
+    // So much that nobody reads it.
     let request = format!("GET /health HTTP/1.1\r\nhost: a\r\nx-a: {}\r\n\r\n", "a".repeat(1 << 20));
     assert!(server.raw(request.as_bytes()).await.starts_with("HTTP/1.1 431"));
     still_serves(&server).await;

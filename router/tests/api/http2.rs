@@ -105,3 +105,14 @@ async fn a_connection_whose_last_bytes_nobody_takes_is_cut() {
     let _untaken = connection.post("/generate", &generate(1000)).await;
     connection.ends().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_past_the_bound_are_refused_with_a_body() {
+    let server = Server::with(sim(), &["--max-header-bytes", "8192"]).await;
+    let mut connection = Connection::open(&server, 65_535).await;
+    let request = Request::get("http://localhost/v1/models").header("x-a", "a".repeat(8192));
+    let reply = connection.sender.send_request(request.body(Full::default()).unwrap()).await.unwrap();
+    assert_eq!(reply.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    let error: Value = serde_json::from_slice(&read(reply).await.unwrap()).unwrap();
+    assert_eq!(error["error"]["type"], "invalid_request_error");
+}
