@@ -41,8 +41,9 @@ pub struct ServeArgs {
     /// Revision of the base model on the hub
     #[arg(long, env = "REVISION")]
     pub revision: Option<String>,
-    /// Directory with adapters, one directory each; repeatable. Adapters may be loaded from below it by path
-    #[arg(long, env = "ADAPTER_ROOT", value_name = "DIR")]
+    /// Directory with adapters, one directory each; repeatable, or several with commas between them. Adapters may be
+    /// loaded from below it by path
+    #[arg(long, env = "ADAPTER_ROOT", value_name = "DIR", value_delimiter = ',')]
     pub adapter_root: Vec<PathBuf>,
     /// Type that weights are computed in
     #[arg(long, env = "DTYPE", value_enum, default_value_t = Dtype::Auto)]

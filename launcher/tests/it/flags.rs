@@ -132,6 +132,12 @@ fn the_environment_sets_flags_and_is_checked_too() {
     let (code, _, err, _) = run(command);
     assert_eq!(code, 2);
     assert!(err.contains("--port") && err.contains("many"), "{err}");
+    // Each of several roots is checked by itself.
+    let mut command = place.lorikeet(&["serve", "--model-id", "m"]);
+    command.env("ADAPTER_ROOT", format!("{},/no/such/root", place.path().display()));
+    let (code, _, err, _) = run(command);
+    assert_eq!(code, 1);
+    assert!(err.starts_with("error: --adapter-root /no/such/root: "), "{err}");
 }
 
 #[test]
