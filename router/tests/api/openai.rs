@@ -76,10 +76,23 @@ async fn lm_eval_scores_a_continuation() {
     }
     assert_eq!((&logprobs["token_logprobs"][0], &logprobs["top_logprobs"][0]), (&Value::Null, &Value::Null));
     // Without a token of its own.
-    let none = server.post("/v1/completions", &merged(body, &json!({"max_tokens": 0}))).await.ok().json();
+    let none =
+        server.post("/v1/completions", &merged(body.clone(), &json!({"max_tokens": 0}))).await.ok().json();
     assert_eq!(none["choices"][0]["text"], "DEF");
     assert_eq!(none["choices"][0]["logprobs"]["tokens"], json!(["<s>", "D", "E", "F"]));
     assert_eq!(none["usage"]["completion_tokens"], 0);
+    let streamed = json!({"max_tokens": 0, "stream": true, "stream_options": {"include_usage": true}});
+    let reply = server.post("/v1/completions", &merged(body, &streamed)).await.ok();
+    let (chunks, choices) = (reply.event_values(), none["choices"].as_array().unwrap());
+    for (index, whole) in choices.iter().enumerate() {
+        let of_choice = |chunk: &&Value| chunk["choices"][0]["index"] == index;
+        let chunks: Vec<_> = chunks.iter().filter(of_choice).map(|chunk| &chunk["choices"][0]).collect();
+        assert_eq!(chunks.len(), 2);
+        assert_eq!([&chunks[0]["text"], &chunks[0]["logprobs"]], [&whole["text"], &whole["logprobs"]]);
+        assert_eq!([&chunks[1]["text"], &chunks[1]["logprobs"]], [&json!(""), &json!(null)]);
+        assert_eq!(chunks[1]["finish_reason"], whole["finish_reason"]);
+    }
+    assert_eq!(chunks.last().unwrap()["usage"], none["usage"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     StreamOptions, Usage,
-    batch::{complete, fan_out, merge, start, usage},
+    batch::{self, complete, fan_out, merge, start, usage},
     reply::Head,
     stream::{Chunks, Events},
 };
@@ -27,6 +27,8 @@ pub(super) struct Plan<S> {
     /// Sequences for each prompt, and how many of them are answered.
     pub(super) generated: usize,
     pub(super) kept: usize,
+    /// Only the prompt is answered. A token is generated for each sequence, and dropped.
+    pub(super) prompt_only: bool,
     pub(super) stream: bool,
     pub(super) stream_options: Option<StreamOptions>,
     pub(super) model: String,
@@ -42,9 +44,6 @@ pub(super) trait Shape {
     type Chunks: Chunks;
     type Whole: Serialize;
 
-    /// Leaves what is answered and counted of a sequence.
-    fn trim(&self, _completed: &mut Completed) {}
-
     /// The chunks of a stream, of which each generation is a choice.
     fn chunks(self, head: Head, generations: &[Generation]) -> Self::Chunks;
 
@@ -57,7 +56,8 @@ pub(super) async fn answer<S: Shape>(
     plan: Result<Plan<S>, Error>,
 ) -> Result<Response, Error> {
     let plan = plan.inspect_err(|error| state.metrics.rejected(error))?;
-    let Plan { prompts, generated, kept, stream, stream_options, model, characters, shape } = plan;
+    let Plan { prompts, generated, kept, prompt_only, stream, stream_options, model, characters, shape } =
+        plan;
     let adapter = prompts.first().map(|request| request.adapter.clone()).unwrap_or_default();
     let compute = Compute::start(state, adapter, characters);
     let head = Head::new(S::PREFIX, model);
@@ -66,11 +66,13 @@ pub(super) async fn answer<S: Shape>(
         let generations = start(state, requests).await?;
         let chunks = shape.chunks(head, &generations);
         let events = Events::new(chunks, stream_options, &generations, generated);
-        return Ok(sse::respond(compute.stream_headers(), merge(generations).await?, events));
+        let outputs = merge(generations).await?;
+        let outputs = if prompt_only { batch::prompt_only(outputs) } else { outputs };
+        return Ok(sse::respond(compute.stream_headers(), outputs, events));
     }
     let mut completed = complete(state, requests).await?;
-    for sequence in &mut completed {
-        shape.trim(sequence);
+    if prompt_only {
+        completed.iter_mut().for_each(Completed::forget_output);
     }
     let usage = usage(&completed, generated);
     let headers = compute.headers(&completed, usage.prompt_tokens, usage.completion_tokens);

@@ -2,7 +2,7 @@
 
 use futures::{
     StreamExt,
-    future::try_join_all,
+    future::{ready, try_join_all},
     stream::{self, BoxStream},
 };
 
@@ -12,7 +12,7 @@ use crate::{
     app::AppState,
     error::Error,
     infer::Generation,
-    output::Output,
+    output::{FinishReason, Output},
     request::GenerateRequest,
 };
 
@@ -74,6 +74,21 @@ pub(super) async fn merge(mut generations: Vec<Generation>) -> Result<BoxStream<
     let (index, first) = merged.next().await.ok_or(Error::Incomplete)?;
     let first = first?;
     Ok(stream::iter([(index, Ok(first))]).chain(merged).boxed())
+}
+
+/// The prompts alone, with a last word for each as if nothing had been generated.
+pub(super) fn prompt_only(outputs: BoxStream<'static, Indexed>) -> BoxStream<'static, Indexed> {
+    let without_tokens = |(index, mut output): Indexed| {
+        match &mut output {
+            Ok(Output::Token(_)) => return None,
+            Ok(Output::Finished { reason, generated_tokens, .. }) => {
+                (*reason, *generated_tokens) = (FinishReason::Length, 0);
+            }
+            _ => {}
+        }
+        Some((index, output))
+    };
+    outputs.filter_map(move |output| ready(without_tokens(output))).boxed()
 }
 
 /// A stream that ends without a `Finished` says so: in a merge its end would not be noticed.

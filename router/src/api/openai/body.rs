@@ -34,7 +34,8 @@ macro_rules! body {
             #[schema(value_type = Option<Object>)]
             pub logit_bias: Option<$crate::api::openai::params::Biases>,
             #[serde(default)]
-            pub seed: Option<u64>,
+            #[schema(value_type = Option<i64>)]
+            pub seed: Option<$crate::api::openai::params::Seed>,
             #[serde(default)]
             pub stop: Option<$crate::api::openai::StopField>,
             /// Choices for each prompt.
@@ -90,7 +91,7 @@ macro_rules! body {
                     frequency_penalty: self.frequency_penalty,
                     presence_penalty: self.presence_penalty,
                     logit_bias: self.logit_bias.take().unwrap_or_default().pairs()?,
-                    seed: self.seed,
+                    seed: self.seed.map(|params::Seed(seed)| seed),
                     stop: params::stops(self.stop.take()),
                     include_stop: false,
                     ignore_eos_token: self.ignore_eos == Some(true) || self.ignore_eos_token == Some(true),
@@ -154,6 +155,20 @@ mod tests {
         );
         for name in ["ignore_eos", "ignore_eos_token"] {
             assert!(params(json!({name: true})).unwrap().ignore_eos_token, "{name}");
+        }
+    }
+
+    #[test]
+    fn seeds_may_be_negative() {
+        let seed = |seed: Value| params(json!({"seed": seed})).unwrap().seed;
+        assert_eq!(seed(json!(null)), None);
+        assert_eq!(seed(json!(7)), Some(7));
+        assert_eq!(seed(json!(u64::MAX - 1)), Some(u64::MAX - 1), "as on the native routes");
+        assert_eq!(seed(json!(-1)), Some(u64::MAX));
+        assert_eq!(seed(json!(i64::MIN)), Some(1 << 63));
+        for no in [json!(1.5), json!("1"), json!(1e30), json!(-1e30)] {
+            let body = serde_json::from_value::<Plain>(json!({"model": "", "seed": no}));
+            assert!(body.is_err_and(|error| error.to_string().contains("an integer of 64 bits")), "{no}");
         }
     }
 

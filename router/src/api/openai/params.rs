@@ -34,6 +34,34 @@ pub struct StreamOptions {
     pub continuous_usage_stats: Option<bool>,
 }
 
+/// OpenAI's seed is signed, ours is not: a negative one is the number of the same bits.
+#[derive(Clone, Copy, Debug)]
+pub struct Seed(pub(super) u64);
+
+impl<'de> Deserialize<'de> for Seed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Integer;
+
+        impl Visitor<'_> for Integer {
+            type Value = Seed;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an integer of 64 bits")
+            }
+
+            fn visit_u64<E>(self, seed: u64) -> Result<Seed, E> {
+                Ok(Seed(seed))
+            }
+
+            fn visit_i64<E>(self, seed: i64) -> Result<Seed, E> {
+                Ok(Seed(seed.cast_unsigned()))
+            }
+        }
+
+        deserializer.deserialize_i64(Integer)
+    }
+}
+
 /// Biases by token id. A body has room for a million: more than a request may have are counted and not kept.
 #[derive(Debug, Default)]
 pub struct Biases {

@@ -27,6 +27,9 @@ pub(super) fn convert(
     let logprobs = logprobs(body.logprobs == Some(true), body.top_logprobs, config.limits.max_alternatives)?;
     let choices = choices(body.n, config.limits.max_choices)?;
     let (adapter, model) = body.select_model(&config.model.model_id)?;
+    if body.max_completion_tokens == Some(0) {
+        return Err(parameter("max_completion_tokens", "must be strictly positive"));
+    }
     let max_tokens = body.max_completion_tokens.or(body.max_tokens);
     let params = body.params(max_tokens, logprobs.unwrap_or(0) as u32, None)?;
 
@@ -47,6 +50,7 @@ pub(super) fn convert(
         prompts: vec![request],
         generated: choices,
         kept: choices,
+        prompt_only: false,
         stream: body.stream == Some(true),
         stream_options: body.stream_options,
         model,

@@ -37,7 +37,7 @@ pub(super) fn convert(
         return Err(parameter("logprobs", format!("must be <= {}", config.limits.max_alternatives)));
     }
     let echo = body.echo == Some(true);
-    let prompt_only = echo && !stream && body.max_tokens == Some(0);
+    let prompt_only = echo && body.max_tokens == Some(0);
     let (adapter, model) = body.select_model(&config.model.model_id)?;
     let max_tokens = if prompt_only { 1 } else { body.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS) };
     let prompt_logprobs = body.logprobs.filter(|_| echo);
@@ -64,11 +64,12 @@ pub(super) fn convert(
         prompts,
         generated,
         kept,
+        prompt_only,
         stream,
         stream_options: body.stream_options,
         model,
         characters,
-        shape: Text { echo, prompt_only, logprobs: body.logprobs },
+        shape: Text { echo, logprobs: body.logprobs },
     })
 }
 

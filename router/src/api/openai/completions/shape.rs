@@ -21,8 +21,6 @@ use crate::{
 pub(super) struct Text {
     /// Whether the prompt is answered in front of the output.
     pub(super) echo: bool,
-    /// Only the prompt is answered: `echo` with no tokens to generate. One is generated and dropped.
-    pub(super) prompt_only: bool,
     /// Alternatives with each token; `None` answers no log-probabilities.
     pub(super) logprobs: Option<u32>,
 }
@@ -31,12 +29,6 @@ impl Shape for Text {
     const PREFIX: &'static str = "cmpl";
     type Chunks = CompletionChunks;
     type Whole = Completion;
-
-    fn trim(&self, completed: &mut Completed) {
-        if self.prompt_only {
-            completed.forget_output();
-        }
-    }
 
     fn chunks(self, head: Head, generations: &[Generation]) -> CompletionChunks {
         CompletionChunks::new(&head, self.echo, self.logprobs, generations)
