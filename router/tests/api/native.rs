@@ -76,6 +76,8 @@ async fn details_hold_prompt_alternatives_and_top_tokens() {
     let details = &reply.json()["details"];
     assert_eq!(details["prefill"][0]["logprob"], Value::Null);
     assert!(details["prefill"].as_array().unwrap()[1..].iter().all(|token| token["logprob"].is_f64()));
+    let none = server.post("/generate", &with(&json!({"top_n_tokens": 0}))).await.ok().json();
+    assert_eq!(none, server.post("/generate", &with(&json!({}))).await.ok().json());
 }
 
 #[tokio::test(flavor = "multi_thread")]

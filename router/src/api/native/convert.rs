@@ -60,14 +60,16 @@ pub(super) fn convert(
         || parameters.typical_p.is_some();
     let sequences =
         best_of(parameters.best_of, reply, sampling, parameters.seed.is_some(), limits.max_best_of)?;
-    let counts = [parameters.return_k_alternatives, parameters.top_n_tokens];
+    // Clients of TGI write 0 for none.
+    let top_tokens = parameters.top_n_tokens.filter(|count| *count != 0);
+    let counts = [parameters.return_k_alternatives, top_tokens];
     if counts[0].is_some_and(|count| count <= 0) {
         return Err(Invalid::Alternatives.into());
     }
-    if let Some(given) = counts[1]
+    if let Some(given) = top_tokens
         && !(1..=i64::from(limits.max_alternatives)).contains(&given.into())
     {
-        let message = format!("must be > 0 and <= {}. Given: {given}", limits.max_alternatives);
+        let message = format!("must be >= 0 and <= {}. Given: {given}", limits.max_alternatives);
         return Err(Invalid::Parameter { param: "top_n_tokens", message }.into());
     }
     if body.inputs.is_empty() {
@@ -80,7 +82,7 @@ pub(super) fn convert(
         prefill,
         full_text: parameters.return_full_text == Some(true),
         alternatives: parameters.return_k_alternatives.map(|count| count as usize),
-        top_tokens: parameters.top_n_tokens.map(|count| count as usize),
+        top_tokens: top_tokens.map(|count| count as usize),
         characters: body.inputs.chars().count(),
     };
     let prompt = if parameters.apply_chat_template == Some(true) {

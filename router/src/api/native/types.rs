@@ -75,8 +75,8 @@ pub struct GenerateParameters {
     /// Return the likeliest tokens at each place, as `alternative_tokens`.
     #[schema(minimum = 1)]
     pub return_k_alternatives: Option<i32>,
-    /// TGI's name and shape of the same, as `top_tokens`.
-    #[schema(minimum = 1)]
+    /// TGI's name and shape of the same, as `top_tokens`; 0 is none.
+    #[schema(minimum = 0)]
     pub top_n_tokens: Option<i32>,
     /// Render the prompt as one user message by the chat template.
     pub apply_chat_template: Option<bool>,
