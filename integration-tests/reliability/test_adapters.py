@@ -47,8 +47,9 @@ def test_c6_two_hundred_ask_for_one_cold_adapter(server: Server, roots: list[Pat
         )
     assert len({tuple(answer) for answer in answers}) == 1
     after = server.metrics()
-    fetches = 'lorikeet_adapter_load_seconds_count{tier="store"}'
-    assert after[fetches] - before.get(fetches, 0) == 1
+    for tier in ("store", "host"):
+        loads = f'lorikeet_adapter_load_seconds_count{{tier="{tier}"}}'
+        assert after[loads] - before.get(loads, 0) == 1
 
 
 def test_c7_bytes_that_change_on_disk_do_not_change_what_is_served(server: Server, roots: list[Path]) -> None:

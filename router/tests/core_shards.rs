@@ -38,6 +38,23 @@ async fn serves(harness: &Harness) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_that_a_dead_shard_was_loading_has_not_failed() {
+    let config = SimConfig { fetch_time: Duration::from_millis(300), ..sim() };
+    let mut harness = Harness::with(config, &[]).await;
+    let infer = harness.state.infer.clone();
+    let waiting =
+        tokio::spawn(async move { infer.generate(for_adapter("known/a", request("load", 1))).await.err() });
+    while harness.state.registry.stats().flights == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    harness.kill(0);
+    assert_eq!(waiting.await.unwrap(), Some(Error::ShardLost));
+    harness.revive(0);
+    harness.wait_ready().await;
+    serves(&harness).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_of_a_dead_shard_fail_at_once_and_service_comes_back() {
     let mut harness = Harness::with(slow(), &["--max-batch-size", "4"]).await;
     for _ in 0..3 {

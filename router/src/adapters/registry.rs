@@ -107,7 +107,8 @@ impl Registry {
     }
 
     /// Fetches and stages an adapter if need be. However many ask at once, the work is done once, and goes on
-    /// when they stop waiting.
+    /// when they stop waiting. Those who wait when the shards are lost are told so: what they waited for can only begin
+    /// again with other shards.
     pub async fn resolve(self: &Arc<Self>, id: &str, source: AdapterSource) -> Result<Staged, Error> {
         name::check(id)?;
         let key = name::key(id, source);
@@ -119,6 +120,7 @@ impl Registry {
 
     async fn acquire(self: &Arc<Self>, id: &str, key: &Arc<str>) -> Result<Staged, Error> {
         let mut fetches = 0;
+        let asked = self.epoch();
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -126,7 +128,11 @@ impl Registry {
             changed.as_mut().enable();
             let (answer, epoch) = {
                 let mut state = self.state.lock();
-                (state.tier.acquire(key, self.now()), self.epoch())
+                let epoch = self.epoch();
+                if epoch != asked {
+                    return Err(Error::ShardLost);
+                }
+                (state.tier.acquire(key, self.now()), epoch)
             };
             match answer {
                 Acquire::Ready(pin) => return Ok(self.staged(pin, epoch)),

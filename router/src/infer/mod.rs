@@ -85,9 +85,7 @@ impl Shared {
         deadline: Instant,
     ) -> Result<Generation, Error> {
         let Parts { config, validator, metrics, .. } = &self.parts;
-        if matches!(*self.parts.readiness.borrow(), Readiness::Starting | Readiness::ShardLost) {
-            return Err(Error::NotReady);
-        }
+        self.check_ready()?;
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|refused| match refused {
             tokio::sync::TryAcquireError::Closed => Error::Draining,
             tokio::sync::TryAcquireError::NoPermits => {
@@ -151,6 +149,13 @@ impl Shared {
         ))
     }
 
+    fn check_ready(&self) -> Result<(), Error> {
+        match *self.parts.readiness.borrow() {
+            Readiness::Starting | Readiness::ShardLost => Err(Error::NotReady),
+            Readiness::Ready | Readiness::Draining => Ok(()),
+        }
+    }
+
     /// Stages the adapter and queues the request, again if the shards are lost in between.
     async fn submit(
         &self,
@@ -160,7 +165,11 @@ impl Shared {
     ) -> Result<crate::driver::Ticket, Error> {
         for _ in 0..STALE_RETRIES {
             let staged: Option<Staged> = match adapter {
-                Some((id, source)) => Some(self.parts.registry.resolve(id, *source).await?),
+                Some((id, source)) => {
+                    // A load from shards that are gone would fail, and be remembered as the adapter's failure.
+                    self.check_ready()?;
+                    Some(self.parts.registry.resolve(id, *source).await?)
+                }
                 None => None,
             };
             match self.parts.driver.submit(request.clone(), staged, deadline).await {
