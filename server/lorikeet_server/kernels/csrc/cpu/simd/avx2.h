@@ -34,10 +34,12 @@ struct Vec {
                                     : _mm256_slli_epi32(pairs, 16))};
   }
 
+  using Words = __m256i;
+  static Words load_words(const uint32_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
   // Four bits of each word, as numbers 0 to 15.
-  static Vec load_nibbles(const uint32_t* p, int shift) {
-    const __m256i shifted = _mm256_srli_epi32(_mm256_loadu_si256((const __m256i*)p), shift);
-    return {_mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32(15)))};
+  static Vec nibbles(Words words, int shift) {
+    return {_mm256_cvtepi32_ps(
+        _mm256_and_si256(_mm256_srli_epi32(words, shift), _mm256_set1_epi32(15)))};
   }
   static Vec load_bytes(const int8_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)))};

@@ -38,10 +38,12 @@ struct Vec {
                                     : _mm512_slli_epi32(pairs, 16))};
   }
 
+  using Words = __m512i;
+  static Words load_words(const uint32_t* p) { return _mm512_loadu_si512(p); }
   // Four bits of each word, as numbers 0 to 15: the permutation reads only the low four bits.
-  static Vec load_nibbles(const uint32_t* p, int shift) {
+  static Vec nibbles(Words words, int shift) {
     const __m512 numbers = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    return {_mm512_permutexvar_ps(_mm512_srli_epi32(_mm512_loadu_si512(p), shift), numbers)};
+    return {_mm512_permutexvar_ps(_mm512_srli_epi32(words, shift), numbers)};
   }
   static Vec load_bytes(const int8_t* p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};

@@ -71,10 +71,12 @@ struct Vec {
     for (int i = 0; i < kWidth; ++i) r.lane[i] = to_float(p[2 * i + kSecond]);
     return r;
   }
+  using Words = const uint32_t*;
+  static Words load_words(const uint32_t* p) { return p; }
   // Four bits of each word, as numbers 0 to 15.
-  static Vec load_nibbles(const uint32_t* p, int shift) {
+  static Vec nibbles(Words words, int shift) {
     Vec r;
-    for (int i = 0; i < kWidth; ++i) r.lane[i] = float((p[i] >> shift) & 15);
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = float((words[i] >> shift) & 15);
     return r;
   }
   static Vec load_bytes(const int8_t* p) {

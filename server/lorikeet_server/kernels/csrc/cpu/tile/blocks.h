@@ -15,10 +15,14 @@ LORIKEET_INLINED inline void for_weights(const Block4<kPanel>& block, Visit visi
     low[c] = Vec::load(block.low + c * kWidth);
   }
   for (int word = 0; word < kBlockDepth / 8; ++word) {
+    Vec::Words words[kColumns];
+    unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
+      words[c] = Vec::load_words(&block.codes[word][c * kWidth]);
+    });
     unrolled<8>([&](auto n) LORIKEET_INLINED {
       Vec w[kColumns];
       unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
-        w[c] = fma(Vec::load_nibbles(&block.codes[word][c * kWidth], 4 * n), step[c], low[c]);
+        w[c] = fma(Vec::nibbles(words[c], 4 * n), step[c], low[c]);
       });
       visit(8 * word + n, w);
     });
@@ -39,27 +43,32 @@ LORIKEET_INLINED inline void for_weights(const Block8<kPanel>& block, Visit visi
   }
 }
 
+static_assert(kRun % kBlockDepth == 0);
+
 template <int kRows, typename Block>
 LORIKEET_INLINED inline void accumulate_blocks(Vec (&sum)[kRows][kColumns], const float* x,
-                                               int64_t x_stride, const Block* panel, int k_count) {
-  for (int k = 0; k < k_count; k += kBlockDepth, ++panel) {
+                                               int64_t x_stride, const Block* panel, int begin,
+                                               int end) {
+  panel += begin / kBlockDepth;
+  x += begin;
+  for (int left = end - begin; left > 0; left -= kBlockDepth, x += kBlockDepth, ++panel) {
     fetch<int(sizeof(Block))>(reinterpret_cast<const char*>(panel) + kBlocksAhead);
     for_weights(*panel, [&](int step, const Vec(&w)[kColumns]) LORIKEET_INLINED {
-      multiply_add(sum, x + k + step, x_stride, w);
+      multiply_add(sum, x + step, x_stride, w);
     });
   }
 }
 template <int kRows>
 LORIKEET_INLINED inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x,
-                                        int64_t x_stride, const Block4<kPanel>* panel,
-                                        int k_count, int) {
-  accumulate_blocks(sum, x, x_stride, panel, k_count);
+                                        int64_t x_stride, const Block4<kPanel>* panel, int begin,
+                                        int end, int) {
+  accumulate_blocks(sum, x, x_stride, panel, begin, end);
 }
 template <int kRows>
 LORIKEET_INLINED inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x,
-                                        int64_t x_stride, const Block8<kPanel>* panel,
-                                        int k_count, int) {
-  accumulate_blocks(sum, x, x_stride, panel, k_count);
+                                        int64_t x_stride, const Block8<kPanel>* panel, int begin,
+                                        int end, int) {
+  accumulate_blocks(sum, x, x_stride, panel, begin, end);
 }
 
 // A slice of a panel, whose first rows leave its weights as floats for the other rows.
@@ -71,18 +80,20 @@ struct Unpacking {
 
 template <int kRows, typename Block>
 LORIKEET_INLINED inline void accumulate(Vec (&sum)[kRows][kColumns], const float* x,
-                                        int64_t x_stride, const Unpacking<Block>* slice,
-                                        int k_count, int) {
-  const Block* panel = slice->panel;
-  float* weights = slice->weights;
-  for (int k = 0; k < k_count; k += kBlockDepth, ++panel, weights += kBlockDepth * kPanel) {
+                                        int64_t x_stride, const Unpacking<Block>* slice, int begin,
+                                        int end, int) {
+  const Block* panel = slice->panel + begin / kBlockDepth;
+  float* weights = slice->weights + begin * kPanel;
+  x += begin;
+  for (int left = end - begin; left > 0; left -= kBlockDepth, x += kBlockDepth, ++panel) {
     fetch<int(sizeof(Block))>(reinterpret_cast<const char*>(panel) + kBlocksAhead);
     for_weights(*panel, [&](int step, const Vec(&w)[kColumns]) LORIKEET_INLINED {
       unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
         w[c].store(weights + step * kPanel + c * kWidth);
       });
-      multiply_add(sum, x + k + step, x_stride, w);
+      multiply_add(sum, x + step, x_stride, w);
     });
+    weights += kBlockDepth * kPanel;
   }
 }
 
