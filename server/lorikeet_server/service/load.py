@@ -1,6 +1,5 @@
 """From settings to an engine: weights read, packed, and the adapter library opened."""
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from lorikeet_server.kernels import LinearMode, select
 from lorikeet_server.models import registry
 from lorikeet_server.weights import Progress, ReportingSource, WeightSource, open_source
 
-PROGRESS_SECONDS = 5.0
+FIRST_SECONDS, PROGRESS_SECONDS = 1.0, 3.0
 
 
 def load_engine(config: ServeConfig) -> Engine:
@@ -36,7 +35,7 @@ def load_engine(config: ServeConfig) -> Engine:
     kernels = select(device=where, dtype=torch.float32 if where.type == "cpu" else getattr(torch, mode))
     device = open_device(where)
     tp = connect(group.rank, group.world_size, group.address, group.port, where)
-    reporting = ReportingSource(source, reporter(), group.world_size)
+    reporting = ReportingSource(source, reporter(config.model_id), group.world_size)
     model = registry.load(reporting, kernels, mode, tp)
     dtype = getattr(torch, mode)
     names = [config.model_id, config.model_path.name, str(source.config.get("_name_or_path", ""))]
@@ -74,20 +73,17 @@ def storage_mode(dtype: Dtype, source: WeightSource, path: Path) -> LinearMode:
     return "bfloat16" if stored == "bfloat16" else "float16" if stored == "float16" else "float32"
 
 
-def reporter() -> Callable[[Progress], None]:
-    """A bar on a terminal, a line every few seconds elsewhere."""
-    last = time.monotonic()
-    on_terminal = sys.stderr.isatty()
+def reporter(model_id: str) -> Callable[[Progress], None]:
+    """Logs how far the reading of `model_id` has come: after a second, then every few."""
+    due = time.monotonic() + FIRST_SECONDS
 
     def report(progress: Progress) -> None:
-        nonlocal last
-        share = progress.done / max(progress.total, 1)
-        if on_terminal:
-            bar = "#" * round(30 * share)
-            sys.stderr.write(f"\rloading weights [{bar:<30}] {share:4.0%}" + ("\n" if share >= 1 else ""))
-            sys.stderr.flush()
-        elif time.monotonic() - last > PROGRESS_SECONDS:
-            last = time.monotonic()
-            logger.info("loading weights, {:.0%}", share)
+        nonlocal due
+        now = time.monotonic()
+        if now < due:
+            return
+        due = now + PROGRESS_SECONDS
+        share, done, total = progress.done / max(progress.total, 1), progress.done / 1e6, progress.total / 1e6
+        logger.info("loading {}: {:.0%}, {:.0f} of {:.0f} million weights", model_id, share, done, total)
 
     return report
