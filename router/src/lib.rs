@@ -123,7 +123,7 @@ pub fn start(
     let base = &config.model.model_id;
     let registry = Arc::new(Registry::new(group.clone(), config.adapters.clone(), base, metrics.clone()));
     // So that what is wrong with a name is said at the start.
-    registry.catalogue.refresh();
+    registry.catalogue.list.refresh();
     let (driver, task) = driver::driver(driver::Parts {
         config: config.clone(),
         group,

@@ -1,8 +1,10 @@
 //! From the adapter a client names to weights staged on every shard.
 
 mod catalogue;
+mod contents;
 mod failure;
 mod flight;
+mod kept;
 pub(crate) mod name;
 mod registry;
 mod source;

@@ -63,6 +63,12 @@ pub struct Info {
     pub adapter_host_bytes: u64,
     pub max_adapter_bytes: u64,
     pub max_lora_rank: u32,
+    /// SHA-256 of what lies below the adapter roots: of each adapter in the order of their names the name, its
+    /// `adapter_config.json`, and of `adapter_model.safetensors` the size, the first 64 KiB (with the header) and the
+    /// last 4 KiB. Equal on replicas that bring the same adapters when they are first asked for; one that was asked for
+    /// before keeps the bytes it had then. Null until the disk has been read.
+    #[schema(required)]
+    pub adapter_registry_sha: Option<String>,
     /// Modules that adapters may target.
     pub lora_targets: Vec<String>,
 }
@@ -71,6 +77,7 @@ pub struct Info {
 #[utoipa::path(get, path = "/info", tag = "Server", responses((status = 200, body = Info)))]
 pub async fn info(State(state): State<AppState>) -> JsonBody<Info> {
     let (config, model) = (&state.config, state.model.get());
+    let contents = state.registry.catalogue.contents.now().await;
     JsonBody(Info {
         model_id: config.model.model_id.clone(),
         model_sha: model.map(|model| model.base_digest.clone()),
@@ -100,6 +107,7 @@ pub async fn info(State(state): State<AppState>) -> JsonBody<Info> {
         adapter_host_bytes: config.adapters.adapter_host_bytes,
         max_adapter_bytes: config.adapters.max_adapter_bytes,
         max_lora_rank: config.adapters.max_lora_rank,
+        adapter_registry_sha: contents.map(|contents| contents.sha()),
         lora_targets: model.map(|model| model.lora_targets.clone()).unwrap_or_default(),
     })
 }

@@ -19,6 +19,23 @@ async fn info() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn replicas_tell_whether_their_roots_hold_the_same() {
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for root in [&one, &other] {
+        std::fs::create_dir(root.path().join("a")).unwrap();
+        std::fs::write(root.path().join("a/adapter_config.json"), "{}").unwrap();
+    }
+    let sha = async |root: &tempfile::TempDir| {
+        let server = Server::with(sim(), &["--adapter-root", root.path().to_str().unwrap()]).await;
+        server.get("/info").await.ok().json()["adapter_registry_sha"].as_str().unwrap().to_owned()
+    };
+    let agreed = sha(&one).await;
+    assert_eq!(sha(&other).await, agreed);
+    std::fs::write(other.path().join("a/adapter_config.json"), "{\"r\": 8}").unwrap();
+    assert_ne!(sha(&other).await, agreed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn health_is_empty_or_503() {
     let server = Server::new().await;
     for path in ["/", "/health", "/ping", "/startup"] {

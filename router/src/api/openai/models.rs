@@ -50,11 +50,11 @@ pub struct Model {
 )]
 pub async fn models(State(state): State<AppState>) -> JsonBody<ModelList> {
     let known = state.registry.list();
-    let catalogue = state.registry.catalogue.list().await;
+    let catalogue = state.registry.catalogue.list.now().await;
     let asked: FxHashSet<&str> = known.iter().map(|adapter| adapter.id.as_str()).collect();
     let others = catalogue.iter().filter(|(id, _)| !asked.contains(id.as_str()));
     let mut data = vec![base(&state)];
-    data.extend(others.map(|(id, &written)| of_catalogue(&state, id.clone(), written)));
+    data.extend(others.map(|(id, entry)| of_catalogue(&state, id.clone(), entry.written)));
     data.extend(known.iter().map(|adapter| of_adapter(&state, adapter)));
     data[1..].sort_by(|a, b| a.id.cmp(&b.id));
     JsonBody(ModelList { object: "list", data })
@@ -94,8 +94,8 @@ async fn find(state: &AppState, id: String) -> Result<JsonBody<Model>, Error> {
     if let Some(adapter) = state.registry.find(&id) {
         return Ok(JsonBody(of_adapter(state, &adapter)));
     }
-    match state.registry.catalogue.list().await.get(&id) {
-        Some(&written) => Ok(JsonBody(of_catalogue(state, id, written))),
+    match state.registry.catalogue.list.now().await.get(&id) {
+        Some(entry) => Ok(JsonBody(of_catalogue(state, id, entry.written))),
         None => Err(Error::AdapterNotFound { id }),
     }
 }
