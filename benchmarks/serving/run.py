@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -83,9 +83,26 @@ def unseen(root: Path, count: int) -> Iterator[str]:
         yield f"cold/{(root / f'adapter-{index:04d}').name}"
 
 
+def told(rows: Iterable[report.Row]) -> list[report.Row]:
+    """The rows, each printed when it is there."""
+    kept = []
+    for row in rows:
+        print(f"{row.what}: {row.ratio:.2f} ({row.ours:.4g} / {row.peer:.4g} {row.unit})", flush=True)
+        kept.append(row)
+    return kept
+
+
 def measure(arguments: argparse.Namespace, work: Path) -> list[report.Row]:
+    with_server = [name for name in arguments.only if name != "router"]
+    rows = measure_server(arguments, with_server, work) if with_server else []
+    if "router" in arguments.only:
+        rows += told(scenarios.router_alone(arguments.runs))
+    return rows
+
+
+def measure_server(arguments: argparse.Namespace, names: list[str], work: Path) -> list[report.Row]:
     adapters = make_adapters(
-        work / "roots" / "known", 1000 if {"many", "popular"} & set(arguments.only) else 50, seed=0
+        work / "roots" / "known", 1000 if {"many", "popular"} & set(names) else 50, seed=0
     ).rename(work / "adapters")
     cold = make_adapters(work / "cold-root" / "cold", 20 * arguments.runs, seed=1)
     options = ["--dtype", arguments.dtype, "--max-active-adapters", "64", "--disable-prefix-cache"]
@@ -104,15 +121,13 @@ def measure(arguments: argparse.Namespace, work: Path) -> list[report.Row]:
             **GROUPS,
             "cold": lambda b: scenarios.cold_adapters(b, unseen(cold, 20 * b.runs)),
         }
-        for name in arguments.only:
-            for row in groups[name](bench):
-                print(f"{row.what}: {row.ratio:.2f} ({row.ours:.4g} / {row.peer:.4g} {row.unit})", flush=True)
-                rows.append(row)
+        for name in names:
+            rows += told(groups[name](bench))
     return rows
 
 
 def main() -> None:
-    names = ["servers", *GROUPS, "cold"]
+    names = ["servers", *GROUPS, "cold", "router"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--peer",

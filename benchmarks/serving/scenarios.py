@@ -4,6 +4,8 @@ AVX-512 machines.
 
 from __future__ import annotations
 
+import json
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import torch
 from load import Load, Target
 from peft_peer import PeftPeer
 from report import Row
+from support.server import BINARY
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 PROMPT, TOKENS = 42, 64
@@ -136,6 +139,23 @@ def share_of_limit(bench: Bench) -> Iterator[Row]:
         itl = load.on(bench.ours, bench.runs)["itl_p50_ms"] / 1000
         bound = machine.step_seconds(batch, PROMPT + TOKENS // 2, weight_bytes=2)
         yield Row(f"share of the physical limit, batch {batch}", batch / itl, batch / bound, "tok/s", 0.6)
+
+
+def router_alone(runs: int) -> Iterator[Row]:
+    """What the router costs in front of a simulated shard, beside what is to be reached."""
+    command = [str(BINARY), "bench", "router", "--json"]
+    results = [
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(runs)
+    ]
+
+    def row(what: str, figure: str, goal: float, unit: str, at_most: bool = False) -> Row:
+        ours = median(result[figure] for result in results)
+        return Row(f"router alone, {what} ÷ {goal:,.0f} {unit}", ours, goal, unit, 1, at_most)
+
+    yield row("added latency p50", "added_latency_p50_ms", 1, "ms", at_most=True)
+    yield row("requests", "requests_per_second", 5000, "per second")
+    yield row("streamed tokens", "streamed_tokens_per_second", 100_000, "per second")
 
 
 def cold_adapters(bench: Bench, unseen: Iterator[str]) -> Iterator[Row]:
