@@ -26,6 +26,7 @@ from load import Target  # noqa: E402
 from scenarios import Bench  # noqa: E402
 from support.server import Server  # noqa: E402
 
+MODEL = "smollm2"
 GROUPS = {
     "peft": scenarios.against_peft,
     "retention": scenarios.retention,
@@ -70,7 +71,7 @@ def export_model(out: Path) -> Path:
         "-m",
         "lorikeet_server.weights.export",
         "--model",
-        "smollm2",
+        MODEL,
         "--out",
         str(out),
     ]
@@ -107,9 +108,11 @@ def measure_server(arguments: argparse.Namespace, names: list[str], work: Path) 
     cold = make_adapters(work / "cold-root" / "cold", 20 * arguments.runs, seed=1)
     options = ["--dtype", arguments.dtype, "--max-active-adapters", "64", "--disable-prefix-cache"]
     rows: list[report.Row] = []
-    with Server("smollm2", [adapters, cold.parent], options) as server:
+    with Server(MODEL, [adapters, cold.parent], options) as server:
         bench = Bench(
             ours=Target("Lorikeet", server.url),
+            model_id=MODEL,
+            dtype=arguments.dtype,
             peers={target.name: target for target in arguments.peer},
             model=export_model(work / "model"),
             adapters=adapters,

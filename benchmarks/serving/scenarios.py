@@ -25,11 +25,13 @@ PROMPT, TOKENS = 42, 64
 
 @dataclass(frozen=True)
 class Bench:
-    """What is there to measure: our server, peers by name, the model as a directory, rank-8 adapters below
-    `adapters`.
+    """What is there to measure: our server with its `--model-id` and `--dtype`, peers by name, the model as a
+    directory, rank-8 adapters below `adapters`.
     """
 
     ours: Target
+    model_id: str
+    dtype: str
     peers: dict[str, Target]
     model: Path
     adapters: Path
@@ -132,13 +134,18 @@ def popular_adapters(bench: Bench) -> Iterator[Row]:
 
 
 def share_of_limit(bench: Bench) -> Iterator[Row]:
-    machine = limit.measure()
+    machine, as_served = limit.measure(), limit.as_served(bench.model_id, bench.dtype)
     for batch in (1, 8, 16):
         load = Load(batch, requests=4 * batch)
         load.warm(bench.ours)
         itl = load.on(bench.ours, bench.runs)["itl_p50_ms"] / 1000
-        bound = machine.step_seconds(batch, PROMPT + TOKENS // 2, weight_bytes=2)
-        yield Row(f"share of the physical limit, batch {batch}", batch / itl, batch / bound, "tok/s", 0.6)
+        ours = batch / itl
+        for what, stored, goal in (
+            ("share of the physical limit in 16 bits", limit.IN_16_BITS, 0.6),
+            ("share of the limit of the bytes read", as_served, None),
+        ):
+            bound = batch / machine.step_seconds(batch, PROMPT + TOKENS // 2, stored)
+            yield Row(f"{what}, batch {batch}", ours, bound, "tok/s", goal)
 
 
 def router_alone(runs: int) -> Iterator[Row]:
