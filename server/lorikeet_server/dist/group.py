@@ -42,7 +42,8 @@ class TensorParallel:
             dist.all_reduce(x)
 
     def gather_columns(self, x: torch.Tensor, total: int) -> torch.Tensor:
-        """Joins each rank's columns `[rows, len(share(total))]` to `[rows, total]`, on every rank."""
+        """Joins each rank's columns `[rows, len(share(total))]` to `[rows, total]`, contiguous, on every
+        rank."""
         if self.size == 1:
             return x
         width = -(-total // self.size)
@@ -50,7 +51,7 @@ class TensorParallel:
         mine = x if x.shape[1] == width else torch.nn.functional.pad(x, (0, width - x.shape[1]))
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(parts, mine.contiguous())
-        return torch.cat(parts, dim=1)[:, :total]
+        return torch.cat(parts, dim=1)[:, :total].contiguous()
 
     def agree(self, x: torch.Tensor) -> None:
         """Replaces `x` by rank 0's, in place.
