@@ -57,7 +57,7 @@ def open_engine(arguments: argparse.Namespace, scratch: Path) -> Engine:
         threads=THREADS,
         group=GroupConfig.from_environment({}),
     )
-    return load_engine(config)
+    return load_engine(config, broken=sys.exit)
 
 
 def running(engine: Engine, arguments: argparse.Namespace) -> tuple[Driver, list[Run]]:

@@ -1,17 +1,19 @@
 //! Finds what would make `serve` fail, before anything is started. Each complaint names the flag and the mend.
 
 use std::fs::File;
-use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use lorikeet_router::config::Config;
 
 use crate::cli::{Device, ServeArgs};
 use crate::environment;
 use crate::hardware::Hardware;
 use crate::plan::{self, Host};
+use crate::ranks::Ranks;
 
 /// `sun_path` of a Unix socket address, with its final zero.
 const SOCKET_PATH_BYTES: usize = 108;
@@ -78,22 +80,28 @@ pub fn address(args: &ServeArgs) -> anyhow::Result<SocketAddr> {
         .with_context(|| format!("--hostname {hostname} is no address of this machine: try 127.0.0.1"))?;
     match TcpListener::bind(resolved) {
         Ok(listener) => Ok(listener.local_addr()?),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
             bail!("--port {port} is in use on {hostname}: stop the other server or give another port")
         }
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             bail!("--port {port} may not be opened by this user: give one from 1024 up")
         }
         Err(error) => bail!("--hostname {hostname} cannot be listened on ({error}): try 127.0.0.1"),
     }
 }
 
-/// The port at which ranks meet: as asked if it is free, else any free one.
-pub fn master_port(args: &ServeArgs) -> anyhow::Result<u16> {
-    let port = args.master_port.unwrap_or(0);
-    let listener = TcpListener::bind((IpAddr::from(Ipv4Addr::LOCALHOST), port))
-        .with_context(|| format!("--master-port {port} is in use: give another or leave it out"))?;
-    Ok(listener.local_addr()?.port())
+/// Which ranks run here. Where rank 0 does, its port is free at this moment; port 0 becomes a free port.
+pub fn ranks(args: &ServeArgs, host: &Host) -> anyhow::Result<Ranks> {
+    let mut ranks = Ranks::of(args, plan::shard_count(args, host))?;
+    if ranks.lead() {
+        let (addr, port) = (&ranks.master_addr, ranks.master_port);
+        let listener = TcpListener::bind((addr.as_str(), port)).map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => anyhow!("--master-port {port} is in use at {addr}: give another"),
+            _ => anyhow!("--master-addr {addr} is no address of this machine, which has rank 0 ({error})"),
+        })?;
+        ranks.master_port = listener.local_addr()?.port();
+    }
+    Ok(ranks)
 }
 
 /// The Python that is to run the shards, as a path that can be executed.
@@ -140,8 +148,8 @@ pub fn grace(args: &ServeArgs, config: &Config) -> anyhow::Result<()> {
 }
 
 /// Sockets in this directory have names that the system accepts.
-pub fn socket_length(directory: &Path, ranks: u32) -> anyhow::Result<()> {
-    let longest = plan::socket(directory, ranks.saturating_sub(1)).as_os_str().len();
+pub fn socket_length(directory: &Path, ranks: Range<u32>) -> anyhow::Result<()> {
+    let longest = ranks.last().map_or(0, |rank| plan::socket(directory, rank).as_os_str().len());
     ensure!(
         longest < SOCKET_PATH_BYTES,
         "--shard-uds-path: {} makes socket names of {longest} bytes, the system allows {}: give a shorter directory",
@@ -157,8 +165,8 @@ mod tests {
 
     #[test]
     fn long_socket_names_are_refused() {
-        assert!(socket_length(Path::new("/run/user/1000/lorikeet-abcdef"), 8).is_ok());
+        assert!(socket_length(Path::new("/run/user/1000/lorikeet-abcdef"), 0..8).is_ok());
         let deep = PathBuf::from(format!("/tmp/{}", "d".repeat(100)));
-        assert!(socket_length(&deep, 1).unwrap_err().to_string().contains("--shard-uds-path"));
+        assert!(socket_length(&deep, 0..1).unwrap_err().to_string().contains("--shard-uds-path"));
     }
 }

@@ -59,16 +59,23 @@ pub struct ServeArgs {
     #[arg(long, short, env = "PORT", default_value_t = 3000)]
     pub port: u16,
 
-    /// Shards that share the model by tensor parallelism [default: one for each GPU in CUDA_VISIBLE_DEVICES, else 1]
+    /// Shards on this machine that share the model by tensor parallelism [default: one for each GPU in
+    /// CUDA_VISIBLE_DEVICES, else 1]
     #[arg(long, env = "NUM_SHARD", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub num_shard: Option<u32>,
+    /// Shards on all machines, which run this command with the same settings [default: those of this machine]
+    #[arg(long, env = "WORLD_SIZE", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub world_size: Option<u32>,
+    /// Rank of this machine's first shard. The machine of rank 0 answers requests, the others only compute
+    #[arg(long, env = "RANK", default_value_t = 0)]
+    pub rank: u32,
     /// Threads of each shard [default: an equal share of the cores]
     #[arg(long, env = "OMP_NUM_THREADS", value_parser = values::threads)]
     pub threads_per_shard: Option<usize>,
-    /// Address at which shards meet each other
-    #[arg(long, env = "MASTER_ADDR", default_value = "127.0.0.1")]
-    pub master_addr: String,
-    /// Port at which shards meet each other [default: a free one]
+    /// Address of rank 0's machine, at which shards meet each other [default: 127.0.0.1, if all are on this machine]
+    #[arg(long, env = "MASTER_ADDR")]
+    pub master_addr: Option<String>,
+    /// Port at which shards meet each other [default: a free one, if all are on this machine]
     #[arg(long, env = "MASTER_PORT")]
     pub master_port: Option<u16>,
     /// Directory in which to make the private directory of the shards' sockets [default: the login's runtime directory]

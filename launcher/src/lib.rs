@@ -12,6 +12,7 @@ pub mod environment;
 pub mod hardware;
 pub mod logs;
 pub mod plan;
+pub mod ranks;
 pub mod role;
 pub mod run_directory;
 pub mod serve;

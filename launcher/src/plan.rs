@@ -9,8 +9,9 @@ use lorikeet_router::config::Config;
 
 use crate::cli::{Device, ServeArgs};
 use crate::logs;
+use crate::ranks::Ranks;
 use crate::role::Role;
-use crate::supervise::{Plan, Prepared, ProcessSpec, SHARD_GRACE};
+use crate::supervise::{Plan, Prepared, ProcessSpec, RouterPlan, SHARD_GRACE};
 
 /// What is known of the place the processes run in.
 #[derive(Debug, Clone)]
@@ -32,9 +33,10 @@ pub struct Run {
     pub prepared: Prepared,
     /// Private directory for the sockets.
     pub directory: PathBuf,
-    pub address: SocketAddr,
-    /// Where ranks meet.
-    pub master_port: u16,
+    /// Where to answer requests, if rank 0 is here.
+    pub address: Option<SocketAddr>,
+    /// Those of this machine.
+    pub ranks: Ranks,
     /// What the router will make of its flags.
     pub config: Config,
 }
@@ -71,20 +73,23 @@ fn drain_deadline(config: &Config) -> Duration {
 
 /// Every process that serves.
 pub fn plan(args: &ServeArgs, host: &Host, run: &Run) -> Plan {
-    let world_size = shard_count(args, host);
-    let sockets: Vec<_> = (0..world_size).map(|rank| socket(&run.directory, rank)).collect();
-    let shards = (0..world_size).zip(&sockets).map(|(rank, at)| shard(args, host, run, rank, at));
+    let sockets: Vec<_> = run.ranks.range().map(|rank| socket(&run.directory, rank)).collect();
+    let shards = run.ranks.range().zip(&sockets).map(|(rank, at)| shard(args, host, run, rank, at));
+    let router = |address| RouterPlan {
+        process: router(args, host, run, address, &sockets),
+        address: reachable(address),
+    };
     Plan {
         shards: shards.collect(),
-        router: router(args, host, run, &sockets),
-        address: reachable(run.address),
+        router: run.address.map(router),
+        span_machines: run.ranks.span_machines(),
         max_restarts: args.max_shard_restarts,
         drain_deadline: drain_deadline(&run.config),
         sockets,
     }
 }
 
-/// Ranks: as asked, else one for each GPU that the environment grants, else one.
+/// Ranks on this machine: as asked, else one for each GPU that the environment grants, else one.
 pub fn shard_count(args: &ServeArgs, host: &Host) -> u32 {
     let granted = if args.device == Device::Cpu { None } else { host.granted_gpus };
     args.num_shard.or(granted).unwrap_or(1).max(1)
@@ -122,18 +127,19 @@ fn shard(args: &ServeArgs, host: &Host, run: &Run, rank: u32, socket: &Path) -> 
     let mut env = python_environment(args);
     env.extend([
         ("RANK", rank.to_string().into()),
-        ("WORLD_SIZE", shard_count(args, host).to_string().into()),
-        ("MASTER_ADDR", args.master_addr.clone().into()),
-        ("MASTER_PORT", run.master_port.to_string().into()),
+        ("LOCAL_RANK", (rank - run.ranks.first).to_string().into()),
+        ("WORLD_SIZE", run.ranks.world_size.to_string().into()),
+        ("MASTER_ADDR", run.ranks.master_addr.clone().into()),
+        ("MASTER_PORT", run.ranks.master_port.to_string().into()),
         ("OMP_NUM_THREADS", threads_per_shard(args, host).to_string().into()),
     ]);
     ProcessSpec { role: Role::Shard(rank), program: host.python.clone(), args: command.0, env }
 }
 
-fn router(args: &ServeArgs, host: &Host, run: &Run, sockets: &[PathBuf]) -> ProcessSpec {
+fn router(args: &ServeArgs, host: &Host, run: &Run, address: SocketAddr, sockets: &[PathBuf]) -> ProcessSpec {
     let mut command = Arguments(vec!["router".into()]);
-    command.pair("--hostname", run.address.ip().to_string());
-    command.pair("--port", run.address.port().to_string());
+    command.pair("--hostname", address.ip().to_string());
+    command.pair("--port", address.port().to_string());
     for socket in sockets {
         command.pair("--shard-uds-path", socket);
     }

@@ -8,6 +8,7 @@ use lorikeet_router::config::Config;
 
 use crate::cli::ServeArgs;
 use crate::plan::{self, Host, Run};
+use crate::ranks::Ranks;
 use crate::run_directory::RunDirectory;
 use crate::supervise::{Ending, Signals, prepare, supervise};
 use crate::{check, environment, hardware};
@@ -29,10 +30,10 @@ pub fn serve(mut args: ServeArgs) -> anyhow::Result<ExitCode> {
     args.adapter_root = check::adapter_roots(&args.adapter_root)?;
     let config = router_config(&args)?;
     check::grace(&args, &config)?;
-    let address = check::address(&args)?;
-    let master_port = check::master_port(&args)?;
+    let ranks = check::ranks(&args, &host)?;
+    let address = if ranks.lead() { Some(check::address(&args)?) } else { None };
     let run_directory = RunDirectory::make(args.shard_uds_path.as_deref())?;
-    check::socket_length(run_directory.path(), plan::shard_count(&args, &host))?;
+    check::socket_length(run_directory.path(), ranks.range())?;
 
     // One thread, this one: children are killed by the kernel when the thread that started them ends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -48,10 +49,16 @@ pub fn serve(mut args: ServeArgs) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         let directory = run_directory.path().to_owned();
-        let run = Run { prepared, directory, address, master_port, config };
+        let run = Run { prepared, directory, address, ranks, config };
         let plan = plan::plan(&args, &host, &run);
         let threads = plan::threads_per_shard(&args, &host);
         tracing::info!("loading the model: {} shard(s) of {threads} thread(s)", plan.shards.len());
+        if run.ranks.span_machines() {
+            let Ranks { first, world_size, master_addr, .. } = &run.ranks;
+            tracing::info!(
+                "from rank {first} of {world_size} on; rank 0, at {master_addr}, answers requests"
+            );
+        }
         match supervise(&plan, &mut signals).await? {
             Ending::Drained => {
                 tracing::info!("ended in order");

@@ -1,6 +1,7 @@
 //! Keeps the router and the shards running together, and ends them together.
 //!
 //! - A shard that dies takes its group with it; the group is started again after a growing wait.
+//! - Of a group on several machines each launcher starts its own shards again: they end when any rank is lost.
 //! - A router that dies ends the server: its sockets and queues were the server's state.
 //! - SIGTERM drains: first the router, which finishes what is in flight, then the shards.
 //! - A second signal kills at once. Nothing outlives the launcher, however it ends.
@@ -16,10 +17,11 @@ mod signals;
 use std::future::pending;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use backoff::Backoff;
 use group::{Death, ShardGroup};
@@ -38,17 +40,25 @@ const FAILED_ROUTER_GRACE: Duration = Duration::from_secs(2);
 /// Everything that is to run, and the bounds on keeping it running.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    pub router: ProcessSpec,
-    /// One per rank, in order.
+    /// Only on the machine of rank 0.
+    pub router: Option<RouterPlan>,
+    /// One per rank of this machine, in order.
     pub shards: Vec<ProcessSpec>,
     /// Where shards listen; removed before each start.
     pub sockets: Vec<PathBuf>,
-    /// Where the router answers, for readiness.
-    pub address: SocketAddr,
+    /// Whether there are ranks on other machines.
+    pub span_machines: bool,
     /// Restarts of the shards in a row before the server gives up.
     pub max_restarts: u32,
     /// How long the router may take to drain.
     pub drain_deadline: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouterPlan {
+    pub process: ProcessSpec,
+    /// Where it answers, for readiness.
+    pub address: SocketAddr,
 }
 
 /// Why the server ended without an error.
@@ -67,7 +77,7 @@ pub enum Ending {
 /// # Errors
 /// The router ended, or the shards could not be kept running.
 pub async fn supervise(plan: &Plan, signals: &mut Signals) -> anyhow::Result<Ending> {
-    let mut router = Process::spawn(&plan.router)?;
+    let mut router = plan.router.as_ref().map(|router| Process::spawn(&router.process)).transpose()?;
     let mut shards = ShardGroup::start(&plan.shards, &plan.sockets)?;
     match watch(plan, &mut router, &mut shards, signals).await {
         Ok(signal) => {
@@ -76,8 +86,10 @@ pub async fn supervise(plan: &Plan, signals: &mut Signals) -> anyhow::Result<End
         }
         Err(error) => {
             shards.kill().await;
-            router.signal(Signal::SIGINT);
-            router.stop(FAILED_ROUTER_GRACE).await;
+            if let Some(router) = &mut router {
+                router.signal(Signal::SIGINT);
+                router.stop(FAILED_ROUTER_GRACE).await;
+            }
             Err(error)
         }
     }
@@ -86,42 +98,44 @@ pub async fn supervise(plan: &Plan, signals: &mut Signals) -> anyhow::Result<End
 /// Returns the first signal, or what made it impossible to go on.
 async fn watch(
     plan: &Plan,
-    router: &mut Process,
+    router: &mut Option<Process>,
     shards: &mut ShardGroup,
     signals: &mut Signals,
 ) -> anyhow::Result<Signal> {
     let mut backoff = Backoff::new(plan.max_restarts);
-    let mut readiness = Readiness::new(plan.address);
+    let mut readiness = Readiness::new(plan.router.as_ref().map(|router| router.address));
     let mut restart_at: Option<Instant> = None;
     loop {
         tokio::select! {
             biased;
             signal = signals.next() => return Ok(signal),
-            status = router.wait() => anyhow::bail!("the router ended ({})", describe(&status)),
+            status = end_of(router) => anyhow::bail!("the router ended ({})", describe(&status)),
             death = shards.death() => {
                 readiness.lost();
                 let what = shards.bury(&death).await;
-                restart_at = Some(Instant::now() + next_start(&death, &what, &mut backoff, readiness.ever())?);
+                let hopeless = is_hopeless(plan, &death, readiness.ever());
+                restart_at = Some(Instant::now() + next_start(&death, &what, &mut backoff, hopeless)?);
             }
             () = until(restart_at) => {
                 restart_at = None;
                 *shards = ShardGroup::start(&plan.shards, &plan.sockets)?;
             }
-            took = readiness.reached(), if restart_at.is_none() => {
-                tracing::info!("listening on http://{} (ready after {:.1} s)", plan.address, took.as_secs_f64());
+            (address, took) = readiness.reached(), if restart_at.is_none() => {
+                tracing::info!("listening on http://{address} (ready after {:.1} s)", took.as_secs_f64());
             }
         }
     }
 }
 
+/// Whether shards that end like this at the start will do so again. Alone on its machine a group knows; on
+/// several the others may only be late.
+fn is_hopeless(plan: &Plan, death: &Death, ever_ready: bool) -> bool {
+    !ever_ready && if plan.span_machines { death.refused() } else { death.own_choice() }
+}
+
 /// How long to wait before the shards are started again, or why they are not.
-fn next_start(
-    death: &Death,
-    what: &str,
-    backoff: &mut Backoff,
-    ever_ready: bool,
-) -> anyhow::Result<Duration> {
-    if !ever_ready && death.own_choice() {
+fn next_start(death: &Death, what: &str, backoff: &mut Backoff, hopeless: bool) -> anyhow::Result<Duration> {
+    if hopeless {
         anyhow::bail!("{what} (before it was ready; `lorikeet doctor` tells what this machine lacks)");
     }
     let Some(wait) = backoff.after(death.ran) else {
@@ -133,27 +147,45 @@ fn next_start(
 }
 
 /// Hands `signal` to the router, which waits for balancers to look elsewhere on SIGTERM but not on Ctrl-C.
+///
+/// Where the router is on another machine, which may have been told to end at the same time, shards go on for as
+/// long as it may need them: they end by themselves when rank 0 does.
 async fn drain(
     plan: &Plan,
     signal: Signal,
-    router: &mut Process,
+    router: &mut Option<Process>,
     shards: &mut ShardGroup,
     signals: &mut Signals,
 ) -> Ending {
     let in_order = async {
-        router.signal(if signal == Signal::SIGTERM { signal } else { Signal::SIGINT });
-        router.stop(plan.drain_deadline).await;
+        if let Some(router) = router.as_mut() {
+            router.signal(if signal == Signal::SIGTERM { signal } else { Signal::SIGINT });
+            router.stop(plan.drain_deadline).await;
+        } else if signal == Signal::SIGTERM {
+            let _ = timeout(plan.drain_deadline, shards.death()).await;
+        }
         shards.stop(SHARD_GRACE).await;
     };
     tokio::select! {
         () = in_order => Ending::Drained,
         signal = signals.next() => {
             tracing::warn!("{signal} again: ending at once");
-            router.kill();
+            if let Some(router) = router.as_ref() {
+                router.kill();
+            }
             shards.kill().await;
-            router.stop(Duration::from_secs(1)).await;
+            if let Some(router) = router {
+                router.stop(Duration::from_secs(1)).await;
+            }
             Ending::Cut(signal)
         }
+    }
+}
+
+async fn end_of(router: &mut Option<Process>) -> std::io::Result<ExitStatus> {
+    match router {
+        Some(router) => router.wait().await,
+        None => pending().await,
     }
 }
 

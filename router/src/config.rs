@@ -191,7 +191,8 @@ pub struct Model {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Shards")]
 pub struct Shards {
-    /// Unix socket of a shard; repeatable, in the order of the ranks
+    /// Unix socket of a shard on this machine; repeatable, in the order of the ranks. Rank 0 tells where those
+    /// of other machines are
     #[arg(long, env = "SHARD_UDS_PATH", required = true, value_delimiter = ',')]
     pub shard_uds_path: Vec<PathBuf>,
     /// Seconds a step may take before the shards count as hung

@@ -17,6 +17,7 @@ from lorikeet_server.config import (
     GroupConfig,
     ServeConfig,
     environment,
+    hush_torch,
     prepare_threads,
 )
 from lorikeet_server.errors import LorikeetError
@@ -64,6 +65,8 @@ def serve(
 
     try:
         group = GroupConfig.from_environment(environment())
+        if group.world_size > 1:
+            hush_torch()
         verbose = environment().get(LOG_LEVEL, "") in ("debug", "trace")
         configure(as_json=json_output, rank=group.rank, verbose=verbose)
         config = ServeConfig(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorikeet_server.errors import ConfigError
 
-# Environment variables. The launcher sets the first four; they keep the names that torch.distributed uses.
+# Environment variables. The launcher sets the first five; they keep the names that torch.distributed uses.
 RANK = "RANK"  # this shard's rank, default 0
 WORLD_SIZE = "WORLD_SIZE"  # shards in the group, default 1
 MASTER_ADDR = "MASTER_ADDR"  # where rank 0 listens, default 127.0.0.1
@@ -17,6 +17,7 @@ MASTER_PORT = "MASTER_PORT"  # its port; required when WORLD_SIZE > 1
 LOCAL_RANK = "LOCAL_RANK"  # this shard's number on its machine, which names its GPU; default RANK
 OMP_NUM_THREADS = "OMP_NUM_THREADS"  # threads of the compute kernels, unless --threads says otherwise
 LOG_LEVEL = "LOG_LEVEL"  # least level of log records; debug or trace shows details
+TORCH_CPP_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"  # what torch's C++ tells
 GOMP_SPINCOUNT = "GOMP_SPINCOUNT"  # how long an idle kernel thread spins before it sleeps
 KERNEL_ISA = "LORIKEET_KERNEL_ISA"  # instruction set of the kernels: avx512, avx2, portable; else the best
 XDG_CACHE_HOME = "XDG_CACHE_HOME"  # kernels and tokenizers are kept in lorikeet below it, default ~/.cache
@@ -61,6 +62,11 @@ class GroupConfig:
     port: int
     local_rank: int
 
+    @property
+    def apart(self) -> bool:
+        """Whether it is on another machine than rank 0, and so than the router."""
+        return self.rank != self.local_rank
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "GroupConfig":
         """Raises ConfigError naming the variable."""
@@ -71,7 +77,7 @@ class GroupConfig:
             world_size=size,
             address=environment.get(MASTER_ADDR, "127.0.0.1"),
             port=_integer(environment, MASTER_PORT, None if size > 1 else 0, 0, 65535),
-            local_rank=_integer(environment, LOCAL_RANK, rank, 0, size - 1),
+            local_rank=_integer(environment, LOCAL_RANK, rank, 0, rank),
         )
 
 
@@ -119,6 +125,12 @@ def prepare_threads(threads: int, environment: MutableMapping[str, str] = os.env
     environment[OMP_NUM_THREADS] = str(count)
     environment.setdefault(GOMP_SPINCOUNT, str(SPIN_COUNT))
     return count
+
+
+def hush_torch(environment: MutableMapping[str, str] = os.environ) -> None:
+    """To be called before torch is imported. It prints a page of stack when rank 0 has left, which is told
+    in a line as well."""
+    environment.setdefault(TORCH_CPP_LOG_LEVEL, "ERROR")
 
 
 def physical_cores() -> int:

@@ -79,6 +79,12 @@ class DeviceError(LorikeetError):
         return cls(f"the device has failed: {str(error).splitlines()[0]}; see dmesg and nvidia-smi -q")
 
 
+class GroupError(LorikeetError):
+    """The ranks of a group have not met. They may yet: another machine is late, or its name not known."""
+
+    code = "UNAVAILABLE"
+
+
 class ProtocolError(LorikeetError):
     """A step refers to something that cannot be: the router and this shard disagree, so the stream ends."""
 

@@ -27,7 +27,7 @@ struct Router {
     config: Config,
 }
 
-fn run(address: &str) -> Run {
+fn run(args: &ServeArgs, address: &str) -> Run {
     let router = [
         "router",
         "--model-id",
@@ -46,14 +46,19 @@ fn run(address: &str) -> Run {
             tokenizer_path: "/cache/tokenizers/m".into(),
         },
         directory: "/run/lorikeet-x".into(),
-        address: address.parse().unwrap(),
-        master_port: 29_500,
+        address: (args.rank == 0).then(|| address.parse().unwrap()),
+        ranks: Ranks::of(args, shard_count(args, &host())).unwrap(),
         config: Router::parse_from(router).config,
     }
 }
 
 fn planned(flags: &[&str]) -> Plan {
-    plan(&args(flags), &host(), &run("127.0.0.1:3000"))
+    let args = args(flags);
+    plan(&args, &host(), &run(&args, "127.0.0.1:3000"))
+}
+
+fn router_of(plan: &Plan) -> &RouterPlan {
+    plan.router.as_ref().unwrap()
 }
 
 /// The values of a flag.
@@ -88,8 +93,9 @@ fn one_shard_and_the_router() {
     assert_eq!(values(shard, "--adapter-root"), ["/a", "/b"]);
     assert!(shard.args.contains(&"--json-output".into()), "levels of records must not be lost");
 
-    assert_eq!(plan.router.program, Path::new("/bin/lorikeet"));
-    assert_eq!(plan.router.args[0], "router");
+    let router = &router_of(&plan).process;
+    assert_eq!(router.program, Path::new("/bin/lorikeet"));
+    assert_eq!(router.args[0], "router");
     for (flag, value) in [
         ("--hostname", "127.0.0.1"),
         ("--port", "3000"),
@@ -97,7 +103,7 @@ fn one_shard_and_the_router() {
         ("--tokenizer-path", "/cache/tokenizers/m"),
         ("--model-id", "org/m"),
     ] {
-        assert_eq!(values(&plan.router, flag), [value], "{flag}");
+        assert_eq!(values(router, flag), [value], "{flag}");
     }
     assert_eq!(plan.drain_deadline, Duration::from_secs(11));
     assert_eq!(plan.max_restarts, 5);
@@ -106,19 +112,21 @@ fn one_shard_and_the_router() {
 #[test]
 fn the_rank_of_adapters_is_bounded_where_they_are_checked() {
     let args = args(&["--max-lora-rank", "16"]);
-    let mut run = run("127.0.0.1:3000");
+    let mut run = run(&args, "127.0.0.1:3000");
     run.config.adapters.max_lora_rank = 16;
     let plan = plan(&args, &host(), &run);
     assert_eq!(values(&plan.shards[0], "--max-lora-rank"), ["16"]);
-    assert_eq!(values(&plan.router, "--max-lora-rank"), ["16"]);
+    assert_eq!(values(&router_of(&plan).process, "--max-lora-rank"), ["16"]);
 }
 
 #[test]
 fn ranks_know_each_other_and_share_the_cores() {
-    let plan = planned(&["--num-shard", "2", "--master-addr", "10.0.0.1", "--max-shard-restarts", "3"]);
+    let flags = ["--num-shard", "2", "--master-addr", "10.0.0.1", "--master-port", "29500"];
+    let plan = planned(&[&flags[..], &["--max-shard-restarts", "3"]].concat());
     for (rank, shard) in plan.shards.iter().enumerate() {
         for (name, value) in [
             ("RANK", rank.to_string().as_str()),
+            ("LOCAL_RANK", rank.to_string().as_str()),
             ("WORLD_SIZE", "2"),
             ("MASTER_ADDR", "10.0.0.1"),
             ("MASTER_PORT", "29500"),
@@ -128,13 +136,45 @@ fn ranks_know_each_other_and_share_the_cores() {
         }
     }
     assert_eq!(
-        values(&plan.router, "--shard-uds-path"),
+        values(&router_of(&plan).process, "--shard-uds-path"),
         ["/run/lorikeet-x/shard-0", "/run/lorikeet-x/shard-1"]
     );
     assert_eq!(plan.sockets.len(), 2);
     assert_eq!(plan.max_restarts, 3);
     let few = planned(&["--num-shard", "2", "--threads-per-shard", "1"]);
     assert_eq!(variable(&few.shards[0], "OMP_NUM_THREADS").as_deref(), Some("1"));
+}
+
+#[test]
+fn a_machine_without_rank_0_has_its_shards_and_no_router() {
+    let flags =
+        ["--num-shard", "2", "--world-size", "4", "--master-addr", "10.0.0.1", "--master-port", "29500"];
+    let leader = planned(&flags);
+    assert_eq!(
+        values(&router_of(&leader).process, "--shard-uds-path").len(),
+        2,
+        "rank 0 tells of the others"
+    );
+    let follower = planned(&[&flags[..], &["--rank", "2"]].concat());
+    assert_eq!(follower.router, None);
+    for (plan, first) in [(&leader, 0), (&follower, 2)] {
+        assert!(plan.span_machines);
+        for (local_rank, shard) in plan.shards.iter().enumerate() {
+            let rank = first + local_rank;
+            assert_eq!(shard.role, Role::Shard(rank as u32));
+            assert_eq!(values(shard, "--uds-path"), [format!("/run/lorikeet-x/shard-{rank}")]);
+            for (name, value) in [
+                ("RANK", rank.to_string().as_str()),
+                ("LOCAL_RANK", local_rank.to_string().as_str()),
+                ("WORLD_SIZE", "4"),
+                ("MASTER_ADDR", "10.0.0.1"),
+                ("MASTER_PORT", "29500"),
+                ("OMP_NUM_THREADS", "4"),
+            ] {
+                assert_eq!(variable(shard, name).as_deref(), Some(value), "{name}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -161,9 +201,10 @@ fn settings_reach_the_process_that_needs_them() {
         "99",
     ];
     let plan = planned(&flags);
-    assert!(plan.router.args.contains(&"--json-output".into()));
-    assert_eq!(values(&plan.router, "--max-total-tokens"), ["99"]);
-    assert_eq!(variable(&plan.router, "LOG_LEVEL").as_deref(), Some("debug"));
+    let router = &router_of(&plan).process;
+    assert!(router.args.contains(&"--json-output".into()));
+    assert_eq!(values(router, "--max-total-tokens"), ["99"]);
+    assert_eq!(variable(router, "LOG_LEVEL").as_deref(), Some("debug"));
     let shard = &plan.shards[0];
     assert_eq!(variable(shard, "LOG_LEVEL").as_deref(), Some("debug"));
     assert_eq!(variable(shard, "HF_HUB_CACHE").as_deref(), Some("/hub"));
@@ -182,7 +223,8 @@ fn settings_reach_the_process_that_needs_them() {
 
 #[test]
 fn a_wildcard_is_asked_at_the_loopback() {
-    let at = |address| plan(&args(&[]), &host(), &run(address)).address.to_string();
+    let args = args(&[]);
+    let at = |address| router_of(&plan(&args, &host(), &run(&args, address))).address.to_string();
     assert_eq!(at("0.0.0.0:80"), "127.0.0.1:80");
     assert_eq!(at("[::]:80"), "[::1]:80");
     assert_eq!(at("10.1.2.3:80"), "10.1.2.3:80");

@@ -15,10 +15,14 @@ use nix::sys::signal::Signal;
 
 use super::process::{Process, ProcessSpec, describe};
 
+/// With which a shard says that its settings or its model cannot be used (`EX_USAGE` of sysexits).
+const REFUSED: i32 = 64;
+
 /// How one rank ended, and with it the group.
 #[derive(Debug)]
 pub(super) struct Death {
-    rank: usize,
+    /// Which of this machine's.
+    index: usize,
     status: io::Result<ExitStatus>,
     /// How long the group had run.
     pub(super) ran: Duration,
@@ -28,6 +32,11 @@ impl Death {
     /// The process ended by itself, rather than by a signal.
     pub(super) fn own_choice(&self) -> bool {
         self.status.as_ref().is_ok_and(|status| status.code().is_some())
+    }
+
+    /// The process could not use what it was given, and so would not the next time.
+    pub(super) fn refused(&self) -> bool {
+        self.status.as_ref().is_ok_and(|status| status.code() == Some(REFUSED))
     }
 }
 
@@ -53,28 +62,29 @@ impl ShardGroup {
 
     /// Waits until any rank ends, for ever if there is none. Cancel safe.
     pub(super) async fn death(&mut self) -> Death {
-        let (rank, status) = poll_fn(|context| {
-            for (rank, process) in self.processes.iter_mut().enumerate() {
+        let (index, status) = poll_fn(|context| {
+            for (index, process) in self.processes.iter_mut().enumerate() {
                 // `Child::wait` keeps its state in the child, so a fresh future per poll loses nothing.
                 let ended = pin!(process.wait()).poll(context);
                 if let Poll::Ready(status) = ended {
-                    return Poll::Ready((rank, status));
+                    return Poll::Ready((index, status));
                 }
             }
             Poll::Pending
         })
         .await;
-        Death { rank, status, ran: self.started.elapsed() }
+        Death { index, status, ran: self.started.elapsed() }
     }
 
     /// Kills what is left of the group, and says in words how it came to that.
     pub(super) async fn bury(&mut self, death: &Death) -> String {
-        let mut what = format!("shard {} ended ({})", death.rank, describe(&death.status));
+        let mut what = format!("ended ({})", describe(&death.status));
         self.signal(Signal::SIGKILL);
-        if let Some(process) = self.processes.get_mut(death.rank)
-            && let Some(error) = process.last_error().await
-        {
-            what = format!("{what}: {error}");
+        if let Some(process) = self.processes.get_mut(death.index) {
+            what = format!("{} {what}", process.role);
+            if let Some(error) = process.last_error().await {
+                what = format!("{what}: {error}");
+            }
         }
         self.kill().await;
         what

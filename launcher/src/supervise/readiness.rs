@@ -14,7 +14,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// Whether the server is ready, from loading to ready and back when the shards are lost.
 #[derive(Debug)]
 pub(super) struct Readiness {
-    address: SocketAddr,
+    /// Of the router, if it is on this machine.
+    address: Option<SocketAddr>,
     ticks: Interval,
     ready: bool,
     ever: bool,
@@ -23,7 +24,7 @@ pub(super) struct Readiness {
 }
 
 impl Readiness {
-    pub(super) fn new(address: SocketAddr) -> Self {
+    pub(super) fn new(address: Option<SocketAddr>) -> Self {
         let mut ticks = interval(PROBE_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self { address, ticks, ready: false, ever: false, since: Instant::now(), reported: Instant::now() }
@@ -41,18 +42,19 @@ impl Readiness {
         self.reported = self.since;
     }
 
-    /// Returns when the server has become ready, with the time that took; never while it is ready.
-    /// Cancel safe.
-    pub(super) async fn reached(&mut self) -> Duration {
-        if self.ready {
-            std::future::pending::<()>().await;
-        }
+    /// Returns when the server has become ready, with its address and the time that took; never while it is
+    /// ready, or its router is on another machine. Cancel safe.
+    pub(super) async fn reached(&mut self) -> (SocketAddr, Duration) {
+        let address = match self.address {
+            Some(address) if !self.ready => address,
+            _ => std::future::pending().await,
+        };
         loop {
             self.ticks.tick().await;
-            if is_ready(self.address).await {
+            if is_ready(address).await {
                 self.ready = true;
                 self.ever = true;
-                return self.since.elapsed();
+                return (address, self.since.elapsed());
             }
             if self.reported.elapsed() >= REPORT_EVERY {
                 self.reported = Instant::now();

@@ -26,6 +26,8 @@ fn bad_values_name_the_flag_and_the_bound() {
         (&["--dtype", "int3"], &["--dtype", "int3", "float16"]),
         (&["--device", "tpu"], &["--device", "tpu", "cuda"]),
         (&["--num-shard", "0"], &["--num-shard", "0", "1..=64"]),
+        (&["--world-size", "0"], &["--world-size", "0", "1..=1024"]),
+        (&["--rank", "-1"], &["--rank", "-1"]),
         (&["--threads-per-shard", "none"], &["--threads-per-shard", "1 to 1024"]),
         (&["--max-shard-restarts", "-1"], &["--max-shard-restarts"]),
         (&["--master-port", "x"], &["--master-port"]),
@@ -63,6 +65,13 @@ fn values_that_cannot_work_name_the_flag_and_the_mend() {
         (&["--shard-uds-path", deep], &["--shard-uds-path", "shorter"]),
         (&["--python", "/no/such/python"], &["--python /no/such/python"]),
         (&["--revision", "a", "--model-id", "m@b"], &["--revision", "--model-id"]),
+        (&["--rank", "1", "--num-shard", "1"], &["--rank 1", "--num-shard 1", "--world-size"]),
+        (&["--num-shard", "1", "--world-size", "2"], &["--world-size 2", "--num-shard 1", "--master-addr"]),
+        (
+            &["--num-shard", "1", "--world-size", "2", "--master-addr", "127.0.0.1"],
+            &["--world-size 2", "--num-shard 1", "--master-port"],
+        ),
+        (&["--num-shard", "2", "--master-addr", "192.0.2.1"], &["--master-addr 192.0.2.1", "rank 0"]),
         (
             &["--max-input-length", "100", "--max-total-tokens", "50"],
             &["--max-input-length", "--max-total-tokens"],

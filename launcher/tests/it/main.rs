@@ -3,5 +3,6 @@
 
 mod doctor;
 mod flags;
+mod machines;
 mod supervision;
 mod support;

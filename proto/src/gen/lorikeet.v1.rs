@@ -36,6 +36,15 @@ pub struct InfoResponse {
     /// Names of the linear modules that adapters may target, e.g. "q_proj".
     #[prost(string, repeated, tag = "13")]
     pub lora_targets: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Its number among the ranks of its machine, which share one adapter store: 0 is the first.
+    #[prost(uint32, tag = "14")]
+    pub local_rank: u32,
+    /// Of rank 0, where ranks are on several machines: how each is reached, `host:port` by rank; empty for those on rank
+    /// 0's own machine. Calls there carry `token` as metadata `lorikeet-token`. Both last as long as the group.
+    #[prost(string, repeated, tag = "15")]
+    pub endpoints: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "16")]
+    pub token: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WarmupRequest {
@@ -476,7 +485,7 @@ pub mod shard_client {
             self.inner.streaming(req, path, codec).await
         }
         /// Copies an adapter from where its owner keeps it into the content-addressed store on this machine. The last
-        /// message carries the digest. NOT_FOUND, INVALID_ARGUMENT (the id, the directory or its files are unacceptable; so is
+        /// message carries the digest. Called on one rank of each machine. NOT_FOUND, INVALID_ARGUMENT (the id, the directory or its files are unacceptable; so is
         /// what leads out of every root), OUT_OF_RANGE (larger than a bound: it will never fit), RESOURCE_EXHAUSTED (no room
         /// for it now), UNAVAILABLE (source down).
         pub async fn fetch_adapter(
@@ -603,7 +612,7 @@ pub mod shard_server {
             + std::marker::Send
             + 'static;
         /// Copies an adapter from where its owner keeps it into the content-addressed store on this machine. The last
-        /// message carries the digest. NOT_FOUND, INVALID_ARGUMENT (the id, the directory or its files are unacceptable; so is
+        /// message carries the digest. Called on one rank of each machine. NOT_FOUND, INVALID_ARGUMENT (the id, the directory or its files are unacceptable; so is
         /// what leads out of every root), OUT_OF_RANGE (larger than a bound: it will never fit), RESOURCE_EXHAUSTED (no room
         /// for it now), UNAVAILABLE (source down).
         async fn fetch_adapter(

@@ -126,7 +126,7 @@ impl Up {
 async fn watch(group: Arc<Group>, after: Duration) -> Lost {
     sleep(after).await;
     loop {
-        if let Err(status) = group.info().await {
+        if let Err(status) = group.ping().await {
             return Lost::Silent(status.message().to_owned());
         }
         sleep(PING_EVERY).await;
@@ -147,7 +147,7 @@ pub(super) async fn connect(
     config: &Config,
     model: &ModelHandle,
 ) -> Result<Ready, NotReady> {
-    let infos = group.info().await?;
+    let infos = group.meet().await?;
     let info = agreed(&infos)?;
     let request = sizes(config, info)?;
     tracing::info!(
@@ -174,7 +174,7 @@ fn agreed(infos: &[InfoResponse]) -> Result<&InfoResponse, NotReady> {
     for (rank, info) in infos.iter().enumerate() {
         if info.rank as usize != rank || info.world_size as usize != infos.len() {
             return Err(NotReady::Never(format!(
-                "the shard at the path of rank {rank} of {} is rank {} of {} (--shard-uds-path)",
+                "the shard at the place of rank {rank} of {} is rank {} of {} (--shard-uds-path)",
                 infos.len(),
                 info.rank,
                 info.world_size
@@ -182,6 +182,18 @@ fn agreed(infos: &[InfoResponse]) -> Result<&InfoResponse, NotReady> {
         }
         if info.base_digest != first.base_digest {
             return Err(NotReady::Never(format!("ranks 0 and {rank} serve different weights")));
+        }
+        // On several machines anything may differ.
+        for (what, own, other) in [
+            ("version", &first.version, &info.version),
+            ("--dtype", &first.dtype, &info.dtype),
+            ("--device", &first.device_type, &info.device_type),
+        ] {
+            if own != other {
+                return Err(NotReady::Never(format!(
+                    "{what} is {own} on rank 0 and {other} on rank {rank}, it must be the same on every machine"
+                )));
+            }
         }
     }
     Ok(first)

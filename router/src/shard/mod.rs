@@ -1,60 +1,59 @@
-//! The shards as the router sees them: one gRPC client per rank over a Unix socket, a deadline on every call.
+//! The shards as the router sees them: one gRPC client per rank, a deadline on every call.
 
+mod rank;
 mod session;
 
-use std::{
-    future::Future,
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::try_join_all;
-use hyper_util::rt::TokioIo;
 use lorikeet_proto::v1::{
     DropAdapterRequest, FetchAdapterProgress, FetchAdapterRequest, InfoRequest, InfoResponse,
     StageAdapterRequest, StageAdapterResponse, Step, WarmupRequest, WarmupResponse,
-    shard_client::ShardClient,
 };
+use parking_lot::RwLock;
+use rank::{Address, Client, Rank};
 pub use session::{Lost, Session};
-use tokio::{net::UnixStream, sync::mpsc, time::timeout};
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Request, Status,
-    transport::{Channel, Endpoint},
-};
-use tower::service_fn;
+use tonic::{Request, Response, Status};
 
-/// Largest message: a result with log-probabilities of a long prompt stays far below it.
-const MAX_MESSAGE: usize = 64 << 20;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Calls that only look something up.
 const SHORT: Duration = Duration::from_secs(3);
 /// Steps a rank may be behind in taking: more than are ever in flight.
 const STEP_BUFFER: usize = 8;
 
-/// All ranks. Connections are made when first used, and again when a shard comes back under the same path.
+/// All ranks.
 pub struct Group {
+    /// Of the ranks on this machine, from rank 0 on. A shard comes back under the same path.
     paths: Vec<PathBuf>,
-    /// Everything but the token path, which has a connection of its own.
-    control: Vec<ShardClient<Channel>>,
+    ranks: RwLock<Arc<[Rank]>>,
 }
 
 impl Group {
     pub fn new(paths: &[PathBuf]) -> Self {
-        Self { paths: paths.to_vec(), control: paths.iter().map(|path| client(path)).collect() }
+        Self { paths: paths.to_vec(), ranks: RwLock::default() }
     }
 
-    pub fn world_size(&self) -> usize {
-        self.paths.len()
+    /// Learns what each rank serves, and from rank 0 where the ranks of other machines are: somewhere else
+    /// after each restart. Connections are made anew, as an old one may lead nowhere and take minutes to say so.
+    pub async fn meet(&self) -> Result<Vec<InfoResponse>, Status> {
+        let mut addresses: Vec<_> = self.paths.iter().cloned().map(Address::Socket).collect();
+        let first = addresses.first().ok_or_else(|| Status::unavailable("no shards"))?;
+        let first = info(first.client()).await?;
+        for at in first.endpoints.iter().skip(self.paths.len()).filter(|at| !at.is_empty()) {
+            addresses.push(Address::tcp(at, &first.token)?);
+        }
+        let clients: Vec<Client> = addresses.iter().map(Address::client).collect();
+        let infos = try_join_all(clients.iter().cloned().map(info)).await?;
+        let ranks = addresses.into_iter().zip(clients).zip(&infos);
+        *self.ranks.write() =
+            ranks.map(|((address, control), info)| Rank::new(address, control, info)).collect();
+        Ok(infos)
     }
 
-    /// What each rank serves. Also the sign of life: every rank has to answer within three seconds.
-    pub async fn info(&self) -> Result<Vec<InfoResponse>, Status> {
-        try_join_all(
-            self.ranks().map(|mut rank| async move { call(SHORT, InfoRequest {}, |r| rank.info(r)).await }),
-        )
-        .await
+    /// The sign of life: every rank has to answer within three seconds.
+    pub async fn ping(&self) -> Result<(), Status> {
+        self.on_all(info).await.map(|_| ())
     }
 
     /// Sizes memory on every rank; at the same time, since the ranks may exchange data.
@@ -63,26 +62,25 @@ impl Group {
         request: WarmupRequest,
         deadline: Duration,
     ) -> Result<Vec<WarmupResponse>, Status> {
-        let calls =
-            self.ranks().map(|mut rank| async move { call(deadline, request, |r| rank.warmup(r)).await });
-        try_join_all(calls).await
+        self.on_all(|mut rank| async move { call(deadline, request, |r| rank.warmup(r)).await }).await
     }
 
     /// Opens the token path on every rank, over fresh connections: nothing of an earlier stream can come through it.
     pub fn open(&self) -> Session {
         let mut session = Session::default();
-        for (rank, path) in self.paths.iter().enumerate() {
+        for (number, rank) in self.ranks().iter().enumerate() {
             let (steps, receiver) = mpsc::channel::<Step>(STEP_BUFFER);
-            let mut client = client(path);
+            let mut client = rank.address.client();
             // A shard may send its first header only with its first result, so this is not waited for here.
             let results =
                 async move { Ok(client.execute(ReceiverStream::new(receiver)).await?.into_inner()) };
-            session.add(rank, steps, results);
+            session.add(number, steps, results);
         }
         session
     }
 
-    /// Copies an adapter into the store, on rank 0; the ranks of one machine share it. Returns the last message.
+    /// Copies an adapter into the store of every machine, which must find the same bytes. Returns the last
+    /// message of rank 0.
     pub async fn fetch(
         &self,
         source: &str,
@@ -90,29 +88,31 @@ impl Group {
         max_bytes: u64,
         deadline: Duration,
     ) -> Result<FetchAdapterProgress, Status> {
-        let mut rank = self.control.first().cloned().ok_or_else(|| Status::unavailable("no shards"))?;
         let message = FetchAdapterRequest { source: source.to_owned(), id: id.to_owned(), max_bytes };
-        within(deadline, async move {
-            let mut request = Request::new(message);
-            request.set_timeout(deadline);
-            let mut progress = rank.fetch_adapter(request).await?.into_inner();
-            let mut last = None;
-            while let Some(message) = progress.message().await? {
-                last = Some(message);
-            }
-            last.filter(|last| !last.digest.is_empty())
-                .ok_or_else(|| Status::internal("a fetch ended without a digest"))
-        })
-        .await
+        let ranks = self.ranks();
+        let stores = ranks.iter().enumerate().filter(|(_, rank)| rank.has_store);
+        let fetches = stores.map(|(number, rank)| {
+            let fetched = fetch(rank.control.clone(), message.clone(), deadline);
+            async move { fetched.await.map(|last| (number, last)).map_err(|status| of_rank(number, status)) }
+        });
+        let mut fetched = try_join_all(fetches).await?.into_iter();
+        let (_, first) = fetched.next().ok_or_else(not_met)?;
+        match fetched.find(|(_, other)| other.digest != first.digest) {
+            None => Ok(first),
+            Some((number, other)) => Err(Status::failed_precondition(format!(
+                "its files differ between machines: rank 0 has {}, rank {number} has {} (--adapter-root)",
+                first.digest, other.digest
+            ))),
+        }
     }
 
     /// Brings an adapter from the store into the host memory of every rank.
     pub async fn stage(&self, digest: &str, deadline: Duration) -> Result<Vec<StageAdapterResponse>, Status> {
-        let calls = self.ranks().map(|mut rank| async move {
+        self.on_all(|mut rank| async move {
             let request = StageAdapterRequest { digest: digest.to_owned() };
             call(deadline, request, |r| rank.stage_adapter(r)).await
-        });
-        try_join_all(calls).await
+        })
+        .await
     }
 
     /// Forgets an adapter on every rank.
@@ -122,28 +122,63 @@ impl Group {
         from_store: bool,
         deadline: Duration,
     ) -> Result<(), Status> {
-        let calls = self.ranks().map(|mut rank| async move {
+        let dropped = self.on_all(|mut rank| async move {
             let request = DropAdapterRequest { digest: digest.to_owned(), from_store };
             call(deadline, request, |r| rank.drop_adapter(r)).await
         });
-        try_join_all(calls).await.map(|_| ())
+        dropped.await.map(|_| ())
     }
 
-    fn ranks(&self) -> impl Iterator<Item = ShardClient<Channel>> + '_ {
-        self.control.iter().cloned()
+    fn ranks(&self) -> Arc<[Rank]> {
+        Arc::clone(&self.ranks.read())
+    }
+
+    /// Calls every rank at the same time.
+    async fn on_all<T, F>(&self, work: impl Fn(Client) -> F) -> Result<Vec<T>, Status>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let clients: Vec<Client> = self.ranks().iter().map(|rank| rank.control.clone()).collect();
+        if clients.is_empty() {
+            return Err(not_met());
+        }
+        try_join_all(clients.into_iter().map(work)).await
     }
 }
 
-fn client(path: &Path) -> ShardClient<Channel> {
-    let path = path.to_owned();
-    // The address is never used: the connector knows the path.
-    let channel = Endpoint::from_static("http://shard")
-        .connect_timeout(CONNECT_TIMEOUT)
-        .connect_with_connector_lazy(service_fn(move |_| {
-            let path = path.clone();
-            async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-        }));
-    ShardClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+fn not_met() -> Status {
+    Status::unavailable("the shards have not answered yet")
+}
+
+async fn info(mut rank: Client) -> Result<InfoResponse, Status> {
+    call(SHORT, InfoRequest {}, |request| rank.info(request)).await
+}
+
+async fn fetch(
+    mut rank: Client,
+    message: FetchAdapterRequest,
+    deadline: Duration,
+) -> Result<FetchAdapterProgress, Status> {
+    within(deadline, async move {
+        let mut request = Request::new(message);
+        request.set_timeout(deadline);
+        let mut progress = rank.fetch_adapter(request).await?.into_inner();
+        let mut last = None;
+        while let Some(message) = progress.message().await? {
+            last = Some(message);
+        }
+        last.filter(|last| !last.digest.is_empty())
+            .ok_or_else(|| Status::internal("a fetch ended without a digest"))
+    })
+    .await
+}
+
+/// What went wrong on another machine says so.
+fn of_rank(number: usize, status: Status) -> Status {
+    if number == 0 || is_transport(&status) {
+        return status;
+    }
+    Status::new(status.code(), format!("on the machine of rank {number}: {}", status.message()))
 }
 
 async fn call<M, R, F>(
@@ -152,11 +187,11 @@ async fn call<M, R, F>(
     send: impl FnOnce(Request<M>) -> F,
 ) -> Result<R, Status>
 where
-    F: Future<Output = Result<tonic::Response<R>, Status>>,
+    F: Future<Output = Result<Response<R>, Status>>,
 {
     let mut request = Request::new(message);
     request.set_timeout(deadline);
-    within(deadline, async { send(request).await.map(tonic::Response::into_inner) }).await
+    within(deadline, async { send(request).await.map(Response::into_inner) }).await
 }
 
 async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {

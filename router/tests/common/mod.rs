@@ -157,10 +157,18 @@ impl Harness {
         write_tokenizer(directory.path());
         let sims = (0..ranks)
             .map(|rank| {
-                Some(start_sim(directory.path(), SimConfig { rank, world_size: ranks, ..sim.clone() }))
+                let place = SimConfig { rank, local_rank: rank, world_size: ranks, ..sim.clone() };
+                Some(start_sim(directory.path(), place))
             })
             .collect();
-        let config = config(directory.path(), ranks, flags);
+        Self::over(directory, sims, sim, flags)
+    }
+
+    /// In front of these shards, which are at their places in the directory or told of by rank 0.
+    pub fn over(directory: TempDir, sims: Vec<Option<SimShard>>, sim: SimConfig, flags: &[&str]) -> Self {
+        let local = fs::read_dir(directory.path()).unwrap().flatten();
+        let local = local.filter(|entry| entry.file_name().to_string_lossy().starts_with("shard-")).count();
+        let config = config(directory.path(), local as u32, flags);
         config.check().unwrap();
         let (readiness, ready) = watch::channel(Readiness::default());
         let Started { state, driver, driving } =
@@ -187,8 +195,12 @@ impl Harness {
     }
 
     pub fn revive(&mut self, rank: usize) {
-        let config =
-            SimConfig { rank: rank as u32, world_size: self.sims.len() as u32, ..self.sim_config.clone() };
+        let config = SimConfig {
+            rank: rank as u32,
+            local_rank: rank as u32,
+            world_size: self.sims.len() as u32,
+            ..self.sim_config.clone()
+        };
         self.sims[rank] = Some(start_sim(self.directory.path(), config));
     }
 
@@ -245,7 +257,7 @@ impl Harness {
     }
 }
 
-fn start_sim(directory: &Path, config: SimConfig) -> SimShard {
+pub fn start_sim(directory: &Path, config: SimConfig) -> SimShard {
     SimShard::start(&socket(directory, config.rank), config).unwrap()
 }
 

@@ -4,15 +4,18 @@ Every rank receives the same steps from the router, so nothing about scheduling 
 rank all of this is the identity and touches no process group.
 """
 
-import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
+from loguru import logger
 
+from lorikeet_server.config import GroupConfig
 from lorikeet_server.dist.bond import Bond
+from lorikeet_server.dist.meeting import Directory, connect_to_store, directory, exchange, join, own_address
+from lorikeet_server.errors import GroupError
 
 # Far above the longest step. Ranks tell each other when they leave (`bond`); this is for one that hangs.
 COLLECTIVE_TIMEOUT = timedelta(seconds=120)
@@ -24,7 +27,9 @@ class TensorParallel:
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0  # among those of its machine
     bond: Bond | None = field(default=None, compare=False)
+    directory: Directory = field(default=Directory(), compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
@@ -63,55 +68,47 @@ class TensorParallel:
             dist.broadcast(x, src=0)
 
 
-def connect(rank: int, size: int, address: str, port: int, device: torch.device) -> TensorParallel:
-    """Joins the group at `address:port`; returns at once for a group of one. Waits for all ranks.
+def connect(
+    group: GroupConfig, device: torch.device, broken: Callable[[], object], endpoint: str = ""
+) -> TensorParallel:
+    """Joins the group; returns at once for a group of one. Waits for all ranks, and calls `broken`, on
+    another thread, as soon as one of them is lost. `endpoint`: where a router reaches this rank, if not
+    through its Unix socket. Raises GroupError if the ranks do not meet.
 
-    Nothing listens on other interfaces than the one of `address`: the protocol between ranks has no
-    authentication.
+    Nothing listens on other interfaces than the one of the group's address: the protocol between ranks has
+    no authentication.
     """
-    if size == 1:
+    if group.world_size == 1:
         return TensorParallel()
-    store = _store(rank, size, address, port)
-    tp = TensorParallel(rank, size, Bond(rank, lambda: _client(size, address, port)))
+    if group.rank == 0:
+        logger.info("waiting for {} ranks at {}:{}", group.world_size, group.address, group.port)
+    try:
+        return _meet(group, device, broken, endpoint)
+    except (OSError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise GroupError(
+            f"rank {group.rank} of {group.world_size} has not met the others at {group.address}:{group.port} "
+            f"(--master-addr, --master-port): {reason}"
+        ) from error
+
+
+def _meet(
+    group: GroupConfig, device: torch.device, broken: Callable[[], object], endpoint: str
+) -> TensorParallel:
+    store = join(group, COLLECTIVE_TIMEOUT)
+    exchange(store, group, endpoint)
+    bond = Bond(group.rank, lambda: connect_to_store(group, COLLECTIVE_TIMEOUT))
+    bond.watch(broken)
+    rank, size = group.rank, group.world_size
     if device.type == "cuda":
         timeout = COLLECTIVE_TIMEOUT
         dist.init_process_group(
             "nccl", store=store, rank=rank, world_size=size, timeout=timeout, device_id=device
         )
-        return tp
-    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=own_address(address, port))]
-    options._timeout = COLLECTIVE_TIMEOUT
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, pg_options=options)
-    return tp
-
-
-def _store(rank: int, size: int, address: str, port: int) -> TCPStore:
-    """Where the ranks meet. Rank 0 binds the socket itself, since TCPStore would bind it to every
-    interface."""
-    if rank > 0:
-        return _client(size, address, port)
-    family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
-    listener = socket.create_server((address, port), family=family)
-    return TCPStore(
-        address,
-        port,
-        size,
-        is_master=True,
-        timeout=COLLECTIVE_TIMEOUT,
-        wait_for_workers=False,
-        master_listen_fd=listener.detach(),
-        use_libuv=True,
-    )
-
-
-def _client(size: int, address: str, port: int) -> TCPStore:
-    return TCPStore(address, port, size, is_master=False, timeout=COLLECTIVE_TIMEOUT)
-
-
-def own_address(address: str, port: int) -> str:
-    """The address of this machine on the way to `address`."""
-    family = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0][0]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, port))  # a datagram socket: sends nothing
-        return str(probe.getsockname()[0])
+    else:
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        hostname = own_address(group.address, group.port)
+        options._devices = [dist.ProcessGroupGloo.create_device(hostname=hostname)]
+        options._timeout = COLLECTIVE_TIMEOUT
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, pg_options=options)
+    return TensorParallel(rank, size, group.local_rank, bond, directory(store, group))

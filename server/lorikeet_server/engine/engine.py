@@ -3,7 +3,6 @@
 Not thread-safe: everything but `library` belongs to the compute thread.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from loguru import logger
@@ -82,7 +81,15 @@ class Engine:
             kv_bytes_per_token=self.kv_shape.bytes_per_token,
             synchronous_moves=not self._device.discrete,
             lora_targets=sorted({target.name.rsplit(".", 1)[-1] for target in self._model.lora_targets()}),
+            local_rank=self._tp.local_rank,
+            endpoints=self._tp.directory.endpoints,
+            token=self._tp.directory.token if self._tp.rank == 0 else "",
         )
+
+    @property
+    def token(self) -> str:
+        """What a router shows this rank, if it comes from another machine; else empty."""
+        return self._tp.directory.token
 
     def warmup(self, request: pb.WarmupRequest) -> pb.WarmupResponse:
         """Allocates the KV pool and the adapter tables, and runs every kernel once. The same request again
@@ -126,11 +133,6 @@ class Engine:
     def execute(self, step: pb.Step) -> pb.StepResult:
         """Computes one step. Raises as `launch` does."""
         return self.launch(step).wait()
-
-    def watch(self, broken: Callable[[], object]) -> None:
-        """Calls `broken` when another rank can no longer compute steps."""
-        if self._tp.bond is not None:
-            self._tp.bond.watch(broken)
 
     def abandon(self) -> bool:
         """This rank computes no more steps, and tells its peers, who wait for it inside collectives. False

@@ -11,7 +11,7 @@ class InfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class InfoResponse(_message.Message):
-    __slots__ = ("model_id", "base_digest", "dtype", "device_type", "architecture", "vocab_size", "max_position_embeddings", "rank", "world_size", "version", "kv_bytes_per_token", "synchronous_moves", "lora_targets")
+    __slots__ = ("model_id", "base_digest", "dtype", "device_type", "architecture", "vocab_size", "max_position_embeddings", "rank", "world_size", "version", "kv_bytes_per_token", "synchronous_moves", "lora_targets", "local_rank", "endpoints", "token")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,9 @@ class InfoResponse(_message.Message):
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     SYNCHRONOUS_MOVES_FIELD_NUMBER: _ClassVar[int]
     LORA_TARGETS_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_RANK_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     base_digest: str
     dtype: str
@@ -38,7 +41,10 @@ class InfoResponse(_message.Message):
     kv_bytes_per_token: int
     synchronous_moves: bool
     lora_targets: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model_id: _Optional[str] = ..., base_digest: _Optional[str] = ..., dtype: _Optional[str] = ..., device_type: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_position_embeddings: _Optional[int] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., version: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., synchronous_moves: _Optional[bool] = ..., lora_targets: _Optional[_Iterable[str]] = ...) -> None: ...
+    local_rank: int
+    endpoints: _containers.RepeatedScalarFieldContainer[str]
+    token: str
+    def __init__(self, model_id: _Optional[str] = ..., base_digest: _Optional[str] = ..., dtype: _Optional[str] = ..., device_type: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_position_embeddings: _Optional[int] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., version: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., synchronous_moves: _Optional[bool] = ..., lora_targets: _Optional[_Iterable[str]] = ..., local_rank: _Optional[int] = ..., endpoints: _Optional[_Iterable[str]] = ..., token: _Optional[str] = ...) -> None: ...
 
 class WarmupRequest(_message.Message):
     __slots__ = ("block_size", "max_sequences", "max_step_tokens", "adapter_slots", "kv_bytes", "adapter_bytes", "max_sequence_tokens")

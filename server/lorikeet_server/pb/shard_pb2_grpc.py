@@ -97,7 +97,7 @@ class ShardServicer:
 
     def FetchAdapter(self, request, context):
         """Copies an adapter from where its owner keeps it into the content-addressed store on this machine. The last
-        message carries the digest. NOT_FOUND, INVALID_ARGUMENT (the id, the directory or its files are unacceptable; so is
+        message carries the digest. Called on one rank of each machine. NOT_FOUND, INVALID_ARGUMENT (the id, the directory or its files are unacceptable; so is
         what leads out of every root), OUT_OF_RANGE (larger than a bound: it will never fit), RESOURCE_EXHAUSTED (no room
         for it now), UNAVAILABLE (source down).
         """

@@ -22,9 +22,10 @@ from lorikeet_server.weights import Progress, ReportingSource, WeightSource, ope
 FIRST_SECONDS, PROGRESS_SECONDS = 1.0, 3.0
 
 
-def load_engine(config: ServeConfig) -> Engine:
-    """Blocks until the weights are in memory, and with several ranks until all have joined. Runs on the
-    thread that will call for steps. Raises ConfigError, ModelError, WeightsError."""
+def load_engine(config: ServeConfig, broken: Callable[[], object], endpoint: str = "") -> Engine:
+    """Blocks until the weights are in memory, and with several ranks until all have joined (see
+    `dist.connect` for `broken` and `endpoint`). Runs on the thread that will call for steps. Raises
+    ConfigError, ModelError, WeightsError, GroupError."""
     started = time.monotonic()
     source = open_source(config.model_path)
     registry.configure(source.config)  # refuse an unknown model before waiting for anything
@@ -34,7 +35,7 @@ def load_engine(config: ServeConfig) -> Engine:
     # A CPU computes in float32 whatever the weights are stored in.
     kernels = select(device=where, dtype=torch.float32 if where.type == "cpu" else getattr(torch, mode))
     device = open_device(where)
-    tp = connect(group.rank, group.world_size, group.address, group.port, where)
+    tp = connect(group, where, broken, endpoint)
     reporting = ReportingSource(source, reporter(config.model_id), group.world_size)
     model = registry.load(reporting, kernels, mode, tp)
     dtype = getattr(torch, mode)

@@ -5,27 +5,21 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
-from grpc import aio
-from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from loguru import logger
 
-from lorikeet_server.config import ServeConfig
-from lorikeet_server.errors import ConfigError, LorikeetError
-from lorikeet_server.pb import shard_pb2_grpc as rpc
+from lorikeet_server.config import GroupConfig, ServeConfig
+from lorikeet_server.dist import own_address
+from lorikeet_server.errors import GroupError, LorikeetError
+from lorikeet_server.service.listen import Gate, listen, listen_apart
 from lorikeet_server.service.load import load_engine
 from lorikeet_server.service.servicer import ShardServicer
 from lorikeet_server.service.threads import Pools
 from lorikeet_server.weights import WeightsError
 
 SERVICE = "lorikeet.v1.Shard"
-# A step of 100k tokens takes 0.5 MB. Log-probabilities of a long prompt with alternatives are the largest
-# result.
-MAX_REQUEST_BYTES = 16 << 20
-MAX_RESULT_BYTES = 256 << 20
 GRACE_SECONDS = 1.0
 PARENT_CHECK_SECONDS = 1.0
 
@@ -58,11 +52,21 @@ async def serve(config: ServeConfig) -> int:
 
     servicer = ShardServicer(pools, fail)
     health = health_aio.HealthServicer()
-    server = await listen(config.uds_path, servicer, health)
+    await _set_health(health, HealthCheckResponse.NOT_SERVING)
+    servers = [await listen(config.uds_path, servicer, health)]
+    gate = Gate()
 
     async def load() -> None:
+        endpoint = ""
         try:
-            engine = await loop.run_in_executor(pools.compute, load_engine, config)
+            if config.group.apart:
+                own = await asyncio.to_thread(_own_address, config.group)
+                server, endpoint = await listen_apart(own, servicer, gate)
+                servers.append(server)
+            engine = await loop.run_in_executor(pools.compute, load_engine, config, fail, endpoint)
+        except GroupError as error:
+            logger.error("{}", error)
+            stop(EXIT_FAILED)
         except (LorikeetError, WeightsError) as error:
             logger.error("{}", error)
             stop(EXIT_CONFIG)
@@ -70,8 +74,8 @@ async def serve(config: ServeConfig) -> int:
             logger.exception("loading {} failed", config.model_id)
             stop(EXIT_FAILED)
         else:
-            engine.watch(fail)
             servicer.ready(engine)
+            gate.open(engine.token)
             await _set_health(health, HealthCheckResponse.SERVING)
 
     tasks = [asyncio.create_task(load()), asyncio.create_task(_watch_parent(stop))]
@@ -79,37 +83,22 @@ async def serve(config: ServeConfig) -> int:
     logger.info("stopping")
     for task in tasks:
         task.cancel()
-    await server.stop(GRACE_SECONDS)
+    await asyncio.gather(*(server.stop(GRACE_SECONDS) for server in servers))
     with suppress(FileNotFoundError):
         config.uds_path.unlink()
     return code
 
 
-async def listen(path: Path, servicer: ShardServicer, health: health_aio.HealthServicer) -> aio.Server:
-    """Binds the socket, mode 0600. Raises ConfigError if that fails."""
-    server = aio.server(
-        options=[
-            ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-            ("grpc.max_send_message_length", MAX_RESULT_BYTES),
-        ]
-    )
-    rpc.add_ShardServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    await _set_health(health, HealthCheckResponse.NOT_SERVING)
-    previous = os.umask(0o177)
-    try:
-        server.add_insecure_port(f"unix:{path}")
-        await server.start()
-    except RuntimeError as error:
-        raise ConfigError(f"--uds-path {path}: cannot listen there ({error})") from error
-    finally:
-        os.umask(previous)
-    return server
-
-
 async def _set_health(health: health_aio.HealthServicer, status: "HealthCheckResponse.ServingStatus") -> None:
     for service in ("", SERVICE):
         await health.set(service, status)
+
+
+def _own_address(group: GroupConfig) -> str:
+    try:
+        return own_address(group.address, group.port)
+    except OSError as error:
+        raise GroupError(f"--master-addr {group.address} cannot be reached from here ({error})") from error
 
 
 async def _watch_parent(stop: Stop) -> None:

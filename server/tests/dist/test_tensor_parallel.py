@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import socket
+import sys
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from shard_driver import Driver, expected_tokens, make_engine, prompt_of, tiny_model, warmup_request
 from tiny_adapters import save_adapter, with_adapter
 
+from lorikeet_server.config import GroupConfig
 from lorikeet_server.dist import TensorParallel, connect
 from lorikeet_server.errors import ModelError, ProtocolError
 from lorikeet_server.pb import shard_pb2 as pb
@@ -30,7 +32,7 @@ def free_port() -> int:
 
 def serve_rank(path: Path, rank: int, size: int, port: int, answers: "Queue[Any]") -> None:
     torch.set_num_threads(1)
-    tp = connect(rank, size, "127.0.0.1", port, CPU)
+    tp = connect(GroupConfig(rank, size, "127.0.0.1", port, rank), CPU, sys.exit)
     engine = make_engine(path / "model", path / f"store{rank}", "reference", [path / "adapters"], tp)
     *_, last = engine.library.fetch("local", "one", 0)
     engine.library.stage(last.digest)
@@ -116,9 +118,9 @@ def test_ranks_agree_with_one(size: int, settings: dict[str, Any], tmp_path: Pat
 def refuse_or_wait(path: Path, rank: int, port: int, refused: Any, over: Any) -> None:
     """Rank 1 is sent a step that cannot be, and stays alive; rank 0 computes one that needs both."""
     torch.set_num_threads(1)
-    tp = connect(rank, 2, "127.0.0.1", port, CPU)
+    group = GroupConfig(rank, 2, "127.0.0.1", port, rank)
+    tp = connect(group, CPU, lambda: os._exit(LEFT_WITH_THE_GROUP))
     engine = make_engine(path / "model", path / f"store{rank}", "reference", [], tp)
-    engine.watch(lambda: os._exit(LEFT_WITH_THE_GROUP))
     engine.warmup(warmup_request())
     driver = Driver(engine)
     if rank == 1:

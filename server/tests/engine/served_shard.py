@@ -17,7 +17,7 @@ from lorikeet_server.device.base import Device
 from lorikeet_server.engine.engine import Engine
 from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.pb import shard_pb2_grpc as rpc
-from lorikeet_server.service.server import listen
+from lorikeet_server.service.listen import listen
 from lorikeet_server.service.servicer import ShardServicer
 from lorikeet_server.service.threads import Pools
 

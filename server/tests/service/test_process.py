@@ -114,6 +114,7 @@ def running(process: int) -> bool:
         ([], {"RANK": "one"}, "RANK='one'"),
         ([], {"WORLD_SIZE": "2"}, "MASTER_PORT"),
         ([], {"WORLD_SIZE": "2", "RANK": "2", "MASTER_PORT": "1"}, "RANK=2 is outside 0..1"),
+        ([], {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "1"}, "LOCAL_RANK=1 is outside 0..0"),
         pytest.param(
             ["--model-path", "/nowhere"], {}, "/nowhere", marks=pytest.mark.slow
         ),  # it imports torch

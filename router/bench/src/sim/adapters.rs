@@ -42,11 +42,16 @@ pub fn digest(id: &str) -> String {
     format!("{:064x}", hasher.finish())
 }
 
+/// The digest of what lies under an id on the machine of this rank: of `differing/…` something else on each.
+pub(super) fn digest_on(id: &str, rank: u32) -> String {
+    if id.starts_with("differing/") { digest(&format!("{id} on {rank}")) } else { digest(id) }
+}
+
 /// Whether an id can be fetched. `known/…` can; the others fail as their names say.
 pub(super) fn source(id: &str) -> Result<(), Status> {
     let (kind, _) = id.split_once('/').unwrap_or((id, ""));
     match kind {
-        "known" | "unloadable" => Ok(()),
+        "known" | "unloadable" | "differing" => Ok(()),
         "invalid" => Err(Status::invalid_argument("adapter_config.json: `r` must be at least 1, given 0")),
         "denied" => Err(Status::permission_denied("outside every root")),
         // The codes tell these apart. The words mislead, so that nobody goes by them.

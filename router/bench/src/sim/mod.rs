@@ -9,9 +9,10 @@ mod service;
 
 use std::{
     io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     ops::Range,
-    os::unix::net::UnixListener as StdListener,
-    path::{Path, PathBuf},
+    os::unix::net::UnixListener,
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -23,15 +24,20 @@ pub use adapters::{Store, digest};
 use lorikeet_proto::v1::{WarmupRequest, shard_server::ShardServer};
 pub use model::{expected, next_token};
 use service::Service;
-use tokio::{net::UnixListener, runtime, sync::watch};
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
+use tokio::{net, runtime, sync::watch};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::{Request, Status, transport::Server};
 
 /// What the shard is like.
 #[derive(Clone, Debug)]
 pub struct SimConfig {
     pub rank: u32,
     pub world_size: u32,
+    /// Of rank 0: where the others are that are on another machine, by rank, and the token they want to see.
+    pub endpoints: Vec<String>,
+    pub token: String,
+    /// On its machine.
+    pub local_rank: u32,
     pub vocab_size: u32,
     pub max_position_embeddings: u32,
     pub num_blocks: u32,
@@ -66,6 +72,9 @@ impl Default for SimConfig {
         Self {
             rank: 0,
             world_size: 1,
+            endpoints: Vec::new(),
+            token: String::new(),
+            local_rank: 0,
             vocab_size: 256,
             max_position_embeddings: 4096,
             num_blocks: 4096,
@@ -143,7 +152,6 @@ impl Control {
 
 /// A running shard, in threads of its own. Dropping it is its sudden death: every connection is cut.
 pub struct SimShard {
-    path: PathBuf,
     control: Arc<Control>,
     runtime: Option<runtime::Runtime>,
 }
@@ -154,8 +162,38 @@ impl SimShard {
         if path.exists() {
             std::fs::remove_file(path)?;
         }
-        let listener = StdListener::bind(path)?;
+        let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
+        let (sim, service) = Self::new(config)?;
+        if let Some(runtime) = &sim.runtime {
+            let _guard = runtime.enter();
+            let incoming = UnixListenerStream::new(net::UnixListener::from_std(listener)?);
+            let service = ShardServer::new(service);
+            runtime.spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+        }
+        Ok(sim)
+    }
+
+    /// Listens on TCP, as a shard on another machine does, to those who show its token. Returns where.
+    pub fn start_apart(config: SimConfig) -> io::Result<(Self, SocketAddr)> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let token = config.token.clone();
+        let (sim, service) = Self::new(config)?;
+        if let Some(runtime) = &sim.runtime {
+            let _guard = runtime.enter();
+            let incoming = TcpListenerStream::new(net::TcpListener::from_std(listener)?);
+            let service = ShardServer::with_interceptor(service, move |request: Request<()>| {
+                let shown = request.metadata().get("lorikeet-token").and_then(|shown| shown.to_str().ok());
+                if shown == Some(&token) { Ok(request) } else { Err(Status::unauthenticated("no token")) }
+            });
+            runtime.spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+        }
+        Ok((sim, address))
+    }
+
+    fn new(config: SimConfig) -> io::Result<(Self, Service)> {
         let control = Arc::new(Control::new());
         let runtime = runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -163,16 +201,7 @@ impl SimShard {
             .enable_all()
             .build()?;
         let service = Service::new(config, Arc::clone(&control));
-        let incoming = {
-            let _guard = runtime.enter();
-            UnixListenerStream::new(UnixListener::from_std(listener)?)
-        };
-        runtime.spawn(Server::builder().add_service(ShardServer::new(service)).serve_with_incoming(incoming));
-        Ok(Self { path: path.to_owned(), control, runtime: Some(runtime) })
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
+        Ok((Self { control, runtime: Some(runtime) }, service))
     }
 
     pub fn control(&self) -> &Arc<Control> {

@@ -96,6 +96,9 @@ impl Shard for Service {
             kv_bytes_per_token: 1024,
             synchronous_moves: true,
             lora_targets: vec!["q_proj".into()],
+            local_rank: self.config.local_rank,
+            endpoints: self.config.endpoints.clone(),
+            token: if self.config.rank == 0 { self.config.token.clone() } else { String::new() },
         }))
     }
 
@@ -131,7 +134,7 @@ impl Shard for Service {
                 "it has {stored_bytes} bytes, the bound is {max_bytes}"
             )));
         }
-        let digest = adapters::digest(&id);
+        let digest = adapters::digest_on(&id, self.config.rank);
         self.config.store.insert(digest.clone(), id);
         let last = FetchAdapterProgress {
             bytes_done: stored_bytes,
