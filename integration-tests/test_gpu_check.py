@@ -1,4 +1,4 @@
-"""The cheap parts of `make gpu-check`, as a dry run: the same code on the CPU with a tiny model."""
+"""`make gpu-check` as a dry run: the same code on the CPU with a tiny model."""
 
 from __future__ import annotations
 
@@ -104,15 +104,31 @@ def test_what_is_brought_lies_there_until_something_else_is(tmp_path: Path) -> N
     assert not (tmp_path / "none").exists()
 
 
+# Not `correctness`, which runs the tests that this one is among, nor `peers`, which has a test of its own.
+PARTS = [
+    "kernels",
+    "sanitizer",
+    "decode",
+    "prefill",
+    "variants",
+    "smollm2",
+    "model",
+    "distinct",
+    "ranks",
+    "popular",
+    "host",
+]
+
+
 @pytest.mark.slow
 def test_dry_run(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/gpu", "--dry-run", "--work", tmp_path / "work", "--out", tmp_path]
-    parts = ["model", "distinct"]
-    done = subprocess.run([*command, *parts], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *PARTS], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu-check.json").read_text())
-    assert list(found) == parts and all(part["passed"] for part in found.values())
+    assert list(found) == PARTS and all(part["passed"] and part["rows"] for part in found.values())
     assert [row["unit"] for row in found["distinct"]["rows"]] == ["tok/s", "tok/s"]
     assert all(row["ours"] > 0 and row["peer"] > 0 for row in found["distinct"]["rows"])
     assert found["distinct"]["facts"]["command"] == "make gpu-check PART=distinct DRY_RUN=1"
-    assert "## distinct: passed" in (tmp_path / "gpu-check.md").read_text()
+    text = (tmp_path / "gpu-check.md").read_text()
+    assert all(f"## {part}: passed" in text for part in PARTS)

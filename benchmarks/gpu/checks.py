@@ -23,10 +23,13 @@ Rows = list[dict[str, Any]]
 # Of the tests: what they compare with comes from the CPU, all of whose cores each process would take.
 PROCESSES, THREADS = 6, 2
 EXAMPLES = ROOT / "examples" / "adapters"
-SGMV_TESTS = "server/tests/kernels/cuda/test_sgmv.py"
+KERNEL_TESTS = [
+    f"server/tests/kernels/cuda/test_{name}.py" for name in ("sgmv", "sgmv_matrix", "rope_and_cache")
+]
 SANITIZED = {
-    "memcheck": "test_ranks or test_input_widths or test_many_rows or test_a_mixed_batch",
-    "racecheck": "test_input_widths or test_a_mixed_batch",
+    "memcheck": "test_ranks or test_input_widths or test_many_rows or test_a_mixed_batch"
+    " or test_rows_may_be_parts or test_a_row_that_is_out_of_range",
+    "racecheck": "test_input_widths or test_a_mixed_batch or test_rows_may_be_parts",
 }
 
 
@@ -54,7 +57,7 @@ def sanitizer(machine: Machine) -> Rows:
     for tool, tests in SANITIZED.items():
         started = time.monotonic()
         place = "emulated" if machine.dry else "on_device"
-        pytest = [sys.executable, "-m", "pytest", "-q", "-k", f"{place} and ({tests})", SGMV_TESTS]
+        pytest = [sys.executable, "-m", "pytest", "-q", "-k", f"{place} and ({tests})", *KERNEL_TESTS]
         under = [] if machine.dry else ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
         # Torch's allocator would hide an access beyond a tensor.
         done = machine.run(*under, *pytest, PYTORCH_NO_CUDA_MEMORY_CACHING="1")

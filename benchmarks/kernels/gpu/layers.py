@@ -63,11 +63,8 @@ class Layers:
         slices = len(tables.form.inputs)
         for slot in range(cell.adapters):
             ranks, scales = np.full(slices, cell.rank_of(slot)), np.ones(slices, np.float32)
+            # What DoRA multiplies by is then some number of the pool, like all else.
             adapter = LoraAdapter.allocate(tables.form, ranks, scales, pool.take, np.full(slices, dora))
-            for index in range(slices) if dora else ():
-                held = adapter.get(index)
-                assert held is not None and held.channel_scale is not None
-                held.channel_scale.fill_(1)
             tables.put(slot, adapter)
         tables.commit()
         x = torch.randn(cell.rows, cell.shape.in_features, device=device).to(dtype)
@@ -85,6 +82,19 @@ class Layers:
         self.y.zero_()
         run(0)
         return self.y.clone()
+
+    def expected(self) -> Tensor:
+        """The same of the first layer by float64, in float32."""
+        result, table = torch.zeros_like(self.y, dtype=torch.float32), self.tables.tables[0]
+        slots, columns = torch.tensor(self.cell.slots), result.split(list(table.out_features), dim=1)
+        for slot in range(self.cell.adapters):
+            rows = (slots == slot).nonzero().squeeze(1).to(self.x.device)
+            x = self.x[rows].double()
+            for index, part in enumerate(columns):
+                entry = table.get(slot, index)
+                assert entry is not None
+                part[rows] = (entry[2] * (x @ entry[0].double().t()) @ entry[1].double().t()).float()
+        return result
 
     def ours(self) -> dict[str, Run]:
         """Both kernels, and each alone."""

@@ -1,5 +1,8 @@
 """The segmented LoRA product over dtype x hidden x rank x popularity x batch, as in Punica's own tests."""
 
+from functools import cache
+from itertools import product
+
 import pytest
 import torch
 
@@ -15,6 +18,10 @@ from lorikeet_server.kernels import (
 
 SLOTS = 40
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+KINDS = ["distinct", "uniform", "zipf", "identical", "skewed", "base", "half"]
+HIDDEN = (1, 16, 100, 576)
+RANKS = ((1,), (3,), (8,), (16,), (64,), (100,), (1, 8, 16, 5, 64))
+ROWS = (1, 7, 33)
 
 
 def popularity(kind: str, rows: int) -> list[int]:
@@ -32,7 +39,7 @@ def popularity(kind: str, rows: int) -> list[int]:
     }[kind]
 
 
-def filled(hidden: int, out: tuple[int, ...], ranks: list[int], dtype: torch.dtype) -> LoraTable:
+def filled(hidden: int, out: tuple[int, ...], ranks: tuple[int, ...], dtype: torch.dtype) -> LoraTable:
     """A table with mixed ranks and absent modules; every third adapter scales its channels as DoRA does."""
     tables = LoraTables([LoraModule(hidden, out)], SLOTS, dtype)
     for slot in range(SLOTS):
@@ -59,30 +66,36 @@ def assert_same(kernels: Kernels, reference: Kernels, table: LoraTable, slots: l
     assert torch.equal(result[untouched], y[untouched])
 
 
+filled_once = cache(filled)  # for tests that change nothing
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rank", [1, 2, 3, 7, 8, 16, 17, 64, 100, 512])
-def test_ranks(kernels: Kernels, reference: Kernels, dtype: torch.dtype, rank: int) -> None:
-    table = filled(96, (64, 33), [rank], dtype)
-    for rows in (1, 9):
+def test_matrix(kernels: Kernels, reference: Kernels, dtype: torch.dtype, kind: str) -> None:
+    for hidden, ranks, rows in product(HIDDEN, RANKS, ROWS):
+        table = filled_once(hidden, (hidden, 3, 70), ranks, dtype)
+        assert_same(kernels, reference, table, popularity(kind, rows))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("hidden", "rank"), [(15, 2), (1537, 17), (96, 512)])
+def test_odd_and_large_sizes(
+    kernels: Kernels, reference: Kernels, dtype: torch.dtype, hidden: int, rank: int
+) -> None:
+    table = filled_once(hidden, (64, 33), (rank,), dtype)
+    for rows in (1, 12):
         assert_same(kernels, reference, table, popularity("uniform", rows))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("hidden", [1, 15, 16, 100, 576, 1537])
-def test_hidden_sizes(kernels: Kernels, reference: Kernels, dtype: torch.dtype, hidden: int) -> None:
-    table = filled(hidden, (hidden, 3, 70), [4, 9], dtype)
-    assert_same(kernels, reference, table, popularity("uniform", 12))
-
-
-@pytest.mark.parametrize("kind", ["distinct", "uniform", "zipf", "identical", "skewed", "base", "half"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 255, 256, 257])
-def test_popularity(kernels: Kernels, reference: Kernels, kind: str, rows: int) -> None:
-    table = filled(64, (64, 16, 16), [1, 8, 16, 5, 64], torch.float16)
+def test_batch_sizes(kernels: Kernels, reference: Kernels, kind: str, rows: int) -> None:
+    table = filled_once(64, (64, 16, 16), (1, 8, 16, 5, 64), torch.float16)
     assert_same(kernels, reference, table, popularity(kind, rows))
 
 
 def test_a_row_does_not_depend_on_its_batch(kernels: Kernels) -> None:
-    table = filled(576, (576, 192, 192), [8, 64, 16, 3], torch.float16)
+    table = filled(576, (576, 192, 192), (8, 64, 16, 3), torch.float16)
     slots = popularity("uniform", 70)
     x, y = torch.randn(70, 576), torch.randn(70, 960)
     whole = y.clone()
@@ -94,7 +107,7 @@ def test_a_row_does_not_depend_on_its_batch(kernels: Kernels) -> None:
 
 
 def test_a_slot_may_change_between_calls(kernels: Kernels, reference: Kernels) -> None:
-    table = filled(32, (32,), [4], torch.float32)
+    table = filled(32, (32,), (4,), torch.float32)
     assert_same(kernels, reference, table, [0, 1, 2])
     changed = {0: LoraMatrices(torch.randn(6, 32), torch.randn(32, 6), 2.0)}
     table.of.put(1, LoraAdapter.of(table.of.form, changed))
@@ -103,7 +116,7 @@ def test_a_slot_may_change_between_calls(kernels: Kernels, reference: Kernels) -
 
 
 def test_wrong_arguments(kernels: Kernels) -> None:
-    table, batch = filled(32, (32,), [4], torch.float32), LoraSegments.build([0, 1])
+    table, batch = filled(32, (32,), (4,), torch.float32), LoraSegments.build([0, 1])
     x, y = torch.randn(2, 32), torch.randn(2, 32)
     for bad_y, bad_x in [(y, x[:1]), (y[:1], x), (y, torch.randn(2, 31)), (torch.randn(2, 33), x)]:
         with pytest.raises(ValueError, match="must be"):

@@ -208,6 +208,10 @@ const char* load(void (*)(Parameters...), int = 0) {
 
 // Few, so that blocks have to share the work of even a small step.
 inline int multiprocessors() { return 3; }
+template <class... Parameters>
+int resident_blocks(void (*)(Parameters...), int, int, int most) {
+  return most;
+}
 
 // Also checks what the hardware would trap on.
 template <class V>

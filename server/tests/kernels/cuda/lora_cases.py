@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from cuda_target import Target
 from torch import Tensor
 
 from lorikeet_server.kernels import LoraAdapter, LoraMatrices, LoraModule, LoraTable
@@ -62,6 +63,25 @@ class Case:
         want = reference(self.tables.tables[module], x, y, slots)
         difference = (result.double() - want).norm(dim=1) / want.norm(dim=1)
         return float(difference.max()) if len(slots) else 0.0
+
+
+def modules(target: Target) -> list[LoraModule]:
+    """q, k and v; one slice of ragged width; gate and up."""
+    if target.emulated:
+        return [LoraModule(136, (136, 24, 24)), LoraModule(40, (264,)), LoraModule(64, (72, 72))]
+    return [
+        LoraModule(4096, (4096, 1024, 1024)),
+        LoraModule(14336, (4096,)),
+        LoraModule(4096, (14336, 14336)),
+    ]
+
+
+def check(case: Case, slots: list[int], module: int = 0) -> None:
+    x, y = case.inputs(len(slots), module)
+    result = case.run(x, y, slots, module)
+    assert case.error(x, y, slots, result, module) < TOLERANCE[x.dtype]
+    untouched = [row for row, slot in enumerate(slots) if slot < 0]
+    assert torch.equal(result[untouched], y[untouched])
 
 
 def fill(tables: DeviceLoraTables, slot: int, ranks: Mapping[int, int]) -> None:

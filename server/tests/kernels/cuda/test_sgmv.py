@@ -1,5 +1,5 @@
-"""The segmented LoRA product over dtype x hidden x rank x popularity x rows against fp64, through all of the
-Python path: on a GPU, and on a CPU under emulation.
+"""What the segmented LoRA product promises beside its numbers: bits that stay, rows that stay alone, calls
+that are refused; on a GPU, and on a CPU under emulation.
 """
 
 from __future__ import annotations
@@ -7,72 +7,11 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_target import Target
-from lora_cases import TOLERANCE, Case, fill, popularity
+from lora_cases import TOLERANCE, Case, fill, modules, popularity
 
 from lorikeet_server.device.parcel import StepParcel
 from lorikeet_server.kernels import LoraModule
 from lorikeet_server.kernels.cuda import DeviceLoraTables
-
-DTYPES = [torch.bfloat16, torch.float16]
-KINDS = ["distinct", "uniform", "zipf", "identical", "skewed", "base", "half"]
-
-
-def modules(target: Target) -> list[LoraModule]:
-    """q, k and v; one slice of ragged width; gate and up."""
-    if target.emulated:
-        return [LoraModule(136, (136, 24, 24)), LoraModule(40, (264,)), LoraModule(64, (72, 72))]
-    return [
-        LoraModule(4096, (4096, 1024, 1024)),
-        LoraModule(14336, (4096,)),
-        LoraModule(4096, (14336, 14336)),
-    ]
-
-
-def check(case: Case, slots: list[int], module: int = 0) -> None:
-    x, y = case.inputs(len(slots), module)
-    result = case.run(x, y, slots, module)
-    assert case.error(x, y, slots, result, module) < TOLERANCE[x.dtype]
-    untouched = [row for row, slot in enumerate(slots) if slot < 0]
-    assert torch.equal(result[untouched], y[untouched])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_popularity(target: Target, dtype: torch.dtype, kind: str) -> None:
-    case = Case.make(target.library, target.device, modules(target), [8, 16, 64, 1, 32, 5], dtype)
-    for rows in (0, 1, 7, 8, 9, 13) if target.emulated else (0, 1, 7, 8, 9, 64, 255, 256, 257, 300):
-        for module in range(len(case.tables.tables)):
-            check(case, popularity(kind, rows, 6), module)
-
-
-@pytest.mark.parametrize("rank", [1, 4, 8, 12, 16, 24, 40, 64, 128, 256, 512])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_ranks(target: Target, dtype: torch.dtype, rank: int) -> None:
-    shape = LoraModule(64, (64, 16)) if target.emulated else LoraModule(2048, (2048, 512))
-    case = Case.make(target.library, target.device, [shape], [rank, 8], dtype)
-    check(case, [0, 1, 0])
-    if rank <= 64 or not target.emulated:
-        check(case, popularity("half", 258, 2))
-
-
-@pytest.mark.parametrize(
-    "hidden", [8, 256, 264, 1024, 1032, 2056, pytest.param(8200, marks=pytest.mark.slow)]
-)
-def test_input_widths(target: Target, hidden: int) -> None:
-    """One chunk, several, and a part of one; units of one step and of many."""
-    case = Case.make(target.library, target.device, [LoraModule(hidden, (24,))], [8, 20], torch.float16)
-    check(case, [1, 0, -1])
-    check(case, [0] * 257 if target.emulated else popularity("half", 258, 2))
-
-
-@pytest.mark.parametrize("rows", [260, pytest.param(300, marks=pytest.mark.slow)])
-def test_many_rows(target: Target, rows: int) -> None:
-    """Blocks that take one strip of columns and several; more ranks than are kept, and fewer."""
-    shapes = [LoraModule(32, (32, 8, 16)), LoraModule(40, (328,))] if target.emulated else modules(target)
-    case = Case.make(target.library, target.device, shapes, [8, 136, 16])
-    for kind in ("uniform", "identical"):
-        for module in range(len(shapes)):
-            check(case, popularity(kind, rows, 3), module)
 
 
 def test_a_row_has_the_same_bits_in_every_step(target: Target) -> None:

@@ -71,7 +71,8 @@ template <class T>
 const char* shrink_many(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
   const LoraTables& tables = call.tables;
   const bool dependent = call.dependent != 0;
-  const int64_t room = sizes.processors * kPrefillBlocks / (static_cast<int64_t>(sizes.planes) * sizes.tiles);
+  static const int resident = resident_blocks(shrink_prefill<T>, kPrefillThreads, kShrinkPrefillShared, kPrefillBlocks);
+  const int64_t room = sizes.processors * resident / (static_cast<int64_t>(sizes.planes) * sizes.tiles);
   const int sharing = at_most(room, static_cast<int64_t>(tables.slices) * (tables.max_rank / kRankTile));
   const Launch shrink = {{sizes.planes, sharing, sizes.tiles}, kPrefillThreads, stream, dependent, kShrinkPrefillShared};
   const char* wrong = enqueue(shrink, shrink_prefill<T>, tables, call.tiles, call.x, call.x_stride, call.v, call.rows);
@@ -82,7 +83,8 @@ const char* shrink_many(const LorikeetSgmv& call, const Sizes& sizes, void* stre
 
 template <class T>
 const char* expand_few(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
-  const int64_t room = static_cast<int64_t>(sizes.processors) * kExpandDecodeBlocks;
+  static const int resident = resident_blocks(expand_decode<T>, kExpandDecodeThreads, kExpandDecodeShared, kExpandDecodeBlocks);
+  const int64_t room = static_cast<int64_t>(sizes.processors) * resident;
   const int blocks = at_most(room, static_cast<int64_t>(sizes.tiles) * strips(call.tables));
   const Launch launch = {{blocks, 1, 1}, kExpandDecodeThreads, stream, call.dependent != 0, kExpandDecodeShared};
   return enqueue(launch, expand_decode<T>, call.tables, call.tiles, call.v, sizes.planes, call.rows, sizes.tiles, call.y,

@@ -50,6 +50,15 @@ inline int multiprocessors() {
   return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 1;
 }
 
+// Blocks of a kernel that a multiprocessor of the current device holds at once, of at most `most`: Ampere's has less shared memory
+// than Hopper's.
+template <class... Parameters>
+int resident_blocks(void (*kernel)(Parameters...), int threads, int shared, int most) {
+  int blocks = 0;
+  const cudaError_t status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared);
+  return status == cudaSuccess && 0 < blocks && blocks < most ? blocks : most;
+}
+
 }  // namespace lorikeet
 
 #endif  // LORIKEET_EMULATE
