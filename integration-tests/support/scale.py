@@ -1,7 +1,8 @@
 """How much of a row of the reliability table a run does.
 
 The bounds are the row's in every run; the counts and times that it asks for would take CI hours. So a test
-does a part of them, and LORIKEET_TEST_SCALE multiplies it, up to the whole row: with 100, all are whole.
+does a part of them, and LORIKEET_TEST_SCALE multiplies it, up to the whole row: with 100, all are whole, and
+pytest needs `--timeout 7200`.
 """
 
 from __future__ import annotations
