@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from oracle.golden import cases
 from oracle.test_served import check
+from support.machines import TwoMachines
 from support.server import Server, token_ids
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "adapters"
@@ -64,6 +65,14 @@ def test_golden_answers_cold_and_warm(server: Server) -> None:
         shuffled = random.Random(seed).sample(everything, len(everything))
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             for done in [pool.submit(check, server, case) for case in shuffled]:
+                done.result()
+
+
+def test_golden_answers_of_two_machines() -> None:
+    with TwoMachines("smollm2", [[EXAMPLES]], "--dtype", "float32") as machines:
+        everything = cases()
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            for done in [pool.submit(check, machines.first, case) for case in everything]:
                 done.result()
 
 
