@@ -26,6 +26,7 @@ PARTS = {
     "peers": "the LoRA kernels beside those of others",
     "variants": "the LoRA kernels launched in other ways",
     "smollm2": "a real model with real adapters, by the golden answers",
+    "ranks-nccl": "the same on two GPUs, if there are two",
     "model": "write the large random model",
     "distinct": "throughput with 1 to 64 adapters in every batch",
     "ranks": "ranks mixed in one batch",
