@@ -104,14 +104,14 @@ def test_what_is_brought_lies_there_until_something_else_is(tmp_path: Path) -> N
     assert not (tmp_path / "none").exists()
 
 
-# Not `correctness`, which runs the tests that this one is among, nor `peers`, which has a test of its own.
+# Not `correctness`, `smollm2` and `ranks-nccl`, which on a CPU run tests that run anyway, nor `peers`, which
+# has one of its own.
 PARTS = [
     "kernels",
     "sanitizer",
     "decode",
     "prefill",
     "variants",
-    "smollm2",
     "model",
     "distinct",
     "ranks",
@@ -121,6 +121,7 @@ PARTS = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_dry_run(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/gpu", "--dry-run", "--work", tmp_path / "work", "--out", tmp_path]
     done = subprocess.run([*command, *PARTS], cwd=ROOT, capture_output=True, text=True, check=False)
