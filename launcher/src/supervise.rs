@@ -161,7 +161,7 @@ async fn drain(
         if let Some(router) = router.as_mut() {
             router.signal(if signal == Signal::SIGTERM { signal } else { Signal::SIGINT });
             router.stop(plan.drain_deadline).await;
-        } else if signal == Signal::SIGTERM {
+        } else if signal == Signal::SIGTERM && shards.are_running() {
             let _ = timeout(plan.drain_deadline, shards.death()).await;
         }
         shards.stop(SHARD_GRACE).await;

@@ -60,6 +60,11 @@ impl ShardGroup {
         Ok(Self { processes, started: Instant::now() })
     }
 
+    /// Whether there are ranks: none between a death and the next start.
+    pub(super) fn are_running(&self) -> bool {
+        !self.processes.is_empty()
+    }
+
     /// Waits until any rank ends, for ever if there is none. Cancel safe.
     pub(super) async fn death(&mut self) -> Death {
         let (index, status) = poll_fn(|context| {

@@ -65,6 +65,7 @@ fn machines_that_are_late_are_waited_for_and_refused_settings_are_not() {
     let late = Place::new("exit 1");
     let mut server = late.serve(&SECOND);
     until("another try", || (late.shards().len() >= 2).then_some(()));
+    server.wait_for_line("all shards start again in 1.0 s"); // there is none until then to be waited for
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
 
