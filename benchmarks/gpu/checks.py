@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -101,11 +102,25 @@ def benchmark(machine: Machine, part: str) -> Rows:
 
 
 def smollm2(machine: Machine) -> Rows:
+    return _golden_answers(machine, ("float16", "bfloat16"), shards=1)
+
+
+def ranks_nccl(machine: Machine) -> Rows:
+    """Two ranks on two GPUs answer as one does, captured decodes with their collectives among the answers.
+    Over gloo in a dry run."""
+    count = "import torch; print(torch.cuda.device_count())"
+    if not machine.dry and (found := int(machine.python("-c", count).stdout)) < 2:
+        return [{"skipped": f"it needs two GPUs, and {found} can be seen"}]
+    return _golden_answers(machine, ("bfloat16",), shards=2)
+
+
+def _golden_answers(machine: Machine, dtypes: Sequence[str], shards: int) -> Rows:
     """In float32 by the same tests as on a CPU; in 16 bits as far as an answer is beyond doubt."""
-    machine.python("-m", "pytest", "-q", "-x", "integration-tests/oracle/test_served.py")
+    tests = "integration-tests/oracle/test_served.py"
+    machine.python("-m", "pytest", "-q", "-x", tests, NUM_SHARD=str(shards))
     rows: Rows = [{"dtype": "float32", "tokens": "all", "equal": "all", "worst log-probability": "< 1e-3"}]
-    for dtype in ("float16", "bfloat16"):
-        options = ["--dtype", dtype]
+    for dtype in dtypes:
+        options = ["--dtype", dtype, "--num-shard", str(shards)]
         server = Server("smollm2", [EXAMPLES], options, machine.environment, ready_within=FIRST_START)
         try:
             with server:

@@ -20,7 +20,6 @@ from facts import facts  # noqa: E402
 from machine import SECONDS, CheckError, Machine  # noqa: E402
 from results import Outcome, Results, figures, table  # noqa: E402
 from scale import DRY, REAL  # noqa: E402
-from two_ranks import two_ranks  # noqa: E402
 
 CHECKS = {
     "kernels": checks.kernels,
@@ -28,7 +27,7 @@ CHECKS = {
     "sanitizer": checks.sanitizer,
     **{name: partial(checks.benchmark, part=name) for name in ("decode", "prefill", "peers", "variants")},
     "smollm2": checks.smollm2,
-    "ranks-nccl": two_ranks,
+    "ranks-nccl": checks.ranks_nccl,
     "model": checks.model,
 }
 LOADS = {

@@ -4,13 +4,14 @@
 
 mod common;
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{path::Path, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use common::{Harness, collect, for_adapter, request, sim, start_sim, write_tokenizer};
 use lorikeet_bench::sim::{SimConfig, SimShard, Store};
 use lorikeet_router::{error::Error, readiness::Readiness};
 
 const TOKEN: &str = "of-this-group";
+const ADAPTERS: [&str; 2] = ["known/a", "known/b"];
 
 /// Rank 2 of 3, alone on its machine.
 fn other_machine(store: Store, token: &str) -> (SimShard, String) {
@@ -23,50 +24,40 @@ fn slow() -> SimConfig {
     SimConfig { step_time: Duration::from_millis(5), ..sim() }
 }
 
-/// Ranks 0 and 1 beside the router.
-fn this_machine(harness: &mut Harness, rank_2: &str) {
-    for rank in 0..2 {
-        let place = local(rank, rank_2);
-        let shard = start_sim(
-            harness.directory.path(),
-            SimConfig { store: harness.sim_config.store.clone(), ..place },
-        );
-        harness.sims[rank as usize] = Some(shard);
-    }
-}
-
-fn local(rank: u32, rank_2: &str) -> SimConfig {
-    let endpoints = if rank == 0 { vec![String::new(), String::new(), rank_2.to_owned()] } else { vec![] };
-    SimConfig { rank, world_size: 3, local_rank: rank, endpoints, token: TOKEN.into(), ..slow() }
+/// Ranks 0 and 1 beside the router, with one store.
+fn this_machine(directory: &Path, rank_2: &str, store: &Store) -> impl Iterator<Item = Option<SimShard>> {
+    let start = |(rank, endpoints)| {
+        let place = SimConfig { rank, world_size: 3, local_rank: rank, endpoints, ..slow() };
+        Some(start_sim(directory, SimConfig { token: TOKEN.into(), store: store.clone(), ..place }))
+    };
+    let told = vec![String::new(), String::new(), rank_2.to_owned()];
+    [(0, told), (1, Vec::new())].into_iter().map(start)
 }
 
 fn started(rank_2: (SimShard, String)) -> Harness {
     let directory = tempfile::tempdir().unwrap();
     write_tokenizer(directory.path());
     let store = Store::default();
-    let mut sims: Vec<_> = (0..2)
-        .map(|rank| SimConfig { store: store.clone(), ..local(rank, &rank_2.1) })
-        .map(|place| Some(start_sim(directory.path(), place)))
-        .collect();
+    let mut sims: Vec<_> = this_machine(directory.path(), &rank_2.1, &store).collect();
     sims.push(Some(rank_2.0));
     Harness::over(directory, sims, SimConfig { store, ..slow() }, &[])
 }
 
-async fn serves(harness: &Harness) {
-    for adapter in [None, Some("known/a"), Some("known/b")] {
-        let asked = request("after", 5);
-        let asked = adapter.map_or(asked.clone(), |id| for_adapter(id, asked));
-        assert_eq!(harness.generate(asked).await.unwrap().ids(), harness.expected("after", adapter, 5));
-    }
-    harness.wait_idle().await;
-    assert_eq!(harness.violations(), 0);
+/// The whole group starts again, and rank 2 finds another port.
+async fn restarted(harness: &mut Harness) {
+    let (shard, address) = other_machine(Store::default(), TOKEN);
+    let here: Vec<_> = this_machine(harness.directory.path(), &address, &harness.sim_config.store).collect();
+    harness.sims = here;
+    harness.sims.push(Some(shard));
+    harness.wait_ready().await;
+    harness.serves(&ADAPTERS).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn steps_reach_every_machine_and_each_has_its_own_store() {
     let harness = started(other_machine(Store::default(), TOKEN));
     harness.wait_ready().await;
-    serves(&harness).await;
+    harness.serves(&ADAPTERS).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     let controls: Vec<_> = harness.sims.iter().flatten().map(SimShard::control).collect();
     let counts =
@@ -86,7 +77,7 @@ async fn an_adapter_whose_files_differ_between_machines_is_refused() {
     for part in ["differ between machines", "rank 0 has ", "rank 2 has ", "--adapter-root"] {
         assert!(message.contains(part), "{message} lacks {part}");
     }
-    serves(&harness).await;
+    harness.serves(&ADAPTERS).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,12 +88,7 @@ async fn a_lost_machine_is_asked_for_again_where_it_is_then() {
     harness.sims[2] = None;
     harness.wait_readiness(Readiness::ShardLost).await;
     assert_eq!(collect(running).await.unwrap_err(), Error::ShardLost);
-    // The whole group starts again, and rank 2 finds another port.
-    let (shard, address) = other_machine(Store::default(), TOKEN);
-    this_machine(&mut harness, &address);
-    harness.sims[2] = Some(shard);
-    harness.wait_ready().await;
-    serves(&harness).await;
+    restarted(&mut harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,11 +97,7 @@ async fn a_shard_of_another_group_is_not_driven() {
     let mut harness = started(stranger);
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(*harness.state.readiness.borrow(), Readiness::Starting);
-    let (shard, address) = other_machine(Store::default(), TOKEN);
-    this_machine(&mut harness, &address);
-    harness.sims[2] = Some(shard);
-    harness.wait_ready().await;
-    serves(&harness).await;
+    restarted(&mut harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

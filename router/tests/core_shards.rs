@@ -27,16 +27,6 @@ async fn running(harness: &Harness, count: usize) -> Vec<Generation> {
     join_all(started).await
 }
 
-async fn serves(harness: &Harness) {
-    for adapter in [None, Some("known/a")] {
-        let asked = request("after", 5);
-        let asked = adapter.map_or(asked.clone(), |id| for_adapter(id, asked));
-        assert_eq!(harness.generate(asked).await.unwrap().ids(), harness.expected("after", adapter, 5));
-    }
-    harness.wait_idle().await;
-    assert_eq!(harness.violations(), 0);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_adapter_that_a_dead_shard_was_loading_has_not_failed() {
     let config = SimConfig { fetch_time: Duration::from_millis(300), ..sim() };
@@ -51,7 +41,7 @@ async fn an_adapter_that_a_dead_shard_was_loading_has_not_failed() {
     assert_eq!(waiting.await.unwrap(), Some(Error::ShardLost));
     harness.revive(0);
     harness.wait_ready().await;
-    serves(&harness).await;
+    harness.serves(&["known/a"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,7 +60,7 @@ async fn requests_of_a_dead_shard_fail_at_once_and_service_comes_back() {
         assert_eq!(harness.state.infer.generate(request("now", 1)).await.err().unwrap(), Error::NotReady);
         harness.revive(0);
         harness.wait_ready().await;
-        serves(&harness).await;
+        harness.serves(&["known/a"]).await;
     }
 }
 
@@ -88,7 +78,7 @@ async fn a_frozen_shard_counts_as_lost_within_five_seconds() {
     assert!(frozen.elapsed() < Duration::from_secs(5));
     harness.sim().control().freeze(false);
     harness.wait_ready().await;
-    serves(&harness).await;
+    harness.serves(&["known/a"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,14 +110,14 @@ async fn an_answer_to_another_step_is_never_applied() {
     }
     harness.sim().control().wrong_ids.store(false, Relaxed);
     harness.wait_ready().await;
-    serves(&harness).await;
+    harness.serves(&["known/a"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_rank_of_two_is_the_whole_group() {
     let mut harness = Harness::starting(slow(), &[], 2);
     harness.wait_ready().await;
-    serves(&harness).await;
+    harness.serves(&["known/a"]).await;
     let steps = |rank: usize| harness.sims[rank].as_ref().unwrap().control().steps.load(Relaxed);
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(steps(0), steps(1));
@@ -141,7 +131,7 @@ async fn one_rank_of_two_is_the_whole_group() {
     assert_eq!(*harness.state.readiness.borrow(), Readiness::ShardLost);
     harness.revive(1);
     harness.wait_ready().await;
-    serves(&harness).await;
+    harness.serves(&["known/a"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

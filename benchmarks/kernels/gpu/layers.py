@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.gpu.shapes import Cell
-from lorikeet_server.kernels import LoraAdapter
+from lorikeet_server.kernels import LoraAdapter, LoraSegments, select
 from lorikeet_server.kernels.cuda import DeviceLoraTables, LoraTiles, Sgmv
 
 CALLS = 20
@@ -85,15 +85,9 @@ class Layers:
 
     def expected(self) -> Tensor:
         """The same of the first layer by float64, in float32."""
-        result, table = torch.zeros_like(self.y, dtype=torch.float32), self.tables.tables[0]
-        slots, columns = torch.tensor(self.cell.slots), result.split(list(table.out_features), dim=1)
-        for slot in range(self.cell.adapters):
-            rows = (slots == slot).nonzero().squeeze(1).to(self.x.device)
-            x = self.x[rows].double()
-            for index, part in enumerate(columns):
-                entry = table.get(slot, index)
-                assert entry is not None
-                part[rows] = (entry[2] * (x @ entry[0].double().t()) @ entry[1].double().t()).float()
+        result, segments = torch.zeros_like(self.y, dtype=torch.float32), LoraSegments.build(self.cell.slots)
+        reference = select("reference", device=self.x.device)
+        reference.lora(result, self.x.double(), self.tables.tables[0], segments)
         return result
 
     def ours(self) -> dict[str, Run]:

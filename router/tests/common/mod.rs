@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 use std::{
-    fs,
+    fs, iter,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -235,6 +235,17 @@ impl Harness {
     /// Mistakes of the router that the first shard has seen.
     pub fn violations(&self) -> u64 {
         Control::count(&self.sim().control().violations)
+    }
+
+    /// The base model and these adapters answer as they should, and leave nothing behind.
+    pub async fn serves(&self, adapters: &[&str]) {
+        for adapter in iter::once(None).chain(adapters.iter().copied().map(Some)) {
+            let asked = request("after", 5);
+            let asked = adapter.map_or(asked.clone(), |id| for_adapter(id, asked));
+            assert_eq!(self.generate(asked).await.unwrap().ids(), self.expected("after", adapter, 5));
+        }
+        self.wait_idle().await;
+        assert_eq!(self.violations(), 0);
     }
 
     /// Waits until nothing is held for any request, here or on the shard.
