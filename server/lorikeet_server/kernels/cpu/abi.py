@@ -14,7 +14,7 @@ class Linear(Structure):
         ("in_features", c_int32),
         ("out_features", c_int32),
         ("dtype", c_int32),
-        ("padding", c_int32),
+        ("integers", c_int32),
     ]
 
 

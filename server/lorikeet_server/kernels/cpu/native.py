@@ -56,7 +56,8 @@ def open_isa(library: ctypes.CDLL, isa: str) -> tuple[str, int]:
 def packed_linear(data: Tensor, weight: Tensor, code: int, mode: LinearMode) -> CpuLinear:
     """What `pack_linear` made of `weight` [out, in]: `data`, stored as `STORAGES[code]`."""
     out, width = weight.shape
-    return CpuLinear(data, abi.Linear(data.data_ptr(), width, out, code, 0), width, out, mode)
+    integers = STORAGES[code] in BLOCK_STORAGES and mode != "float32"
+    return CpuLinear(data, abi.Linear(data.data_ptr(), width, out, code, integers), width, out, mode)
 
 
 def check(tensor: Tensor, name: str, shape: Sequence[int | None], kind: dtype = torch.float32) -> None:

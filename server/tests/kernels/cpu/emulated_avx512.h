@@ -12,6 +12,7 @@
 #undef _mm512_extractf32x8_ps
 #undef _mm512_roundscale_ps
 #undef _mm512_slli_epi32
+#undef _mm512_srai_epi32
 #undef _mm512_srli_epi32
 
 namespace lorikeet::avx512 {
@@ -42,6 +43,9 @@ PAIR(__m512i, _mm512_add_epi32, _mm256_add_epi32)
 inline __m512i _mm512_slli_epi32(__m512i a, int by) {
   return {_mm256_slli_epi32(a.low, by), _mm256_slli_epi32(a.high, by)};
 }
+inline __m512i _mm512_srai_epi32(__m512i a, int by) {
+  return {_mm256_srai_epi32(a.low, by), _mm256_srai_epi32(a.high, by)};
+}
 inline __m512i _mm512_srli_epi32(__m512i a, int by) {
   return {_mm256_srli_epi32(a.low, by), _mm256_srli_epi32(a.high, by)};
 }
@@ -51,6 +55,7 @@ inline __m512 _mm512_roundscale_ps(__m512 a, int) {  // to the nearest
 
 inline __m512 _mm512_set1_ps(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
 inline __m512 _mm512_setzero_ps() { return _mm512_set1_ps(0.0f); }
+inline __m512i _mm512_setzero_si512() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline __m512i _mm512_set1_epi32(int a) { return {_mm256_set1_epi32(a), _mm256_set1_epi32(a)}; }
 template <typename... Lower>
 __m512 _mm512_set_ps(float p, float o, float n, float m, float l, float k, float j, float i, Lower... lower) {
@@ -134,8 +139,10 @@ inline __m256i _mm512_cvtps_ph(__m512 a, int) {
   const auto half = [](__m256 each) { return _mm256_cvtps_ph(each, _MM_FROUND_TO_NEAREST_INT); };
   return _mm256_set_m128i(half(a.high), half(a.low));
 }
-inline __m512i _mm512_cvtepi8_epi32(__m128i a) {
-  return {_mm256_cvtepi8_epi32(a), _mm256_cvtepi8_epi32(_mm_srli_si128(a, 8))};
+inline __m512i _mm512_cvtepi8_epi16(__m256i a) { return {_mm256_cvtepi8_epi16(low_of(a)), _mm256_cvtepi8_epi16(high_of(a))}; }
+inline __m512i _mm512_dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
+  const __m512i products = {_mm256_madd_epi16(a.low, b.low), _mm256_madd_epi16(a.high, b.high)};
+  return _mm512_add_epi32(sum, products);
 }
 inline __m512i _mm512_cvtepu16_epi32(__m256i a) {
   return {_mm256_cvtepu16_epi32(low_of(a)), _mm256_cvtepu16_epi32(high_of(a))};

@@ -19,7 +19,7 @@ const KernelTable* find(const char* isa) {
                     __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   if (!std::strcmp(isa, "avx512")) return avx512 ? avx512_table() : nullptr;
   if (!std::strcmp(isa, "avx2")) return avx2 ? avx2_table() : nullptr;
 #endif

@@ -44,17 +44,39 @@ void Ops::linear_lora(const float* x, int rows, const Linear& linear, const Lora
   const int shrinks = product_.shrink_count(), width = kernels_.panel;
   const int panels = ceil_div(linear.out, width), row_tiles = ceil_div(rows, kLinearRows);
   const int64_t bytes = packed_bytes(width, linear.in, width, linear.dtype);
+  const bool in_integers = linear.integers && kernels_.to_integers;
+  const RowsOfIntegers integers = in_integers ? to_integers(x, rows, linear.in) : RowsOfIntegers{};
   pool_.run(shrinks + panels * row_tiles, [&](int tile) {
     if (tile < shrinks) return product_.shrink(kernels_, tile, x);
     tile -= shrinks;
     const int panel = tile / row_tiles, row = tile % row_tiles * kLinearRows,
               column = panel * width;
-    kernels_.linear_panel(
-        x + int64_t{row} * linear.in, linear.in, std::min(kLinearRows, rows - row),
-        static_cast<const char*>(linear.data) + panel * bytes, linear.dtype, linear.in,
-        y + int64_t{row} * linear.out + column, linear.out, std::min(width, linear.out - column));
+    const int count = std::min(kLinearRows, rows - row),
+              columns = std::min(width, linear.out - column);
+    const char* weights = static_cast<const char*>(linear.data) + panel * bytes;
+    float* target = y + int64_t{row} * linear.out + column;
+    if (in_integers) {
+      kernels_.linear_panel_of_integers(integers.from(row), count, weights, linear.dtype, linear.in,
+                                        target, linear.out, columns);
+    } else {
+      kernels_.linear_panel(x + int64_t{row} * linear.in, linear.in, count, weights, linear.dtype,
+                            linear.in, target, linear.out, columns);
+    }
   });
   pool_.run(product_.expand_count(), [&](int tile) { product_.expand(kernels_, tile, y); });
+}
+
+RowsOfIntegers Ops::to_integers(const float* x, int rows, int in) {
+  const int64_t blocks = in / kBlockDepth;
+  codes_.resize(std::max(codes_.size(), size_t(rows) * size_t(in)));
+  code_blocks_.resize(std::max(code_blocks_.size(), size_t(rows * blocks)));
+  over_rows(pool_, rows, rows_per_tile(in), [&](int first, int count) {
+    for (int64_t row = first; row < first + count; ++row) {
+      kernels_.to_integers(x + row * in, in, codes_.data() + row * in,
+                           code_blocks_.data() + row * blocks);
+    }
+  });
+  return {codes_.data(), code_blocks_.data(), in};
 }
 
 void Ops::lora(float* y, const float* x, const LoraTable& table, const LoraBatch& batch) {

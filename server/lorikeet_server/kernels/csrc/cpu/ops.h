@@ -44,11 +44,16 @@ class Ops {
   void attend(const AttentionPart& part, const float* q, int64_t q_stride, const Attention& layer,
               const Sequences& sequences, float* out);
 
+  // Of rows [rows][in]; valid until the next call.
+  RowsOfIntegers to_integers(const float* x, int rows, int in);
+
   const KernelTable& kernels_;
   Pool& pool_;
   LoraProduct product_;
   std::vector<AttentionPart> parts_, split_;
   std::vector<float> partial_sums_, partial_stats_;
+  std::vector<int16_t> codes_;
+  std::vector<BlockOfRow> code_blocks_;
 };
 
 }  // namespace lorikeet

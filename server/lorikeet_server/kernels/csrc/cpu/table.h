@@ -72,6 +72,10 @@ struct KernelTable {
   // Maximum, its lowest index, and the sum of exp(logit - maximum).
   void (*greedy)(const float* logits, int n, float* maximum, int* index, float* sum);
   void (*weigh)(const float* scores, int n, float temperature, float* weights);  // as Ops::weigh
+  // Null where integers are not faster than floats.
+  void (*to_integers)(const float* x, int in, int16_t* codes, BlockOfRow* blocks);  // one row
+  void (*linear_panel_of_integers)(const RowsOfIntegers& x, int rows, const void* panel,
+                                   DType dtype, int in, float* y, int64_t y_stride, int columns);
 };
 
 const KernelTable* portable_table();

@@ -25,7 +25,31 @@ struct Block4 {  // weight = step * code + low
 template <int kColumns>
 struct Block8 {  // weight = step * code
   half_t step[kColumns];
-  int8_t codes[kBlockDepth][kColumns];
+  int8_t codes[kBlockDepth / 2][kColumns][2];  // in the order of RowsOfIntegers
+};
+
+// 32 values of a row as 16-bit integers: value = scale * code, but that of an outlier, whose code is
+// 0. So that no value is large beside the others, which share its scale.
+struct BlockOfRow {
+  float scale, sum;   // the sum is that of the values, not rounded
+  int32_t code_sum;
+  int32_t outlier;    // its place among the 32, or -1
+  float outlying;     // its value
+};
+
+// Of every eight k the pairs (k, k + 4) lie side by side, as they do in the words of a Block4.
+struct RowsOfIntegers {
+  const int16_t* codes;      // [rows][stride]
+  const BlockOfRow* blocks;  // [rows][stride / kBlockDepth]
+  int64_t stride;            // a multiple of kBlockDepth
+
+  RowsOfIntegers from(int64_t row) const {
+    return {codes + row * stride, blocks + row * (stride / kBlockDepth), stride};
+  }
+  RowsOfIntegers from_block(int64_t index) const {
+    return {codes + index * kBlockDepth, blocks + index, stride};
+  }
+  const BlockOfRow& block(int64_t row) const { return blocks[row * (stride / kBlockDepth)]; }
 };
 
 // Keys of a cache block are stored in tiles of this many positions, transposed, so that scores need
@@ -51,7 +75,7 @@ struct Linear {
   const void* data;
   int32_t in, out;
   DType dtype;
-  int32_t pad_;
+  int32_t integers;  // 1: x may be rounded to RowsOfIntegers; only with blocks
 };
 
 struct LoraEntry {  // one slice of one adapter

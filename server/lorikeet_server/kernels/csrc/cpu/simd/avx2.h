@@ -41,8 +41,40 @@ struct Vec {
     return {_mm256_cvtepi32_ps(
         _mm256_and_si256(_mm256_srli_epi32(words, shift), _mm256_set1_epi32(15)))};
   }
-  static Vec load_bytes(const int8_t* p) {
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)))};
+  template <int kSecond>
+  static Vec load_of_pairs(const int8_t* p) {
+    const __m256i pairs = pairs_of_bytes(p);
+    return {_mm256_cvtepi32_ps(
+        _mm256_srai_epi32(kSecond ? pairs : _mm256_slli_epi32(pairs, 16), 16))};
+  }
+
+  // Pairs of 16-bit integers; as sums, single ones of 32 bits.
+  using Pairs = __m256i;
+  static Pairs sum_of_pairs(int32_t value) { return _mm256_set1_epi32(value); }
+  static Pairs pair_everywhere(const int16_t* p) {
+    int32_t pair;
+    __builtin_memcpy(&pair, p, sizeof(pair));
+    return _mm256_set1_epi32(pair);
+  }
+  // Of each word the four bits from `shift` on, and those 16 further.
+  static Pairs pairs_of_nibbles(Words words, int shift) {
+    return _mm256_and_si256(_mm256_srli_epi32(words, shift), _mm256_set1_epi32(0x000f000f));
+  }
+  static Pairs pairs_of_bytes(const int8_t* p) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
+  }
+  static Pairs add_products(Pairs sum, Pairs a, Pairs b) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    asm("" : "+x"(sum));  // else GCC adds products in another order, which takes more registers
+    return sum;
+  }
+  static Vec of_pairs(Pairs sums) { return {_mm256_cvtepi32_ps(sums)}; }
+  // Rounded to integers, of eight the pairs (k, k + 4) side by side.
+  void store_pairs(int16_t* p) const {
+    const __m256i codes = _mm256_cvtps_epi32(v);
+    const __m128i second = _mm_slli_epi32(_mm256_extracti128_si256(codes, 1), 16);
+    _mm_storeu_si128((__m128i*)p,
+                     _mm_blend_epi16(_mm256_castsi256_si128(codes), second, 0b10101010));
   }
 
   void store(float* p) const { _mm256_storeu_ps(p, v); }

@@ -1,4 +1,4 @@
-// Sixteen floats with AVX-512 F, BW, DQ and VL.
+// Sixteen floats with AVX-512 F, BW, DQ, VL and VNNI.
 #pragma once
 #include <immintrin.h>
 
@@ -45,8 +45,40 @@ struct Vec {
     const __m512 numbers = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     return {_mm512_permutexvar_ps(_mm512_srli_epi32(words, shift), numbers)};
   }
-  static Vec load_bytes(const int8_t* p) {
-    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+  template <int kSecond>
+  static Vec load_of_pairs(const int8_t* p) {
+    const __m512i pairs = pairs_of_bytes(p);
+    return {_mm512_cvtepi32_ps(
+        _mm512_srai_epi32(kSecond ? pairs : _mm512_slli_epi32(pairs, 16), 16))};
+  }
+
+  // Pairs of 16-bit integers; as sums, single ones of 32 bits.
+  using Pairs = __m512i;
+  static Pairs sum_of_pairs(int32_t value) { return _mm512_set1_epi32(value); }
+  static Pairs pair_everywhere(const int16_t* p) {
+    int32_t pair;
+    __builtin_memcpy(&pair, p, sizeof(pair));
+    return _mm512_set1_epi32(pair);
+  }
+  // Of each word the four bits from `shift` on, and those 16 further.
+  static Pairs pairs_of_nibbles(Words words, int shift) {
+    return _mm512_and_si512(_mm512_srli_epi32(words, shift), _mm512_set1_epi32(0x000f000f));
+  }
+  static Pairs pairs_of_bytes(const int8_t* p) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
+  }
+  static Pairs add_products(Pairs sum, Pairs a, Pairs b) {
+    sum = _mm512_dpwssd_epi32(sum, a, b);
+#ifdef __AVX512VNNI__          // where it is emulated, a sum is no register
+    asm("" : "+v"(sum));  // else GCC copies sums, which takes more registers
+#endif
+    return sum;
+  }
+  static Vec of_pairs(Pairs sums) { return {_mm512_cvtepi32_ps(sums)}; }
+  // Rounded to integers, of every eight the pairs (k, k + 4) side by side.
+  void store_pairs(int16_t* p) const {
+    store_eight(_mm512_castps512_ps256(v), p);
+    store_eight(_mm512_extractf32x8_ps(v, 1), p + 8);
   }
 
   void store(float* p) const { _mm512_storeu_ps(p, v); }
@@ -61,6 +93,12 @@ struct Vec {
   }
 
  private:
+  static void store_eight(__m256 eight, int16_t* p) {
+    const __m256i codes = _mm256_cvtps_epi32(eight);
+    const __m128i second = _mm_slli_epi32(_mm256_extracti128_si256(codes, 1), 16);
+    _mm_storeu_si128((__m128i*)p,
+                     _mm_blend_epi16(_mm256_castsi256_si128(codes), second, 0b10101010));
+  }
   static Vec widen(__m256i bits) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }

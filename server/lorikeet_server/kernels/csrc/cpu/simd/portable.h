@@ -79,9 +79,10 @@ struct Vec {
     for (int i = 0; i < kWidth; ++i) r.lane[i] = float((words[i] >> shift) & 15);
     return r;
   }
-  static Vec load_bytes(const int8_t* p) {
+  template <int kSecond>
+  static Vec load_of_pairs(const int8_t* p) {
     Vec r;
-    for (int i = 0; i < kWidth; ++i) r.lane[i] = float(p[i]);
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = float(p[2 * i + kSecond]);
     return r;
   }
   template <typename T>

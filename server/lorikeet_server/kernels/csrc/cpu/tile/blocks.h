@@ -33,13 +33,15 @@ template <typename Visit>
 LORIKEET_INLINED inline void for_weights(const Block8<kPanel>& block, Visit visit) {
   Vec step[kColumns];
   for (int c = 0; c < kColumns; ++c) step[c] = Vec::load(block.step + c * kWidth);
-#pragma GCC unroll 4
-  for (int k = 0; k < kBlockDepth; ++k) {
-    Vec w[kColumns];
-    unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
-      w[c] = Vec::load_bytes(&block.codes[k][c * kWidth]) * step[c];
+  for (int eight = 0; eight < kBlockDepth / 8; ++eight) {
+    unrolled<8>([&](auto n) LORIKEET_INLINED {
+      Vec w[kColumns];
+      unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
+        const int8_t* pairs = &block.codes[4 * eight + n % 4][c * kWidth][0];
+        w[c] = Vec::load_of_pairs<n / 4>(pairs) * step[c];
+      });
+      visit(8 * eight + n, w);
     });
-    visit(k, w);
   }
 }
 

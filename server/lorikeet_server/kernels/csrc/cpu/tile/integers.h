@@ -1,0 +1,242 @@
+// Rows in 16-bit integers times weights in blocks. One instruction multiplies and adds two pairs of
+// integers where it would take one pair of floats, and a weight's code is a factor as it is.
+//
+// A block of a row shares a scale, as a block of weights does. Its largest value is kept apart where
+// it is far from the others: a layer's input has such outliers, and they would cost the others their
+// precision. So a value is off by 2^-16 of the largest of its block, less than what a cache of keys
+// and values in 16 bits costs. Dettmers et al., "LLM.int8()" (2022), keeps whole columns apart.
+#pragma once
+
+namespace lorikeet::LORIKEET_ISA {
+
+// As many as leave registers for the weights of a pair, and the words they come from.
+constexpr int kMaxIntegerRows = kWidth == 16 ? 12 : 4;
+
+constexpr float kLargestCode = 32767.0f;
+// Times as large as the second largest. Of normal values hardly any is. A model's log-probabilities
+// differ as much from those of float32 with 1.5 as with 3, and with neither, by a fifth as much as
+// without any outlier (measured, SmolLM2).
+constexpr float kOutlying = 3.0f;
+// Below this a block counts as zeros: its reciprocal would not be finite.
+constexpr float kSmallestBlock = 1e-30f;
+
+// Sets the block's outlier, if there is one, and its values without it; returns the largest of them.
+inline float take_outlier(const float* x, float top, Vec* values, BlockOfRow* block) {
+  alignas(64) float rest[kBlockDepth];
+  int place = 0;
+  for (int i = kBlockDepth - 1; i >= 0; --i) {
+    rest[i] = x[i];
+    if (__builtin_fabsf(x[i]) == top) place = i;
+  }
+  rest[place] = 0.0f;
+  float second = 0.0f;
+  for (const float value : rest) {
+    const float size = __builtin_fabsf(value);
+    if (size > second) second = size;
+  }
+  if (!(top > kOutlying * second)) return top;  // two of the same size
+  block->outlier = place;
+  block->outlying = x[place];
+  for (int i = 0; i < kBlockDepth / kWidth; ++i) values[i] = Vec::load(rest + i * kWidth);
+  return second;
+}
+
+inline void block_to_integers(const float* x, int16_t* codes, BlockOfRow* block) {
+  constexpr int kVectors = kBlockDepth / kWidth;
+  Vec values[kVectors], sizes[kVectors], sum = Vec::zero(), largest = Vec::zero();
+  for (int i = 0; i < kVectors; ++i) {
+    values[i] = Vec::load(x + i * kWidth);
+    sizes[i] = max_of(values[i], Vec::zero() - values[i]);
+    sum = sum + values[i];
+    largest = max_of(largest, sizes[i]);
+  }
+  *block = {0.0f, sum_lanes(sum), 0, -1, 0.0f};
+  // Not a number where one of the values is not finite: so is every product with the block.
+  float top = max_lanes(largest) + 0.0f * block->sum;
+  Vec below = Vec::zero();
+  for (int i = 0; i < kVectors; ++i) {
+    below = max_of(below, sizes[i] - keep_from(sizes[i], sizes[i], Vec::set(top)));
+  }
+  if (top > kOutlying * max_lanes(below)) top = take_outlier(x, top, values, block);
+  block->scale = top / kLargestCode;
+  const Vec factor = Vec::set(top > kSmallestBlock ? kLargestCode / top : 0.0f);
+  Vec code_sum = Vec::zero();
+  for (int i = 0; i < kVectors; ++i) {
+    const Vec rounded = round_nearest(values[i] * factor);
+    code_sum = code_sum + rounded;  // exact: below 2^24
+    rounded.store_pairs(codes + i * kWidth);
+  }
+  block->code_sum = int32_t(sum_lanes(code_sum));
+}
+
+void to_integers(const float* x, int in, int16_t* codes, BlockOfRow* blocks) {
+  for (int k = 0; k < in; k += kBlockDepth) block_to_integers(x + k, codes + k, blocks++);
+}
+
+// Calls visit(p, weights) for every p-th pair of a block, as RowsOfIntegers has them.
+template <typename Visit>
+LORIKEET_INLINED inline void for_pairs(const Block4<kPanel>& block, Visit visit) {
+  for (int word = 0; word < kBlockDepth / 8; ++word) {
+    Vec::Words words[kColumns];
+    unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
+      words[c] = Vec::load_words(&block.codes[word][c * kWidth]);
+    });
+    unrolled<4>([&](auto n) LORIKEET_INLINED {
+      Vec::Pairs weights[kColumns];
+      unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
+        weights[c] = Vec::pairs_of_nibbles(words[c], 4 * n);
+      });
+      visit(4 * word + n, weights);
+    });
+  }
+}
+
+template <typename Visit>
+LORIKEET_INLINED inline void for_pairs(const Block8<kPanel>& block, Visit visit) {
+#pragma GCC unroll 4
+  for (int pair = 0; pair < kBlockDepth / 2; ++pair) {
+    Vec::Pairs weights[kColumns];
+    unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
+      weights[c] = Vec::pairs_of_bytes(&block.codes[pair][c * kWidth][0]);
+    });
+    visit(pair, weights);
+  }
+}
+
+// The codes at one k.
+inline Vec codes_at(const Block4<kPanel>& block, int k, int column) {
+  return Vec::nibbles(Vec::load_words(&block.codes[k / 8][column]), 4 * (k % 8));
+}
+inline Vec codes_at(const Block8<kPanel>& block, int k, int column) {
+  const int8_t* pairs = &block.codes[k / 8 * 4 + k % 4][column][0];
+  return k / 4 % 2 ? Vec::load_of_pairs<1>(pairs) : Vec::load_of_pairs<0>(pairs);
+}
+
+// Codes count from here, so that the error of a row's code meets small factors.
+template <typename Block>
+constexpr int kMiddle = requires(Block block) { block.low; } ? 8 : 0;
+
+// weight = step * (code - kMiddle) + at_middle
+template <typename Block>
+struct ColumnScales {
+  Vec step[kColumns], at_middle[kColumns];
+
+  explicit ColumnScales(const Block& block) {
+    unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
+      step[c] = Vec::load(block.step + c * kWidth);
+      if constexpr (kMiddle<Block> != 0) {
+        const Vec low = Vec::load(block.low + c * kWidth);
+        at_middle[c] = fma(step[c], Vec::set(kMiddle<Block>), low);
+      }
+    });
+  }
+};
+
+// Adds the products of one block to the sums of a row. `codes`: of code * (code - kMiddle).
+template <typename Block>
+LORIKEET_INLINED inline void add_block(float* total, const Vec::Pairs (&codes)[kColumns],
+                                       const ColumnScales<Block>& scales,
+                                       const BlockOfRow& of_row) {
+  const Vec scale = Vec::set(of_row.scale), sum = Vec::set(of_row.sum);
+  unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
+    Vec result = Vec::load(total + c * kWidth);
+    result = fma(Vec::of_pairs(codes[c]), scales.step[c] * scale, result);
+    if constexpr (kMiddle<Block> != 0) result = fma(scales.at_middle[c], sum, result);
+    result.store(total + c * kWidth);
+  });
+}
+
+// And that of its outlier.
+template <typename Block>
+inline void add_outlier(float* total, const ColumnScales<Block>& scales, const Block& block,
+                        const BlockOfRow& of_row) {
+  for (int c = 0; c < kColumns; ++c) {
+    const Vec code = codes_at(block, of_row.outlier, c * kWidth) - Vec::set(kMiddle<Block>);
+    const Vec result = Vec::load(total + c * kWidth);
+    fma(code * scales.step[c], Vec::set(of_row.outlying), result).store(total + c * kWidth);
+  }
+}
+
+struct IntegerArguments {
+  RowsOfIntegers x;
+  int depth;  // blocks
+  int ahead;  // bytes to prefetch ahead
+  float* y;
+  int64_t y_stride;
+  int columns;
+};
+
+template <int kRows, typename Block>
+inline void integer_block(const IntegerArguments& p, const Block* panel) {
+  alignas(64) float total[kRows][kPanel] = {};
+  for (int b = 0; b < p.depth; ++b, ++panel) {
+    fetch<int(sizeof(Block))>(reinterpret_cast<const char*>(panel) + p.ahead);
+    const RowsOfIntegers x = p.x.from_block(b);
+    Vec::Pairs sum[kRows][kColumns];
+    unrolled<kRows>([&](auto r) LORIKEET_INLINED {
+      unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
+        sum[r][c] = Vec::sum_of_pairs(-kMiddle<Block> * x.block(r).code_sum);
+      });
+    });
+    for_pairs(*panel, [&](int pair, const Vec::Pairs(&weights)[kColumns]) LORIKEET_INLINED {
+      unrolled<kRows>([&](auto r) LORIKEET_INLINED {
+        const Vec::Pairs xk = Vec::pair_everywhere(x.codes + r * x.stride + 2 * pair);
+        unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
+          sum[r][c] = Vec::add_products(sum[r][c], xk, weights[c]);
+        });
+      });
+    });
+    const ColumnScales<Block> scales(*panel);
+    unrolled<kRows>([&](auto r) LORIKEET_INLINED {
+      add_block(total[r], sum[r], scales, x.block(r));
+    });
+    for (int r = 0; r < kRows; ++r) {  // now that the sums need no registers
+      if (x.block(r).outlier >= 0) add_outlier(total[r], scales, *panel, x.block(r));
+    }
+  }
+  unrolled<kRows>([&](auto r) LORIKEET_INLINED {
+    unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
+      const int rest = p.columns - c * kWidth;
+      if (rest > 0) {
+        store_up_to(Vec::load(total[r] + c * kWidth), p.y + r * p.y_stride + c * kWidth,
+                    rest < kWidth ? rest : kWidth);
+      }
+    });
+  });
+}
+
+template <int kRows, typename Block>
+inline void integer_row_block(int rows, const IntegerArguments& p, const Block* panel) {
+  if (rows == kRows) {
+    integer_block<kRows>(p, panel);
+  } else if constexpr (kRows > 1) {
+    integer_row_block<kRows - 1>(rows, p, panel);
+  }
+}
+
+template <typename Block>
+void linear_panel_of_integers_as(const RowsOfIntegers& x, int rows, const Block* panel, int in,
+                                 float* y, int64_t y_stride, int columns) {
+  const int blocks = ceil_div(rows, kMaxIntegerRows);
+  for (int b = 0, row = 0; b < blocks; ++b) {
+    const int count = (rows - row) / (blocks - b);
+    const IntegerArguments arguments{x.from(row),       in / kBlockDepth, b == 0 ? kBlocksAhead : 0,
+                                     y + row * y_stride, y_stride,         columns};
+    integer_row_block<kMaxIntegerRows>(count, arguments, panel);
+    row += count;
+  }
+}
+
+void linear_panel_of_integers(const RowsOfIntegers& x, int rows, const void* panel, DType dtype,
+                              int in, float* y, int64_t y_stride, int columns) {
+  const auto run = [&](const auto* typed) {
+    linear_panel_of_integers_as(x, rows, typed, in, y, y_stride, columns);
+  };
+  if (dtype == DType::kBlock4) {
+    run(static_cast<const Block4<kPanel>*>(panel));
+  } else {
+    run(static_cast<const Block8<kPanel>*>(panel));
+  }
+}
+
+}  // namespace lorikeet::LORIKEET_ISA
