@@ -126,6 +126,12 @@ inline Vec keep_from(Vec kept, Vec tested, Vec bound) {
   return {_mm256_and_ps(kept.v, _mm256_cmp_ps(tested.v, bound.v, _CMP_NLT_UQ))};
 }
 
+// How many lanes of `tested` are >= bound or NaN
+inline int count_from(Vec tested, Vec bound) {
+  const int lanes = _mm256_movemask_ps(_mm256_cmp_ps(tested.v, bound.v, _CMP_NLT_UQ));
+  return __builtin_popcount(unsigned(lanes));
+}
+
 inline float sum_lanes(Vec a) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));

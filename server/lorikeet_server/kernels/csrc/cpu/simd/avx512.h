@@ -133,6 +133,11 @@ inline Vec keep_from(Vec kept, Vec tested, Vec bound) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(tested.v, bound.v, _CMP_NLT_UQ), kept.v)};
 }
 
+// How many lanes of `tested` are >= bound or NaN
+inline int count_from(Vec tested, Vec bound) {
+  return __builtin_popcount(_mm512_cmp_ps_mask(tested.v, bound.v, _CMP_NLT_UQ));
+}
+
 // The same tree as the compiler's reduce, written out so that it never changes.
 inline float sum_lanes(Vec a) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
