@@ -55,8 +55,8 @@ class CpuKernels(CpuRowOps, HostOps):
     def pack_linear(self, weight: Tensor, mode: LinearMode) -> PackedLinear:
         """As the interface says, but what a file held in blocks of 4 or 8 bits is kept so, unrounded.
 
-        That takes a third to a fifth of the memory traffic. In mode `float32` products have the bits of float32;
-        in the others x is rounded to 16-bit integers first, with a scale for each 32 (`tile/integers.h`).
+        That takes a third to a fifth of the memory traffic. In mode `float32` products have the bits of
+        float32; in the others x becomes 16-bit integers first, with a scale for each 32 (`tile/integers.h`).
         """
         if weight.dtype is torch.float32 and weight.dim() == 2:
             weight = weight.contiguous()
