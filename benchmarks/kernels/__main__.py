@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.kernels.model import FFN, HEADS, HIDDEN, LINEARS, WIDTH, Model, lora_loop, step
 from benchmarks.kernels.timing import Timing, measure
 from benchmarks.serving.facts import processor
-from lorikeet_server.kernels import Kernels, LinearMode, LoraSegments, select
+from lorikeet_server.kernels import DecoderSpec, Kernels, LinearMode, LoraSegments, select
 
 BATCHES = (1, 4, 8, 16, 64)
 ADAPTERS, RANK, CONTEXT = 8, 8, 100
@@ -52,7 +52,7 @@ def loras(model: Model, rows: int) -> Candidates:
     outputs = {shape: torch.zeros(rows, shape[0]) for shape in LINEARS}
 
     tables = [(shape, table) for layer in model.tables for shape, table in zip(LINEARS, layer, strict=True)]
-    loops = [(shape, lora_loop(table)) for shape, table in tables]
+    loops = [(shape, lora_loop(table, ADAPTERS)) for shape, table in tables]
     lora = model.kernels.lora
     return {
         "ours": lambda: [lora(outputs[shape], inputs[shape[1]], table, batch) for shape, table in tables],
@@ -81,13 +81,20 @@ def whole_step(model: Model, rows: int) -> Candidates:
     """Layers, lm_head and arg max in the fused form, without and with a distinct adapter per row."""
     places, hidden = step(rows, CONTEXT), torch.randn(rows, HIDDEN)
     batch = LoraSegments.build([row % ADAPTERS for row in range(rows)])
-    decoder, kernels = model.kernels.decoder(model.spec), model.kernels
-    assert decoder is not None
+    kernels = model.kernels
 
-    def run(segments: LoraSegments | None) -> object:
-        return kernels.greedy(kernels.linear(decoder(hidden.clone(), places, segments), model.head))
+    def run(spec: DecoderSpec, segments: LoraSegments | None) -> Callable[[], object]:
+        decoder = kernels.decoder(spec)
+        assert decoder is not None
+        return lambda: kernels.greedy(kernels.linear(decoder(hidden.clone(), places, segments), model.head))
 
-    return {"base": lambda: run(None), f"{ADAPTERS} adapters r{RANK}": lambda: run(batch)}
+    adapters = f"{ADAPTERS} adapters r{RANK}"
+    return {
+        "base": run(model.spec, None),
+        adapters: run(model.spec, batch),
+        "base, Q4_1": run(model.quantised_spec, None),
+        f"{adapters}, Q4_1": run(model.quantised_spec, batch),
+    }
 
 
 def sections(kernels: Kernels, mode: LinearMode) -> Iterator[tuple[str, int, Candidates]]:

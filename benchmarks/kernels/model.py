@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,11 +50,20 @@ class Model:
     spec: DecoderSpec
     head: PackedLinear
 
+    @property
+    def quantised_spec(self) -> DecoderSpec:
+        """`spec` with the quantised weights."""
+        layers = tuple(
+            replace(layer, qkv=qkv, o=o, gate_up=gate_up, down=down)
+            for layer, (qkv, o, gate_up, down) in zip(self.spec.layers, self.quantised, strict=True)
+        )
+        return replace(self.spec, layers=layers)
+
     @staticmethod
     def make(kernels: Kernels, mode: LinearMode, adapters: int, rank: int) -> Model:
         weights = [[torch.randn(shape) * 0.02 for shape in LINEARS] for _ in range(LAYERS)]
         packed = [[kernels.pack_linear(weight, mode) for weight in layer] for layer in weights]
-        every = _tables(adapters, rank).tables
+        every = _tables(adapters, rank, getattr(torch, mode)).tables
         tables = [every[at : at + len(LINEARS)] for at in range(0, len(every), len(LINEARS))]
         cos_sin = torch.randn(4096, WIDTH)
         layers = tuple(_layer(kernels, *each, cos_sin) for each in zip(packed, tables, strict=True))
@@ -78,21 +87,26 @@ def step(sequences: int, context: int, queries: int = 1) -> StepTensors:
     return StepTensors(positions.repeat(sequences), slots.flatten(), tables)
 
 
-def lora_loop(table: LoraTable) -> Callable[[Tensor, Tensor, LoraSegments], None]:
+def lora_loop(table: LoraTable, adapters: int) -> Callable[[Tensor, Tensor, LoraSegments], None]:
     """What a server without a segmented kernel does: two small products per adapter and slice. The matrices
     are at hand as tensors.
     """
     widths = list(table.out_features)
-    matrices = [[table.get(slot, index) for index in range(len(widths))] for slot in range(SLOTS)]
+
+    def matrices(slot: int, index: int) -> tuple[Tensor, Tensor, float]:
+        entry = table.get(slot, index)
+        assert entry is not None
+        return entry.a.float(), entry.b.float(), entry.scale
+
+    every = [[matrices(slot, index) for index in range(len(widths))] for slot in range(adapters)]
 
     def run(y: Tensor, x: Tensor, batch: LoraSegments) -> None:
         starts = batch.segment_starts.tolist()
         columns = torch.split(y, widths, dim=1)
         for i, slot in enumerate(batch.segment_slots.tolist()):
             rows = batch.permutation[starts[i] : starts[i + 1]].long()
-            for target, entry in zip(columns, matrices[slot], strict=True):
-                assert entry is not None
-                target[rows] += entry.scale * ((x[rows] @ entry.a.t()) @ entry.b.t())
+            for target, (a, b, scale) in zip(columns, every[slot], strict=True):
+                target[rows] += scale * ((x[rows] @ a.t()) @ b.t())
 
     return run
 
@@ -102,9 +116,9 @@ def _through_q4(weight: Tensor) -> Tensor:
     return torch.from_numpy(dequantize(quantize(weight.numpy(), kind), kind).astype(np.float32))
 
 
-def _tables(adapters: int, rank: int) -> LoraTables:
+def _tables(adapters: int, rank: int, dtype: torch.dtype) -> LoraTables:
     modules = [LoraModule(shape[1], outs) for shape, outs in zip(LINEARS, SLICES, strict=True)] * LAYERS
-    tables = LoraTables(modules, SLOTS, torch.float32)
+    tables = LoraTables(modules, SLOTS, dtype)
     widths = list(zip(tables.form.inputs, tables.form.outputs, strict=True))
     for slot in range(adapters):
         matrices = {

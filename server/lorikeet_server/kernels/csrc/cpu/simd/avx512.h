@@ -69,7 +69,7 @@ struct Vec {
   }
   static Pairs add_products(Pairs sum, Pairs a, Pairs b) {
     sum = _mm512_dpwssd_epi32(sum, a, b);
-#ifdef __AVX512VNNI__          // where it is emulated, a sum is no register
+#ifdef __AVX512VNNI__  // where that is emulated, a sum is no register
     asm("" : "+v"(sum));  // else GCC copies sums, which takes more registers
 #endif
     return sum;
