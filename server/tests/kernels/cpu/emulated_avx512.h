@@ -55,7 +55,6 @@ inline __m512 _mm512_roundscale_ps(__m512 a, int) {  // to the nearest
 
 inline __m512 _mm512_set1_ps(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
 inline __m512 _mm512_setzero_ps() { return _mm512_set1_ps(0.0f); }
-inline __m512i _mm512_setzero_si512() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline __m512i _mm512_set1_epi32(int a) { return {_mm256_set1_epi32(a), _mm256_set1_epi32(a)}; }
 template <typename... Lower>
 __m512 _mm512_set_ps(float p, float o, float n, float m, float l, float k, float j, float i, Lower... lower) {

@@ -93,8 +93,6 @@ def test_products_prefetch_their_weights() -> None:
     """A compiler may leave a prefetch out without a word: it did, and 8 rows took 1.4 times as long."""
     command = ["objdump", "--disassemble", "--demangle", "--no-show-raw-insn", str(build.library())]
     listing = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-    functions = re.findall(
-        r"^[0-9a-f]+ <void (lorikeet::\w+::(?:integer_)?block<.*?)\(.*>:\n((?:.+\n)*)", listing, re.M
-    )
+    functions = re.findall(r"^[0-9a-f]+ <void (lorikeet::\w+::block<.*?)\(.*>:\n((?:.+\n)*)", listing, re.M)
     assert {name.split("::")[1] for name, _ in functions} == {"portable", "avx2", "avx512"}
     assert not [name for name, code in functions if "prefetcht1" not in code]

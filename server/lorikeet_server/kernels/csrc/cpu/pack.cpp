@@ -60,7 +60,7 @@ bool pack_column(const float* values, int c, Block8<kColumns>* block) {
   for (int k = 0; k < kBlockDepth; ++k) {
     const float code = step == 0.0f ? 0.0f : std::nearbyintf(values[k] / step);
     if (!(std::fabs(code) <= 127.0f) || step * code != values[k]) return false;
-    block->codes[k / 8 * 4 + k % 4][c][k / 4 % 2] = int8_t(code);
+    block->codes[pair_of(k)][c][place_in_pair(k)] = int8_t(code);
   }
   return true;
 }

@@ -22,14 +22,19 @@ struct Block4 {  // weight = step * code + low
   half_t step[kColumns], low[kColumns];
   uint32_t codes[kBlockDepth / 8][kColumns];  // eight k of a column per word, the lowest first
 };
+
+// Of every eight k the pairs (k, k + 4) lie side by side, as they do in the words of a Block4.
+constexpr int pair_of(int k) { return k / 8 * 4 + k % 4; }
+constexpr int place_in_pair(int k) { return k / 4 % 2; }
+
 template <int kColumns>
 struct Block8 {  // weight = step * code
   half_t step[kColumns];
-  int8_t codes[kBlockDepth / 2][kColumns][2];  // in the order of RowsOfIntegers
+  int8_t codes[kBlockDepth / 2][kColumns][2];  // [pair_of(k)][column][place_in_pair(k)]
 };
 
-// 32 values of a row as 16-bit integers: value = scale * code, but that of an outlier, whose code is
-// 0. So that no value is large beside the others, which share its scale.
+// 32 values of a row as 16-bit integers: value = scale * code. An outlier is kept apart and has code
+// 0, so that no value is large beside the others, which share its scale.
 struct BlockOfRow {
   float scale, sum;   // the sum is that of the values, not rounded
   int32_t code_sum;
@@ -37,9 +42,8 @@ struct BlockOfRow {
   float outlying;     // its value
 };
 
-// Of every eight k the pairs (k, k + 4) lie side by side, as they do in the words of a Block4.
 struct RowsOfIntegers {
-  const int16_t* codes;      // [rows][stride]
+  const int16_t* codes;      // [rows][stride], of k at 2 * pair_of(k) + place_in_pair(k)
   const BlockOfRow* blocks;  // [rows][stride / kBlockDepth]
   int64_t stride;            // a multiple of kBlockDepth
 

@@ -37,8 +37,8 @@ LORIKEET_INLINED inline void for_weights(const Block8<kPanel>& block, Visit visi
     unrolled<8>([&](auto n) LORIKEET_INLINED {
       Vec w[kColumns];
       unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
-        const int8_t* pairs = &block.codes[4 * eight + n % 4][c * kWidth][0];
-        w[c] = Vec::load_of_pairs<n / 4>(pairs) * step[c];
+        const int8_t* pairs = &block.codes[pair_of(8 * eight + n)][c * kWidth][0];
+        w[c] = Vec::load_of_pairs<place_in_pair(n)>(pairs) * step[c];
       });
       visit(8 * eight + n, w);
     });

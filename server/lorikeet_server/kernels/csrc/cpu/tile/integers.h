@@ -69,7 +69,7 @@ void to_integers(const float* x, int in, int16_t* codes, BlockOfRow* blocks) {
   for (int k = 0; k < in; k += kBlockDepth) block_to_integers(x + k, codes + k, blocks++);
 }
 
-// Calls visit(p, weights) for every p-th pair of a block, as RowsOfIntegers has them.
+// Calls visit(p, weights) for every p-th pair of a block.
 template <typename Visit>
 LORIKEET_INLINED inline void for_pairs(const Block4<kPanel>& block, Visit visit) {
   for (int word = 0; word < kBlockDepth / 8; ++word) {
@@ -104,8 +104,8 @@ inline Vec codes_at(const Block4<kPanel>& block, int k, int column) {
   return Vec::nibbles(Vec::load_words(&block.codes[k / 8][column]), 4 * (k % 8));
 }
 inline Vec codes_at(const Block8<kPanel>& block, int k, int column) {
-  const int8_t* pairs = &block.codes[k / 8 * 4 + k % 4][column][0];
-  return k / 4 % 2 ? Vec::load_of_pairs<1>(pairs) : Vec::load_of_pairs<0>(pairs);
+  const int8_t* pairs = &block.codes[pair_of(k)][column][0];
+  return place_in_pair(k) ? Vec::load_of_pairs<1>(pairs) : Vec::load_of_pairs<0>(pairs);
 }
 
 // Codes count from here, so that the error of a row's code meets small factors.
@@ -163,7 +163,7 @@ struct IntegerArguments {
 };
 
 template <int kRows, typename Block>
-inline void integer_block(const IntegerArguments& p, const Block* panel) {
+inline void block(const IntegerArguments& p, const Block* panel) {
   alignas(64) float total[kRows][kPanel] = {};
   for (int b = 0; b < p.depth; ++b, ++panel) {
     fetch<int(sizeof(Block))>(reinterpret_cast<const char*>(panel) + p.ahead);
@@ -201,26 +201,14 @@ inline void integer_block(const IntegerArguments& p, const Block* panel) {
   });
 }
 
-template <int kRows, typename Block>
-inline void integer_row_block(int rows, const IntegerArguments& p, const Block* panel) {
-  if (rows == kRows) {
-    integer_block<kRows>(p, panel);
-  } else if constexpr (kRows > 1) {
-    integer_row_block<kRows - 1>(rows, p, panel);
-  }
-}
-
 template <typename Block>
 void linear_panel_of_integers_as(const RowsOfIntegers& x, int rows, const Block* panel, int in,
                                  float* y, int64_t y_stride, int columns) {
-  const int blocks = ceil_div(rows, kMaxIntegerRows);
-  for (int b = 0, row = 0; b < blocks; ++b) {
-    const int count = (rows - row) / (blocks - b);
-    const IntegerArguments arguments{x.from(row),       in / kBlockDepth, b == 0 ? kBlocksAhead : 0,
+  over_row_blocks<kMaxIntegerRows>(rows, [&](int row, int count) {
+    const IntegerArguments arguments{x.from(row),        in / kBlockDepth, row == 0 ? kBlocksAhead : 0,
                                      y + row * y_stride, y_stride,         columns};
-    integer_row_block<kMaxIntegerRows>(count, arguments, panel);
-    row += count;
-  }
+    row_block<kMaxIntegerRows>(count, arguments, panel);
+  });
 }
 
 void linear_panel_of_integers(const RowsOfIntegers& x, int rows, const void* panel, DType dtype,

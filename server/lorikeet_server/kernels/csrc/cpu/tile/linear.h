@@ -116,8 +116,8 @@ inline void block(const PanelArguments& p, const T* panel) {
   });
 }
 
-template <int kRows, typename T>
-inline void row_block(int rows, const PanelArguments& p, const T* panel) {
+template <int kRows, typename Arguments, typename T>
+inline void row_block(int rows, const Arguments& p, const T* panel) {
   if (rows == kRows) {
     block<kRows>(p, panel);
   } else if constexpr (kRows > 1) {
@@ -125,18 +125,26 @@ inline void row_block(int rows, const PanelArguments& p, const T* panel) {
   }
 }
 
-// All rows times one slice of k, in as few and as even blocks of rows as registers allow.
+// Calls visit(row, count) for as few and as even blocks of rows as registers allow.
+template <int kMost, typename Visit>
+inline void over_row_blocks(int rows, Visit visit) {
+  const int blocks = ceil_div(rows, kMost);
+  for (int b = 0, row = 0; b < blocks; ++b) {
+    const int count = (rows - row) / (blocks - b);
+    visit(row, count);
+    row += count;
+  }
+}
+
+// All rows times one slice of k.
 template <typename T>
 void row_blocks(const float* x, int64_t x_stride, int rows, const T* panel, int k_count,
                 bool resume, int ahead, float* y, int64_t y_stride, int columns) {
-  const int blocks = ceil_div(rows, kMaxRows);
-  for (int b = 0, row = 0; b < blocks; ++b) {
-    const int count = (rows - row) / (blocks - b);
-    const PanelArguments arguments{x + row * x_stride, x_stride,           k_count,  resume,
-                                   b == 0 ? ahead : 0, y + row * y_stride, y_stride, columns};
+  over_row_blocks<kMaxRows>(rows, [&](int row, int count) {
+    const PanelArguments arguments{x + row * x_stride,   x_stride,           k_count,  resume,
+                                   row == 0 ? ahead : 0, y + row * y_stride, y_stride, columns};
     row_block<kMaxRows>(count, arguments, panel);
-    row += count;
-  }
+  });
 }
 
 template <typename T>
