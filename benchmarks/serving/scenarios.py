@@ -77,19 +77,18 @@ def against_peft(bench: Bench) -> Iterator[Row]:
 
 
 def retention(bench: Bench) -> Iterator[Row]:
+    def in_turn(name: str, many: Load, few: Load, goal: float) -> Row:
+        rates = in_turns(bench, {"many": many, "few": few}, "tokens_per_second")
+        return Row(name, rates["many"], rates["few"], "tok/s", goal)
+
     for clients in (8, 16):
-        base = rate(bench, bench.ours, Load(clients, requests=4 * clients))
-        distinct = rate(bench, bench.ours, Load(clients, bench.names(clients), requests=4 * clients))
-        yield Row(f"{clients} clients, all adapters distinct ÷ base", distinct, base, "tok/s", 0.85)
+        base, distinct = (
+            Load(clients, adapters, requests=4 * clients) for adapters in ((), bench.names(clients))
+        )
+        yield in_turn(f"{clients} clients, all adapters distinct ÷ base", distinct, base, 0.85)
     one = Load(20, bench.names(1), "identical", requests=100, prompt_tokens=62)
     fifty = Load(20, bench.names(50), "uniform", requests=100, prompt_tokens=62)
-    yield Row(
-        "20 clients, 50 adapters at random ÷ one",
-        rate(bench, bench.ours, fifty),
-        rate(bench, bench.ours, one),
-        "tok/s",
-        0.97,
-    )
+    yield in_turn("20 clients, 50 adapters at random ÷ one", fifty, one, 0.97)
 
 
 def in_turns(bench: Bench, loads: Mapping[str, Load], figure: str) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Which rows of a step belong to which adapter slot: built once per step, read by every module and layer.
 
-Rows are sorted by slot: a backend multiplies each adapter with all of its rows at once.
+Rows of a slot lie together: a backend multiplies each adapter with all of its rows at once.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class LoraSegments:
     buffer: Tensor  # i32: the three arrays below, one after the other
     permutation: Tensor  # i32 [N], rows in segment order; within a segment ascending
     segment_starts: Tensor  # i32 [segments + 1], offsets into permutation
-    segment_slots: Tensor  # i32 [segments], ascending and distinct
+    segment_slots: Tensor  # i32 [segments], distinct, in the order of their first rows
     num_rows: int  # T, rows of the step with and without an adapter
 
     @property
@@ -41,13 +41,17 @@ class LoraSegments:
 
     @staticmethod
     def build(row_slots: RowSlots) -> "LoraSegments":
-        """Sort the rows of a step by `row_slots` [T], the adapter slot per row, negative for none."""
+        """Gathers the rows of a step by `row_slots` [T], the adapter slot per row, negative for none. The
+        order of the step is kept where it can be: a thread then finds the rows that it wrote in its cache."""
         slots = np.asarray(row_slots, dtype=np.int32)
-        order = np.argsort(slots, kind="stable").astype(np.int32)
-        order = order[np.searchsorted(slots[order], 0) :]
-        distinct, starts = np.unique(slots[order], return_index=True)
-        rows, segments = len(order), len(distinct)
-        buffer = torch.from_numpy(np.concatenate([order, starts, [rows], distinct]).astype(np.int32))
+        used = np.flatnonzero(slots >= 0).astype(np.int32)
+        distinct, firsts, segment = np.unique(slots[used], return_index=True, return_inverse=True)
+        order = np.argsort(firsts)
+        permutation = used[np.argsort(firsts[segment], kind="stable")]
+        ends = np.bincount(segment, minlength=len(distinct))[order].cumsum()
+        rows, segments = len(used), len(distinct)
+        parts = (permutation, [0], ends, distinct[order])
+        buffer = torch.from_numpy(np.concatenate(parts).astype(np.int32))
         return LoraSegments(
             buffer=buffer,
             permutation=buffer[:rows],

@@ -24,7 +24,7 @@ from lorikeet_server.kernels import (
     StepTensors,
 )
 
-HIDDEN, FFN, HEADS, KV_HEADS, WIDTH, BLOCKS = 48, 80, 4, 2, 16, 12
+HIDDEN, FFN, HEADS, KV_HEADS, WIDTH, BLOCKS = 48, 80, 4, 2, 16, 20
 SHAPE = AttentionShape(HEADS, KV_HEADS, WIDTH, WIDTH**-0.5)
 QKV = SHAPE.qkv_width
 
@@ -126,10 +126,16 @@ class OpByOp:
 
 
 def steps() -> list[StepTensors]:
-    """Two prompts together, then a decode of each beside a third prompt."""
-    blocks = torch.tensor([[3, 1, 0], [2, 5, 0], [7, 0, 0]], dtype=torch.int32)
+    """Two prompts together, then a decode of each beside a third prompt, then one of more rows than a tile of
+    a linear has."""
+    blocks = torch.tensor([[3, 1, 0], [2, 5, 0], [7, 4, 6]], dtype=torch.int32)
+    blocks = torch.cat([blocks, torch.arange(8, 20, dtype=torch.int32).expand(3, 12)], dim=1)
     result = []
-    for lengths in ([(20, 20), (17, 17), (0, 0)], [(1, 21), (1, 18), (9, 9)]):
+    for lengths in (
+        [(20, 20), (17, 17), (0, 0)],
+        [(1, 21), (1, 18), (9, 9)],
+        [(1, 22), (1, 19), (120, 129)],
+    ):
         positions = [torch.arange(context - n, context) for n, context in lengths]
         slots = [blocks[s][p // 16].long() * 16 + p % 16 for s, p in enumerate(positions)]
         starts = torch.tensor([0] + [n for n, _ in lengths]).cumsum(0).int()

@@ -17,11 +17,11 @@ from lorikeet_server.kernels import (
 from lorikeet_server.kernels.lora_adapter import ENTRY
 
 
-def test_segments_are_sorted_and_stable() -> None:
+def test_segments_are_in_the_order_of_their_first_rows() -> None:
     batch = LoraSegments.build([3, -1, 0, 3, 0, 5])
-    assert batch.permutation.tolist() == [2, 4, 0, 3, 5]
+    assert batch.permutation.tolist() == [0, 3, 2, 4, 5]
     assert batch.segment_starts.tolist() == [0, 2, 4, 5]
-    assert batch.segment_slots.tolist() == [0, 3, 5]
+    assert batch.segment_slots.tolist() == [3, 0, 5]
     assert (batch.num_segments, batch.num_rows) == (3, 6)
     # One buffer holds all three, so that a device needs one copy.
     assert batch.segment_slots.data_ptr() + 3 * 4 == batch.buffer.data_ptr() + batch.buffer.nbytes

@@ -89,10 +89,12 @@ def test_unknown_names() -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86 instructions")
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
-def test_products_prefetch_their_weights() -> None:
+def test_products_prefetch_their_weights_and_adapters() -> None:
     """A compiler may leave a prefetch out without a word: it did, and 8 rows took 1.4 times as long."""
     command = ["objdump", "--disassemble", "--demangle", "--no-show-raw-insn", str(build.library())]
     listing = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     functions = re.findall(r"^[0-9a-f]+ <void (lorikeet::\w+::block<.*?)\(.*>:\n((?:.+\n)*)", listing, re.M)
     assert {name.split("::")[1] for name, _ in functions} == {"portable", "avx2", "avx512"}
     assert not [name for name, code in functions if "prefetcht1" not in code]
+    adapters = re.findall(r"^[0-9a-f]+ <lorikeet::Lines::Part::fetch\(.*>:\n((?:.+\n)*)", listing, re.M)
+    assert len(adapters) == 1 and "prefetcht1" in adapters[0]

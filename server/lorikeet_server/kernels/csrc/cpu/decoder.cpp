@@ -31,15 +31,18 @@ const char* DecoderRun::run(const Step& step, float* residual, float* out) {
     // The output of the layer before is still in `projected` and joins the residual here.
     ops_.rms_norm(i == 0 ? residual : projected, i == 0 ? nullptr : residual, layer.input_norm,
                   rows, hidden, decoder_.eps, normed);
-    ops_.linear_lora(normed, rows, layer.qkv, layer.qkv_lora, step.batch, qkv);
+    ops_.linear_lora(normed, rows, layer.qkv, {layer.qkv_lora, layer.o_lora, step.batch}, qkv);
     ops_.rope_and_cache(qkv, rows, step.places, layer.attention,
                         {layer.qkv_bias, layer.q_norm, layer.k_norm, decoder_.eps});
     ops_.attention(qkv, qkv_width, layer.attention, step.sequences, attended);
-    ops_.linear_lora(attended, rows, layer.o, layer.o_lora, step.batch, projected);
+    ops_.linear_lora(attended, rows, layer.o, {layer.o_lora, layer.gate_up_lora, step.batch},
+                     projected);
     ops_.rms_norm(projected, residual, layer.post_norm, rows, hidden, decoder_.eps, normed);
-    ops_.linear_lora(normed, rows, layer.gate_up, layer.gate_up_lora, step.batch, gate_up);
+    ops_.linear_lora(normed, rows, layer.gate_up,
+                     {layer.gate_up_lora, layer.down_lora, step.batch}, gate_up);
     ops_.silu_mul(gate_up, rows, decoder_.ffn, activated);
-    ops_.linear_lora(activated, rows, layer.down, layer.down_lora, step.batch, projected);
+    const LoraTable* next = i + 1 < decoder_.count ? decoder_.layers[i + 1].qkv_lora : nullptr;
+    ops_.linear_lora(activated, rows, layer.down, {layer.down_lora, next, step.batch}, projected);
   }
   ops_.rms_norm(decoder_.count == 0 ? residual : projected,
                 decoder_.count == 0 ? nullptr : residual, decoder_.final_norm, rows, hidden,

@@ -5,67 +5,157 @@
 namespace lorikeet {
 namespace {
 
-// A tile should take microseconds: long against a claim, short against the whole.
-constexpr int kRanksPerTile = 16;
-constexpr int kRowsPerTile = 16;
-constexpr int kExpandElements = 16384;
+// What one call of the kernel may take, so that high ranks and many rows are shared out.
+constexpr int kRanksPerShrink = 16;
+constexpr int kRowsPerShrink = 16;
+// Multiplications of a tile: microseconds, long against a claim and short against the whole.
+constexpr int64_t kShrinkProducts = 12288;
 
-int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+int element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+int64_t row_bytes(const LoraTable& table) { return int64_t{table.in} * element_size(table.dtype); }
+
+// What `ends` says of part `index`: its first element, or before its first.
+template <typename T>
+T begin_of(const std::vector<T>& ends, int index) {
+  return index == 0 ? 0 : ends[size_t(index - 1)];
+}
+
+// Null if the segment has no adapter, or that does not target the slice.
+const LoraEntry* find(const LoraTable& table, const LoraBatch& batch, int segment, int slice) {
+  const int slot = batch.slots[segment];
+  if (slot >= table.slots) return nullptr;
+  const LoraEntry& entry = table.entries[int64_t{slot} * table.stride + slice];
+  return entry.a == 0 ? nullptr : &entry;
+}
+
+// Calls visit(segment, slice, entry) for all that there are, a segment's slices in turn.
+template <typename Visit>
+void by_segment(const LoraTable& table, const LoraBatch& batch, Visit visit) {
+  for (int segment = 0; segment < batch.segments; ++segment) {
+    for (int slice = 0; slice < table.slices; ++slice) {
+      if (const auto* entry = find(table, batch, segment, slice)) visit(segment, slice, *entry);
+    }
+  }
+}
+
+// Calls visit(segment, entry) for all that there are of a slice.
+template <typename Visit>
+void of_slice(const LoraTable& table, const LoraBatch& batch, int slice, Visit visit) {
+  for (int segment = 0; segment < batch.segments; ++segment) {
+    if (const auto* entry = find(table, batch, segment, slice)) visit(segment, *entry);
+  }
+}
 
 }  // namespace
 
-void LoraProduct::prepare(const LoraTable& table, const LoraBatch& batch) {
+void LoraProduct::clear() {
+  shrinks_.clear();
+  shrink_ends_.clear();
+  expansions_.clear();
+  expansion_ends_.clear();
+  lines_.clear();
+  line_ends_.clear();
+}
+
+void LoraProduct::prepare(const LoraTable& table, const LoraBatch& batch, int rows,
+                          const TileShape& tile) {
   clear();
   table_ = &table;
   batch_ = &batch;
-  int widest = 0;
-  for (int slice = 0, offset = 0; slice < table.slices; offset += table.columns[slice++]) {
-    for (int segment = 0; segment < batch.segments; ++segment) {
-      const int slot = batch.slots[segment];
-      if (slot >= table.slots) continue;
-      const LoraEntry& entry = table.entries[int64_t{slot} * table.stride + slice];
-      if (entry.a == 0) continue;
-      const int rank = entry.rank;
-      widest = std::max(widest, rank);
-      const int columns = std::max(64, round_up(kExpandElements / rank, 64));
-      for (int row = batch.starts[segment]; row < batch.starts[segment + 1]; row += kRowsPerTile) {
-        const int rows = std::min(kRowsPerTile, batch.starts[segment + 1] - row);
-        for (int first = 0; first < rank; first += kRanksPerTile) {
-          shrinks_.push_back(
-              {&entry, slice, row, rows, first, std::min(kRanksPerTile, rank - first), offset});
-        }
-        for (int first = 0; first < table.columns[slice]; first += columns) {
-          expands_.push_back({&entry, slice, row, rows, first,
-                              std::min(columns, table.columns[slice] - first), offset});
-        }
+  cut_shrinks();
+  cut_expansions(rows, tile.rows);
+  list_expand_lines(tile.columns);
+}
+
+void LoraProduct::cut_shrinks() {
+  const int32_t* starts = batch_->starts;
+  v_stride_ = 0;
+  int64_t products = 0;
+  by_segment(*table_, *batch_, [&](int segment, int slice, const LoraEntry& entry) {
+    v_stride_ = std::max<int64_t>(v_stride_, entry.rank);
+    for (int row = starts[segment]; row < starts[segment + 1]; row += kRowsPerShrink) {
+      const int rows = std::min(kRowsPerShrink, starts[segment + 1] - row);
+      for (int rank = 0; rank < entry.rank; rank += kRanksPerShrink) {
+        const int ranks = std::min(kRanksPerShrink, entry.rank - rank);
+        shrinks_.push_back({&entry, slice, row, rows, rank, ranks});
+        products += int64_t{rows} * ranks * table_->in;
+        if (products < kShrinkProducts) continue;
+        shrink_ends_.push_back(int(shrinks_.size()));
+        products = 0;
       }
     }
-  }
-  v_stride_ = round_up(widest, 16);
-  const size_t needed = size_t(table.slices) * size_t(batch.rows) * size_t(v_stride_);
+  });
+  if (products > 0) shrink_ends_.push_back(int(shrinks_.size()));
+  const size_t needed = size_t(table_->slices) * size_t(batch_->rows) * size_t(v_stride_);
   if (v_.size() < needed) v_.resize(needed);
 }
 
-float* LoraProduct::v(const Tile& tile) const {
-  return v_.data() + (int64_t{tile.slice} * batch_->rows + tile.first_row) * v_stride_;
+void LoraProduct::cut_expansions(int rows, int rows_per_tile) {
+  const int32_t* permutation = batch_->permutation;
+  for (int first = 0; first < rows; first += rows_per_tile) {
+    for (int slice = 0; slice < table_->slices; ++slice) {
+      of_slice(*table_, *batch_, slice, [&](int segment, const LoraEntry& entry) {
+        const auto* end = permutation + batch_->starts[segment + 1];  // a segment's rows ascend
+        const auto* from = std::lower_bound(permutation + batch_->starts[segment], end, first);
+        const auto* to = std::lower_bound(from, end, first + rows_per_tile);
+        if (from == to) return;
+        expansions_.push_back({&entry, v(slice, int(from - permutation)), from, int(to - from)});
+      });
+      expansion_ends_.push_back(int(expansions_.size()));
+    }
+  }
 }
 
-void LoraProduct::shrink(const KernelTable& kernels, int index, const float* x) const {
-  const Tile& tile = shrinks_[size_t(index)];
-  const int64_t skipped = int64_t{tile.first} * table_->in * element_size(table_->dtype);
-  kernels.shrink({x, table_->in, batch_->permutation + tile.first_row, tile.rows,
-                  reinterpret_cast<const char*>(tile.entry->a) + skipped, table_->dtype, tile.count,
-                  table_->in, v(tile) + tile.first, v_stride_});
+void LoraProduct::list_expand_lines(int columns) {
+  const int size = element_size(table_->dtype);
+  for (int slice = 0; slice < table_->slices; ++slice) {
+    of_slice(*table_, *batch_, slice, [&](int, const LoraEntry& entry) {
+      const auto* b = reinterpret_cast<const char*>(entry.b);
+      for (int byte = 0; byte < columns * size; byte += kLine) {
+        lines_.add(b + byte, entry.rank, int64_t{table_->columns[slice]} * size);
+      }
+    });
+    line_ends_.push_back(lines_.count());
+  }
 }
 
-void LoraProduct::expand(const KernelTable& kernels, int index, float* y) const {
-  const Tile& tile = expands_[size_t(index)];
-  const LoraEntry& entry = *tile.entry;
-  const auto* g = reinterpret_cast<const float*>(entry.g);
-  kernels.expand({v(tile), v_stride_, batch_->permutation + tile.first_row, tile.rows,
-                  reinterpret_cast<const char*>(entry.b) + tile.first * element_size(table_->dtype),
-                  table_->columns[tile.slice], table_->dtype, entry.rank, tile.count, entry.scale,
-                  g ? g + tile.first : nullptr, y + tile.offset + tile.first, table_->out});
+void LoraProduct::shrink(const KernelTable& kernels, int tile, const float* x) const {
+  for (int i = begin_of(shrink_ends_, tile); i < shrink_ends_[size_t(tile)]; ++i) {
+    const Shrink& part = shrinks_[size_t(i)];
+    const auto* a = reinterpret_cast<const char*>(part.entry->a);
+    kernels.shrink({x, table_->in, batch_->permutation + part.first_row, part.rows,
+                    a + part.first_rank * row_bytes(*table_), table_->dtype, part.ranks, table_->in,
+                    v(part.slice, part.first_row) + part.first_rank, v_stride_});
+  }
+}
+
+void LoraProduct::expand(const KernelTable& kernels, int row_tile, int first, int end,
+                         float* y) const {
+  if (expansions_.empty()) return;
+  for (int slice = 0, offset = 0; slice < table_->slices; offset += table_->columns[slice++]) {
+    const int width = table_->columns[slice];
+    const int from = std::max(first - offset, 0), to = std::min(end - offset, width);
+    const int part = row_tile * table_->slices + slice, begin = begin_of(expansion_ends_, part);
+    const int count = expansion_ends_[size_t(part)] - begin;
+    if (from >= to || count == 0) continue;
+    kernels.expand({expansions_.data() + begin, count, v_stride_, width, table_->dtype, from,
+                    to - from, y + offset, table_->out});
+  }
+}
+
+Lines::Part LoraProduct::expand_lines(int first) const {
+  if (lines_.count() == 0) return {};
+  int slice = 0, offset = 0;
+  while (first >= offset + table_->columns[slice]) offset += table_->columns[slice++];
+  return lines_.range(begin_of(line_ends_, slice), line_ends_[size_t(slice)],
+                      int64_t{first - offset} * element_size(table_->dtype));
+}
+
+void add_shrink_lines(const LoraTable& table, const LoraBatch& batch, Lines* lines) {
+  by_segment(table, batch, [&](int, int, const LoraEntry& entry) {
+    const int64_t bytes = entry.rank * row_bytes(table);
+    lines->add(reinterpret_cast<const void*>(entry.a), (bytes + kLine - 1) / kLine);
+  });
 }
 
 }  // namespace lorikeet

@@ -15,6 +15,9 @@ constexpr int kElementsPerTile = 8192;
 // cache.
 constexpr int kLinearRows = 96;
 
+// Columns of a tile of a LoRA product alone.
+constexpr int kExpandColumns = 128;
+
 constexpr int kQueriesPerTile = 8;
 constexpr int kGreedyColumns = 8192;
 
@@ -22,56 +25,81 @@ int rows_per_tile(int elements_per_row) {
   return std::max(1, kElementsPerTile / std::max(1, elements_per_row));
 }
 
-// Calls work(first, count) over rows in tiles of `step`.
+// Rows in even tiles, as many for each thread, so that a thread finds in its cache what it wrote of
+// a row before: another's cache may be hundreds of nanoseconds away.
+struct RowTiles {
+  int rows, count;
+
+  RowTiles(const Pool& pool, int rows, int elements_per_row)
+      : rows(rows), count(ceil_div(rows, rows_per_tile(elements_per_row))) {
+    if (count > 1) count = std::min(rows, round_up(count, pool.threads()));
+  }
+  int first(int tile) const { return int(int64_t{rows} * tile / count); }
+};
+
+// Calls work(first, count) for every tile.
 template <typename Work>
-void over_rows(Pool& pool, int rows, int step, const Work& work) {
-  pool.run(ceil_div(rows, step),
-           [&](int tile) { work(tile * step, std::min(step, rows - tile * step)); });
+void over_rows(Pool& pool, int rows, int elements_per_row, const Work& work) {
+  const RowTiles tiles(pool, rows, elements_per_row);
+  pool.run(tiles.count, [&](int tile) {
+    work(tiles.first(tile), tiles.first(tile + 1) - tiles.first(tile));
+  });
 }
 
 }  // namespace
 
 void Ops::linear(const float* x, int rows, const Linear& linear, float* y) {
-  linear_lora(x, rows, linear, nullptr, nullptr, y);
+  linear_lora(x, rows, linear, {}, y);
 }
 
-void Ops::linear_lora(const float* x, int rows, const Linear& linear, const LoraTable* table,
-                      const LoraBatch* batch, float* y) {
+void Ops::linear_lora(const float* x, int rows, const Linear& linear, const LoraPart& part,
+                      float* y) {
   if (rows == 0) return;
   const std::lock_guard lock(pool_.mutex());
+  const int width = kernels_.panel;
+  const bool lora = part.batch && part.batch->segments > 0;
   product_.clear();
-  if (table && batch && batch->segments > 0) product_.prepare(*table, *batch);
-  const int shrinks = product_.shrink_count(), width = kernels_.panel;
+  next_lines_.clear();
+  if (lora && part.table) product_.prepare(*part.table, *part.batch, rows, {kLinearRows, width});
+  if (lora && part.next) add_shrink_lines(*part.next, *part.batch, &next_lines_);
   const int panels = ceil_div(linear.out, width), row_tiles = ceil_div(rows, kLinearRows);
   const int64_t bytes = packed_bytes(width, linear.in, width, linear.dtype);
   const bool in_integers = linear.integers && kernels_.to_integers;
-  const RowsOfIntegers integers = in_integers ? to_integers(x, rows, linear.in) : RowsOfIntegers{};
-  pool_.run(shrinks + panels * row_tiles, [&](int tile) {
-    if (tile < shrinks) return product_.shrink(kernels_, tile, x);
-    tile -= shrinks;
-    const int panel = tile / row_tiles, row = tile % row_tiles * kLinearRows,
-              column = panel * width;
-    const int count = std::min(kLinearRows, rows - row),
-              columns = std::min(width, linear.out - column);
+  const RowsOfIntegers integers = convert_and_shrink(x, rows, linear.in, in_integers);
+  pool_.run(panels * row_tiles, [&](int tile) {
+    const int panel = tile / row_tiles, row_tile = tile % row_tiles, row = row_tile * kLinearRows;
+    const int first = panel * width, end = std::min(first + width, linear.out);
+    const int count = std::min(kLinearRows, rows - row);
+    Fetching fetching;
+    if (lora) fetching = {product_.expand_lines(first), next_lines_.part(tile, panels * row_tiles)};
     const char* weights = static_cast<const char*>(linear.data) + panel * bytes;
-    float* target = y + int64_t{row} * linear.out + column;
+    float* target = y + int64_t{row} * linear.out + first;
     if (in_integers) {
       kernels_.linear_panel_of_integers(integers.from(row), count, weights, linear.dtype, linear.in,
-                                        target, linear.out, columns);
+                                        target, linear.out, end - first, &fetching);
     } else {
       kernels_.linear_panel(x + int64_t{row} * linear.in, linear.in, count, weights, linear.dtype,
-                            linear.in, target, linear.out, columns);
+                            linear.in, target, linear.out, end - first, &fetching);
     }
+    if (lora) product_.expand(kernels_, row_tile, first, end, y);
   });
-  pool_.run(product_.expand_count(), [&](int tile) { product_.expand(kernels_, tile, y); });
 }
 
-RowsOfIntegers Ops::to_integers(const float* x, int rows, int in) {
+RowsOfIntegers Ops::convert_and_shrink(const float* x, int rows, int in, bool in_integers) {
   const int64_t blocks = in / kBlockDepth;
-  codes_.resize(std::max(codes_.size(), size_t(rows) * size_t(in)));
-  code_blocks_.resize(std::max(code_blocks_.size(), size_t(rows * blocks)));
-  over_rows(pool_, rows, rows_per_tile(in), [&](int first, int count) {
-    for (int64_t row = first; row < first + count; ++row) {
+  if (in_integers) {
+    codes_.resize(std::max(codes_.size(), size_t(rows) * size_t(in)));
+    code_blocks_.resize(std::max(code_blocks_.size(), size_t(rows * blocks)));
+  }
+  const RowTiles tiles(pool_, rows, in);
+  const int64_t conversions = in_integers ? tiles.count : 0;
+  const int64_t count = conversions + product_.shrink_count();
+  pool_.run(int(count), [&](int tile) {
+    // Mixed evenly, so that a thread has the same rows of either.
+    const auto conversion = int(conversions * tile / count);
+    const bool shrinks = conversion == conversions * (tile + 1) / count;
+    if (shrinks) return product_.shrink(kernels_, tile - conversion, x);
+    for (int64_t row = tiles.first(conversion); row < tiles.first(conversion + 1); ++row) {
       kernels_.to_integers(x + row * in, in, codes_.data() + row * in,
                            code_blocks_.data() + row * blocks);
     }
@@ -80,15 +108,21 @@ RowsOfIntegers Ops::to_integers(const float* x, int rows, int in) {
 }
 
 void Ops::lora(float* y, const float* x, const LoraTable& table, const LoraBatch& batch) {
+  if (batch.segments == 0) return;
   const std::lock_guard lock(pool_.mutex());
-  product_.prepare(table, batch);
+  const int rows = 1 + *std::max_element(batch.permutation, batch.permutation + batch.rows);
+  const int width = kExpandColumns, row_tiles = ceil_div(rows, kLinearRows);
+  product_.prepare(table, batch, rows, {kLinearRows, width});
   pool_.run(product_.shrink_count(), [&](int tile) { product_.shrink(kernels_, tile, x); });
-  pool_.run(product_.expand_count(), [&](int tile) { product_.expand(kernels_, tile, y); });
+  pool_.run(ceil_div(table.out, width) * row_tiles, [&](int tile) {
+    const int first = tile / row_tiles * width;
+    product_.expand(kernels_, tile % row_tiles, first, std::min(first + width, table.out), y);
+  });
 }
 
 void Ops::rms_norm(const float* x, float* residual, const float* weight, int rows, int n, float eps,
                    float* out) {
-  over_rows(pool_, rows, rows_per_tile(n), [&](int first, int count) {
+  over_rows(pool_, rows, n, [&](int first, int count) {
     for (int64_t row = first; row < first + count; ++row) {
       kernels_.rms_norm(x + row * n, residual ? residual + row * n : nullptr, weight, n, eps,
                         out + row * n);
@@ -97,7 +131,7 @@ void Ops::rms_norm(const float* x, float* residual, const float* weight, int row
 }
 
 void Ops::silu_mul(const float* gate_up, int rows, int n, float* out) {
-  over_rows(pool_, rows, rows_per_tile(2 * n), [&](int first, int count) {
+  over_rows(pool_, rows, 2 * n, [&](int first, int count) {
     for (int64_t row = first; row < first + count; ++row) {
       kernels_.silu_mul(gate_up + row * 2 * n, gate_up + row * 2 * n + n, n, out + row * n);
     }
@@ -109,7 +143,7 @@ void Ops::rope_and_cache(float* qkv, int rows, const Places& places, const Atten
   const Heads& heads = layer.heads;
   const int dim = heads.dim, width = (heads.query + 2 * heads.kv) * dim;
   // A key's elements go to as many lines of the cache, which takes as long as the rotation.
-  over_rows(pool_, rows, rows_per_tile(2 * width), [&](int first, int count) {
+  over_rows(pool_, rows, 2 * width, [&](int first, int count) {
     for (int64_t row = first; row < first + count; ++row) {
       float* head = qkv + row * width;
       if (prologue.bias) kernels_.add(prologue.bias, head, width);

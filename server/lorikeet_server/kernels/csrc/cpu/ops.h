@@ -14,9 +14,13 @@ class Ops {
   int panel() const { return kernels_.panel; }
 
   void linear(const float* x, int rows, const Linear& linear, float* y);
-  // y = linear(x), then y += the product. `table` or `batch` may be null.
-  void linear_lora(const float* x, int rows, const Linear& linear, const LoraTable* table,
-                   const LoraBatch* batch, float* y);
+  // Any may be null.
+  struct LoraPart {
+    const LoraTable *table, *next;  // of this product, and of the one after it
+    const LoraBatch* batch;
+  };
+  // y = linear(x), then y += the product.
+  void linear_lora(const float* x, int rows, const Linear& linear, const LoraPart& part, float* y);
   void lora(float* y, const float* x, const LoraTable& table, const LoraBatch& batch);
   void rms_norm(const float* x, float* residual, const float* weight, int rows, int n, float eps,
                 float* out);
@@ -44,12 +48,14 @@ class Ops {
   void attend(const AttentionPart& part, const float* q, int64_t q_stride, const Attention& layer,
               const Sequences& sequences, float* out);
 
-  // Of rows [rows][in]; valid until the next call.
-  RowsOfIntegers to_integers(const float* x, int rows, int in);
+  // Runs the shrinks of product_, and beside them converts x [rows][in] if it is to be in integers:
+  // valid until the next call.
+  RowsOfIntegers convert_and_shrink(const float* x, int rows, int in, bool in_integers);
 
   const KernelTable& kernels_;
   Pool& pool_;
   LoraProduct product_;
+  Lines next_lines_;
   std::vector<AttentionPart> parts_, split_;
   std::vector<float> partial_sums_, partial_stats_;
   std::vector<int16_t> codes_;

@@ -1,6 +1,7 @@
 // What each instruction set implements: single-threaded work on one tile, on raw pointers. Threads,
 // shapes and tiles are chosen in ops.cpp, once for all instruction sets.
 #pragma once
+#include "fetching.h"
 #include "types.h"
 
 namespace lorikeet {
@@ -17,18 +18,20 @@ struct ShrinkTile {  // v[i][0..ranks) = x[rows[i]] . A[0..ranks)
   int64_t v_stride;
 };
 
-struct ExpandTile {  // y[rows[i]][0..columns) = g * (y + scale * v[i] B^T)
-  const float* v;
-  int64_t v_stride;
+struct Expansion {  // y[rows[i]] = g * (y + scale * v[i] B^T)
+  const LoraEntry* entry;  // of B, g and scale
+  const float* v;          // [row_count][rank], rows v_stride apart
   const int32_t* rows;
   int row_count;
-  const void* b;  // first column of the tile, rank 0
-  int64_t b_stride;
+};
+
+struct ExpandTile {  // some columns of the expansions of one slice
+  const Expansion* expansions;
+  int count;
+  int64_t v_stride, b_stride;
   DType dtype;
-  int rank, columns;
-  float scale;
-  const float* g;  // null = 1
-  float* y;        // first column of the tile, row 0
+  int first, columns;
+  float* y;  // row 0, the slice's first column
   int64_t y_stride;
 };
 
@@ -54,7 +57,7 @@ struct KernelTable {
   int panel;  // columns of a panel: 16 or 32
   // One panel: y[row][0..columns) = x[row] . panel. columns <= panel.
   void (*linear_panel)(const float* x, int64_t x_stride, int rows, const void* panel, DType dtype,
-                       int in, float* y, int64_t y_stride, int columns);
+                       int in, float* y, int64_t y_stride, int columns, Fetching* fetching);
   // residual may be null; where given, x + residual is written back to residual and normalised.
   void (*rms_norm)(const float* x, float* residual, const float* weight, int n, float eps,
                    float* out);
@@ -75,7 +78,8 @@ struct KernelTable {
   // Null where integers are not faster than floats.
   void (*to_integers)(const float* x, int in, int16_t* codes, BlockOfRow* blocks);  // one row
   void (*linear_panel_of_integers)(const RowsOfIntegers& x, int rows, const void* panel,
-                                   DType dtype, int in, float* y, int64_t y_stride, int columns);
+                                   DType dtype, int in, float* y, int64_t y_stride, int columns,
+                                   Fetching* fetching);
 };
 
 const KernelTable* portable_table();

@@ -101,9 +101,9 @@ LORIKEET_INLINED inline void accumulate(Vec (&sum)[kRows][kColumns], const float
 
 template <typename Block>
 void linear_panel_of_blocks(const float* x, int64_t x_stride, int rows, const Block* panel, int in,
-                            float* y, int64_t y_stride, int columns) {
+                            float* y, int64_t y_stride, int columns, Fetching* fetching) {
   if (rows <= kMaxRows) {
-    const PanelArguments arguments{x, x_stride, in, false, 0, y, y_stride, columns};
+    const PanelArguments arguments{x, x_stride, in, false, 0, fetching, y, y_stride, columns};
     return row_block<kMaxRows>(rows, arguments, panel);
   }
   // The products of the first rows hide the unpacking, which takes the registers of half of the
@@ -115,9 +115,9 @@ void linear_panel_of_blocks(const float* x, int64_t x_stride, int rows, const Bl
     const int rest = in - k, most = kBlocksPerSlice * kBlockDepth;
     const int depth = rest < most ? rest : most;
     const Unpacking<Block> slice{panel, weights};
-    block<kFirst>({x + k, x_stride, depth, k > 0, 0, y, y_stride, columns}, &slice);
+    block<kFirst>({x + k, x_stride, depth, k > 0, 0, fetching, y, y_stride, columns}, &slice);
     row_blocks(x + kFirst * x_stride + k, x_stride, rows - kFirst, weights, depth, k > 0, 0,
-               y + kFirst * y_stride, y_stride, columns);
+               fetching, y + kFirst * y_stride, y_stride, columns);
   }
 }
 

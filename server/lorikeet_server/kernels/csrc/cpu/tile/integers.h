@@ -157,6 +157,7 @@ struct IntegerArguments {
   RowsOfIntegers x;
   int depth;  // blocks
   int ahead;  // bytes to prefetch ahead
+  Fetching* fetching;
   float* y;
   int64_t y_stride;
   int columns;
@@ -166,6 +167,7 @@ template <int kRows, typename Block>
 inline void block(const IntegerArguments& p, const Block* panel) {
   alignas(64) float total[kRows][kPanel] = {};
   for (int b = 0; b < p.depth; ++b, ++panel) {
+    if (p.fetching->left > 0) p.fetching->step();
     fetch<int(sizeof(Block))>(reinterpret_cast<const char*>(panel) + p.ahead);
     const RowsOfIntegers x = p.x.from_block(b);
     Vec::Pairs sum[kRows][kColumns];
@@ -203,18 +205,21 @@ inline void block(const IntegerArguments& p, const Block* panel) {
 
 template <typename Block>
 void linear_panel_of_integers_as(const RowsOfIntegers& x, int rows, const Block* panel, int in,
-                                 float* y, int64_t y_stride, int columns) {
+                                 float* y, int64_t y_stride, int columns, Fetching* fetching) {
+  if (fetching->left > 0) fetching->spread(ceil_div(rows, kMaxIntegerRows) * (in / kBlockDepth));
   over_row_blocks<kMaxIntegerRows>(rows, [&](int row, int count) {
-    const IntegerArguments arguments{x.from(row),        in / kBlockDepth, row == 0 ? kBlocksAhead : 0,
+    const int ahead = row == 0 ? kBlocksAhead : 0;
+    const IntegerArguments arguments{x.from(row),        in / kBlockDepth, ahead,  fetching,
                                      y + row * y_stride, y_stride,         columns};
     row_block<kMaxIntegerRows>(count, arguments, panel);
   });
 }
 
 void linear_panel_of_integers(const RowsOfIntegers& x, int rows, const void* panel, DType dtype,
-                              int in, float* y, int64_t y_stride, int columns) {
+                              int in, float* y, int64_t y_stride, int columns,
+                              Fetching* fetching) {
   const auto run = [&](const auto* typed) {
-    linear_panel_of_integers_as(x, rows, typed, in, y, y_stride, columns);
+    linear_panel_of_integers_as(x, rows, typed, in, y, y_stride, columns, fetching);
   };
   if (dtype == DType::kBlock4) {
     run(static_cast<const Block4<kPanel>*>(panel));

@@ -82,6 +82,7 @@ struct PanelArguments {
   int k_count;
   bool resume;  // y already holds the sum over smaller k
   int ahead;    // bytes to prefetch ahead: none when the panel is already in cache
+  Fetching* fetching;
   float* y;
   int64_t y_stride;
   int columns;
@@ -103,6 +104,7 @@ inline void block(const PanelArguments& p, const T* panel) {
     total[r][c] = p.resume && count > 0 ? load_up_to(y, count) : Vec::zero();
   });
   for (int k = 0; k < p.k_count; k += kRun) {
+    if (p.fetching->left > 0) p.fetching->step();
     Vec sum[kRows][kColumns];
     for_sums([&](auto r, auto c, auto, auto) LORIKEET_INLINED { sum[r][c] = Vec::zero(); });
     const int end = p.k_count - k < kRun ? p.k_count : k + kRun;
@@ -139,21 +141,23 @@ inline void over_row_blocks(int rows, Visit visit) {
 // All rows times one slice of k.
 template <typename T>
 void row_blocks(const float* x, int64_t x_stride, int rows, const T* panel, int k_count,
-                bool resume, int ahead, float* y, int64_t y_stride, int columns) {
+                bool resume, int ahead, Fetching* fetching, float* y, int64_t y_stride,
+                int columns) {
   over_row_blocks<kMaxRows>(rows, [&](int row, int count) {
-    const PanelArguments arguments{x + row * x_stride,   x_stride,           k_count,  resume,
-                                   row == 0 ? ahead : 0, y + row * y_stride, y_stride, columns};
+    const int distance = row == 0 ? ahead : 0;
+    const PanelArguments arguments{x + row * x_stride, x_stride, k_count, resume, distance, fetching,
+                                   y + row * y_stride, y_stride, columns};
     row_block<kMaxRows>(count, arguments, panel);
   });
 }
 
 template <typename T>
 void linear_panel_of(const float* x, int64_t x_stride, int rows, const T* panel, int in, float* y,
-                     int64_t y_stride, int columns) {
+                     int64_t y_stride, int columns, Fetching* fetching) {
   const int slice = rows > kMaxRows ? kSliceOfK : in;
   for (int k = 0; k < in; k += slice) {
     row_blocks(x + k, x_stride, rows, panel + int64_t{k} * kPanel, in - k < slice ? in - k : slice,
-               k > 0, kFetchAhead, y, y_stride, columns);
+               k > 0, kFetchAhead, fetching, y, y_stride, columns);
   }
 }
 

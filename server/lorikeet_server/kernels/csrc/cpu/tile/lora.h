@@ -1,5 +1,5 @@
-// The two halves of a LoRA product over the rows of one segment. Sums run in ascending k (shrink:
-// per lane) and in ascending rank (expand), whatever the block of rows.
+// The two halves of a LoRA product. Sums run in ascending k (shrink: per lane) and in ascending rank
+// (expand), whatever the block of rows.
 #pragma once
 
 namespace lorikeet::LORIKEET_ISA {
@@ -59,52 +59,56 @@ void shrink(const ShrinkTile& t) {
   }
 }
 
-template <int kRows, int kColumns, typename T>
-inline void expand_block(const ExpandTile& t, int first, int column, int count) {
-  const T* b = static_cast<const T*>(t.b) + column;
-  const float* v = t.v + first * t.v_stride;
-  Vec sum[kRows][kColumns];
+template <int kRows, int kVectors, typename T>
+inline void expand_block(const ExpandTile& t, const Expansion& e, int first, int column,
+                         int count) {
+  const T* b = reinterpret_cast<const T*>(e.entry->b) + column;
+  const auto* g = reinterpret_cast<const float*>(e.entry->g);
+  const float* v = e.v + first * t.v_stride;
+  Vec sum[kRows][kVectors];
   unrolled<kRows>([&](auto r) LORIKEET_INLINED {
-    unrolled<kColumns>([&](auto c) LORIKEET_INLINED { sum[r][c] = Vec::zero(); });
+    unrolled<kVectors>([&](auto c) LORIKEET_INLINED { sum[r][c] = Vec::zero(); });
   });
-  for (int j = 0; j < t.rank; ++j, b += t.b_stride) {
-    Vec bj[kColumns];
-    unrolled<kColumns>(
+  for (int j = 0; j < e.entry->rank; ++j, b += t.b_stride) {
+    Vec bj[kVectors];
+    unrolled<kVectors>(
         [&](auto c) LORIKEET_INLINED { bj[c] = load_up_to(b + c * kWidth, count); });
     unrolled<kRows>([&](auto r) LORIKEET_INLINED {
       const Vec vj = Vec::set(v[r * t.v_stride + j]);
-      unrolled<kColumns>([&](auto c) LORIKEET_INLINED { sum[r][c] = fma(vj, bj[c], sum[r][c]); });
+      unrolled<kVectors>([&](auto c) LORIKEET_INLINED { sum[r][c] = fma(vj, bj[c], sum[r][c]); });
     });
   }
-  const Vec scale = Vec::set(t.scale);
+  const Vec scale = Vec::set(e.entry->scale);
   unrolled<kRows>([&](auto r) LORIKEET_INLINED {
-    float* y = t.y + t.rows[first + r] * t.y_stride + column;
-    unrolled<kColumns>([&](auto c) LORIKEET_INLINED {
+    float* y = t.y + e.rows[first + r] * t.y_stride + column;
+    unrolled<kVectors>([&](auto c) LORIKEET_INLINED {
       Vec value = fma(scale, sum[r][c], load_up_to(y + c * kWidth, count));
-      if (t.g) value = value * load_up_to(t.g + column + c * kWidth, count);
+      if (g) value = value * load_up_to(g + column + c * kWidth, count);
       store_up_to(value, y + c * kWidth, count);
     });
   });
 }
 
 template <int kRows, typename T>
-inline void expand_rows(const ExpandTile& t, int first) {
-  constexpr int kColumns = kWidth == 16 ? 4 : 2;
-  int column = 0;
-  for (; column + kColumns * kWidth <= t.columns; column += kColumns * kWidth) {
-    expand_block<kRows, kColumns, T>(t, first, column, kWidth);
+inline void expand_rows(const ExpandTile& t, const Expansion& e, int first) {
+  int column = t.first;
+  const int end = t.first + t.columns;
+  for (; column + kPanel <= end; column += kPanel) {
+    expand_block<kRows, kColumns, T>(t, e, first, column, kWidth);
   }
-  for (; column < t.columns; column += kWidth) {
-    const int count = t.columns - column;
-    expand_block<kRows, 1, T>(t, first, column, count < kWidth ? count : kWidth);
+  for (; column < end; column += kWidth) {
+    const int count = end - column;
+    expand_block<kRows, 1, T>(t, e, first, column, count < kWidth ? count : kWidth);
   }
 }
 
 template <typename T>
 void expand_as(const ExpandTile& t) {
-  int i = 0;
-  for (; i + 4 <= t.row_count; i += 4) expand_rows<4, T>(t, i);
-  for (; i < t.row_count; ++i) expand_rows<1, T>(t, i);
+  for (const Expansion* e = t.expansions; e != t.expansions + t.count; ++e) {
+    int i = 0;
+    for (; i + 4 <= e->row_count; i += 4) expand_rows<4, T>(t, *e, i);
+    for (; i < e->row_count; ++i) expand_rows<1, T>(t, *e, i);
+  }
 }
 
 void expand(const ExpandTile& t) {

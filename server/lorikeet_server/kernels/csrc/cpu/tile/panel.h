@@ -4,9 +4,10 @@
 namespace lorikeet::LORIKEET_ISA {
 
 void linear_panel(const float* x, int64_t x_stride, int rows, const void* panel, DType dtype,
-                  int in, float* y, int64_t y_stride, int columns) {
+                  int in, float* y, int64_t y_stride, int columns, Fetching* fetching) {
+  if (fetching->left > 0) fetching->spread(ceil_div(rows, kMaxRows) * ceil_div(in, kRun));
   const auto run = [&](auto function, const auto* typed) {
-    function(x, x_stride, rows, typed, in, y, y_stride, columns);
+    function(x, x_stride, rows, typed, in, y, y_stride, columns, fetching);
   };
   switch (dtype) {
     case DType::kFloat32:
