@@ -58,13 +58,12 @@ void LoraProduct::clear() {
 }
 
 void LoraProduct::prepare(const LoraTable& table, const LoraBatch& batch, int rows,
-                          const TileShape& tile) {
+                          int rows_per_tile) {
   clear();
   table_ = &table;
   batch_ = &batch;
   cut_shrinks();
-  cut_expansions(rows, tile.rows);
-  list_expand_lines(tile.columns);
+  cut_expansions(rows, rows_per_tile);
 }
 
 void LoraProduct::cut_shrinks() {

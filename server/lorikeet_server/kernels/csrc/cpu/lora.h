@@ -10,13 +10,9 @@ namespace lorikeet {
 
 class LoraProduct {
  public:
-  struct TileShape {
-    int rows, columns;
-  };
-
-  // Cuts the product of `table` over `batch` for an output of `rows` in such tiles. Table and batch
-  // must outlive it. Allocates only when it grows.
-  void prepare(const LoraTable& table, const LoraBatch& batch, int rows, const TileShape& tile);
+  // Cuts the product of `table` over `batch` for an output of `rows` in tiles of so many. Table and
+  // batch must outlive it. Allocates only when it grows.
+  void prepare(const LoraTable& table, const LoraBatch& batch, int rows, int rows_per_tile);
   void clear();
 
   // Tiles of the first half, in the order of the rows.
@@ -25,7 +21,9 @@ class LoraProduct {
   // Adds to columns `first` to before `end` of the rows of a tile; `y` is the whole output. All
   // shrinks must be done.
   void expand(const KernelTable& kernels, int row_tile, int first, int end, float* y) const;
-  // What that reads of the adapters for a tile's columns from `first` on.
+  // Lists what that reads of the adapters for tiles of so many columns: expand_lines() then has the
+  // part of the tile whose columns begin at `first`.
+  void list_expand_lines(int columns);
   Lines::Part expand_lines(int first) const;
 
  private:
@@ -36,7 +34,6 @@ class LoraProduct {
 
   void cut_shrinks();
   void cut_expansions(int rows, int rows_per_tile);
-  void list_expand_lines(int columns);
   float* v(int slice, int row) const {
     return v_.data() + (int64_t{slice} * batch_->rows + row) * v_stride_;
   }

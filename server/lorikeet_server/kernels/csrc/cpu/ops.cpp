@@ -60,7 +60,10 @@ void Ops::linear_lora(const float* x, int rows, const Linear& linear, const Lora
   const bool lora = part.batch && part.batch->segments > 0;
   product_.clear();
   next_lines_.clear();
-  if (lora && part.table) product_.prepare(*part.table, *part.batch, rows, {kLinearRows, width});
+  if (lora && part.table) {
+    product_.prepare(*part.table, *part.batch, rows, kLinearRows);
+    product_.list_expand_lines(width);
+  }
   if (lora && part.next) add_shrink_lines(*part.next, *part.batch, &next_lines_);
   const int panels = ceil_div(linear.out, width), row_tiles = ceil_div(rows, kLinearRows);
   const int64_t bytes = packed_bytes(width, linear.in, width, linear.dtype);
@@ -112,7 +115,7 @@ void Ops::lora(float* y, const float* x, const LoraTable& table, const LoraBatch
   const std::lock_guard lock(pool_.mutex());
   const int rows = 1 + *std::max_element(batch.permutation, batch.permutation + batch.rows);
   const int width = kExpandColumns, row_tiles = ceil_div(rows, kLinearRows);
-  product_.prepare(table, batch, rows, {kLinearRows, width});
+  product_.prepare(table, batch, rows, kLinearRows);
   pool_.run(product_.shrink_count(), [&](int tile) { product_.shrink(kernels_, tile, x); });
   pool_.run(ceil_div(table.out, width) * row_tiles, [&](int tile) {
     const int first = tile / row_tiles * width;
