@@ -61,9 +61,10 @@ uint16_t* whole_of(const LorikeetSgmv& call) { return reinterpret_cast<uint16_t*
 template <class T>
 const char* shrink_few(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
   const LoraTables& tables = call.tables;
-  const int64_t room = sizes.processors * kShrinkBlocks / (sizes.planes * tables.slices);
+  static const int resident = resident_blocks(shrink_decode<T>, kShrinkThreads, kShrinkShared, kShrinkBlocks);
+  const int64_t room = sizes.processors * resident / (sizes.planes * tables.slices);
   const int items = at_most(room, static_cast<int64_t>(sizes.tiles) * (tables.max_rank / kRankTile));
-  const Launch launch = {{sizes.planes, tables.slices, items}, kShrinkThreads, stream, call.dependent != 0};
+  const Launch launch = {{sizes.planes, tables.slices, items}, kShrinkThreads, stream, call.dependent != 0, kShrinkShared};
   return enqueue(launch, shrink_decode<T>, tables, call.tiles, call.x, call.x_stride, call.v, call.rows);
 }
 
@@ -85,9 +86,13 @@ template <class T>
 const char* expand_few(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
   static const int resident = resident_blocks(expand_decode<T>, kExpandDecodeThreads, kExpandDecodeShared, kExpandDecodeBlocks);
   const int64_t room = static_cast<int64_t>(sizes.processors) * resident;
-  const int blocks = at_most(room, static_cast<int64_t>(sizes.tiles) * strips(call.tables));
+  const int all = strips(call.tables);
+  // Runs are long where each warp still has several of them.
+  const int run = at_most(static_cast<int64_t>(sizes.tiles) * all / (4 * kExpandWarps * room), kExpandLongestRun);
+  // Two warps of a block have a run before more blocks are launched: a block that finds no room beside shrink begins later.
+  const int blocks = at_most(room, ceil_div(static_cast<int64_t>(sizes.tiles) * ceil_div(all, run), 2));
   const Launch launch = {{blocks, 1, 1}, kExpandDecodeThreads, stream, call.dependent != 0, kExpandDecodeShared};
-  return enqueue(launch, expand_decode<T>, call.tables, call.tiles, call.v, sizes.planes, call.rows, sizes.tiles, call.y,
+  return enqueue(launch, expand_decode<T>, call.tables, call.tiles, call.v, sizes.planes, call.rows, sizes.tiles, run, call.y,
                  call.y_stride);
 }
 
@@ -116,7 +121,7 @@ const char* launch(const LorikeetSgmv& call, void* stream) {
 
 template <class T>
 const char* load_all() {
-  if (const char* wrong = load(shrink_decode<T>)) return wrong;
+  if (const char* wrong = load(shrink_decode<T>, kShrinkShared)) return wrong;
   if (const char* wrong = load(shrink_prefill<T>, kShrinkPrefillShared)) return wrong;
   if (const char* wrong = load(add_planes_of_tiles<T>)) return wrong;
   if (const char* wrong = load(expand_decode<T>, kExpandDecodeShared)) return wrong;

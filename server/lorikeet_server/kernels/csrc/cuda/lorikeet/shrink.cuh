@@ -25,6 +25,15 @@ __host__ __device__ constexpr int unit_steps(int in) { return 4 * ((in + 8191) /
 __host__ __device__ constexpr int chunk_columns(int in) { return unit_steps(in) * kUnits * kStep; }
 __host__ __device__ constexpr int planes_of(int in) { return (in + chunk_columns(in) - 1) / chunk_columns(in); }
 
+// Columns that are brought to shared memory at a time.
+constexpr int kStageSteps = 2, kStageColumns = kStageSteps * kStep;
+
+// Place of 8 columns of a row in a stage. Odd rows have their halves exchanged: the rows that a quarter of a warp reads together
+// would otherwise lie in the same banks.
+__device__ __forceinline__ int stage_place(int row, int column) {
+  return row * kStageColumns + (column ^ (row & 1) * (kStageColumns / 2));
+}
+
 // The rank rows [first, +16) of A of one slice, for one adapter.
 struct ShrinkWeights {
   const uint16_t* a;  // null: nothing to do

@@ -1,4 +1,5 @@
-// Shrink for few rows: a warp for each unit, weights and tokens straight into registers.
+// Shrink for few rows: a warp for each unit. Weights come through shared memory, where each warp has stages of its own: what is on its
+// way takes neither registers nor L1, of which little is left where the kernels around this one need shared memory.
 #pragma once
 
 #include "device.cuh"
@@ -9,107 +10,126 @@
 namespace lorikeet {
 
 constexpr int kShrinkThreads = 32 * kUnits;  // one unit for each warp
-constexpr int kShrinkBlocks = 2;             // of a multiprocessor: 64 KB in flight, and room for expand to begin
+// Of a multiprocessor: 96 KB on their way. Registers leave no room for expand beside two of them: where its blocks came sooner, and
+// waited there, both kernels together took a fifth longer.
+constexpr int kShrinkBlocks = 2;
+constexpr int kShrinkStages = 4;             // of a warp
+constexpr int kShrinkStage = kRankTile * kStageColumns;                   // values
+constexpr int kShrinkShared = kUnits * kShrinkStages * kShrinkStage * 2;  // bytes
 
-// `end`: of the columns that exist.
-__device__ __forceinline__ WeightFragment load_weights(const ShrinkWeights& weights, int in, int column, int end, int g) {
-  WeightFragment f = {};
-  if (column < end) {
-    const uint16_t* at = weights.a + static_cast<int64_t>(g) * in + column;
-    if (g < weights.rows) f.low = load_streaming(reinterpret_cast<const Quad*>(at));
-    if (g + 8 < weights.rows) f.high = load_streaming(reinterpret_cast<const Quad*>(at + static_cast<int64_t>(8) * in));
-  }
-  return f;
-}
-
-__device__ __forceinline__ Quad load_token(const uint16_t* row, int column, int end) {
-  if (row == nullptr || column >= end) return Quad{};
-  return load_written(row + column);
-}
-
-// What a block computes at a time.
+// What a block computes at a time: an item of its slice.
 struct ShrinkItem {
   LoraTile tile;
   ShrinkWeights weights;
-  const uint16_t* row;  // this thread's token
 
-  // `tile`: the item at `index`, or anything if `live` says that there is none.
-  __device__ static ShrinkItem of(const LoraTables& tables, const LoraTiles& tiles, const LoraTile& tile, bool live, int slice, int g,
-                                  const uint16_t* x, int64_t x_stride) {
-    if (!live) return {};
-    return {tile, ShrinkWeights::of(tables, tile.slot, slice, tile.rank), token_row(tiles, tile, g, x, x_stride)};
+  // Nothing to do if there is none at `index`, or if its adapter does not target the slice in these ranks.
+  __device__ static ShrinkItem of(const LoraTables& tables, const LoraTiles& tiles, int index, int total, int slice) {
+    if (index >= total) return {};
+    const LoraTile tile = tile_at(tiles.items, index);
+    return {tile, ShrinkWeights::of(tables, tile.slot, slice, tile.rank)};
   }
 };
+
+// Weights at [column, +kStageColumns) on their way to a stage, zeros where there are none. One group of copies, even if there is
+// nothing to copy.
+__device__ __forceinline__ void copy_weights(uint16_t* stage, const ShrinkWeights& weights, int in, int column, int lane) {
+  constexpr int kQuads = kStageColumns / 8, kRowsAtOnce = 32 / kQuads;
+  const int first = lane / kQuads, within = lane % kQuads * 8;
+  if (weights.a != nullptr) {
+    const uint16_t* from = weights.a + static_cast<int64_t>(first) * in + column + within;
+#pragma unroll
+    for (int i = 0; i < kRankTile / kRowsAtOnce; ++i) {
+      const int row = i * kRowsAtOnce + first;
+      const bool live = row < weights.rows && column + within < in;
+      copy_async(stage + stage_place(row, within), from + static_cast<int64_t>(i * kRowsAtOnce) * in, live);
+    }
+  }
+  commit_copies();
+}
 
 // Grid (chunks, slices, blocks that share the items); kShrinkThreads. v: [chunks][rows][slices * max_rank], by position.
 template <class T>
 __global__ void __launch_bounds__(kShrinkThreads, kShrinkBlocks)
     shrink_decode(LoraTables tables, LoraTiles tiles, const uint16_t* x, int64_t x_stride, float* v, int rows) {
-  constexpr int kLoads = 4;
   // Two, so that one barrier for each item is enough; rows of 9 values avoid most bank conflicts.
   __shared__ float partial[2][kUnits][kRankTile][kDecodeTile + 1];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int steps = unit_steps(tables.in), slice = blockIdx.y, total = tiles.total[1];
-  const int first_column = (blockIdx.x * kUnits + warp) * steps * kStep + t * 8;
+  uint16_t* const stages = dynamic_shared() + warp * kShrinkStages * kShrinkStage;
+  const int item_stages = unit_steps(tables.in) / kStageSteps, slice = blockIdx.y, sharing = gridDim.z;
+  const int first_column = (blockIdx.x * kUnits + warp) * item_stages * kStageColumns;
   const int64_t width = static_cast<int64_t>(tables.slices) * tables.max_rank;
+  const int total = targeted(tables) ? tiles.total[1] : 0;
 
-  WeightFragment w[kLoads];
-  const auto load = [&](const ShrinkWeights& weights, int step) {
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int end = weights.a != nullptr && step + i < steps ? tables.in : 0;
-      w[i] = load_weights(weights, tables.in, first_column + (step + i) * kStep, end, g);
-    }
+  // What is copied next.
+  int ahead_index = blockIdx.z, ahead_stage = 0;
+  ShrinkItem ahead = ShrinkItem::of(tables, tiles, ahead_index, total, slice);
+  const auto copy = [&](int stage) {
+    uint16_t* const to = stages + stage % kShrinkStages * kShrinkStage;
+    copy_weights(to, ahead.weights, tables.in, first_column + ahead_stage * kStageColumns, lane);
+    if (++ahead_stage < item_stages) return;
+    ahead_stage = 0;
+    ahead_index += sharing;
+    ahead = ShrinkItem::of(tables, tiles, ahead_index, total, slice);
   };
-  const bool live = targeted(tables);
-  int index = blockIdx.z, parity = 0;
-  // There are not more blocks than items could be: the first is read beside their number, not after it.
-  ShrinkItem item = ShrinkItem::of(tables, tiles, tile_at(tiles.items, index), index < total, slice, g, x, x_stride);
-  load(item.weights, 0);
+  ShrinkItem item = ahead;
+  // Adapters do not change within a step: this need not wait for what writes x.
+#pragma unroll 1
+  for (int stage = 0; stage < kShrinkStages - 1; ++stage) copy(stage);
   release_next();
   wait_for_previous();
-  if (!live) return;
-  for (; index < total; index += gridDim.z) {
-    const bool more = index + static_cast<int>(gridDim.z) < total;
-    const LoraTile after = more ? tile_at(tiles.items, index + gridDim.z) : LoraTile{};
-    const ShrinkItem next = ShrinkItem::of(tables, tiles, after, more, slice, g, x, x_stride);
-    if (item.weights.a == nullptr) {
-      item = next;
-      load(item.weights, 0);
-      continue;
+
+  const auto row_of = [&](const ShrinkItem& of) { return token_row(tiles, of.tile, g, x, x_stride); };
+  const auto load_tokens = [&](Quad(&token)[kStageSteps], const uint16_t* row, int stage) {
+#pragma unroll
+    for (int i = 0; i < kStageSteps; ++i) {
+      const int column = first_column + stage * kStageColumns + i * kStep + t * 8;
+      token[i] = row != nullptr && column < tables.in ? load_written(row + column) : Quad{};
     }
+  };
+  const uint16_t* row = row_of(item);
+  Quad token[kStageSteps];
+  load_tokens(token, row, 0);
+  int stage = 0, parity = 0;
+#pragma unroll 1
+  for (int index = blockIdx.z; index < total; index += sharing) {
+    const ShrinkItem next = ShrinkItem::of(tables, tiles, index + sharing, total, slice);
+    const uint16_t* const next_row = row_of(next);
     float sum[4] = {};
-    for (int step = 0; step < steps; step += kLoads) {
-      Quad token[kLoads];
+#pragma unroll 1
+    for (int within = 1; within <= item_stages; ++within, ++stage) {
+      Quad coming[kStageSteps];
+      load_tokens(coming, within < item_stages ? row : next_row, within < item_stages ? within : 0);
+      wait_for_copies<kShrinkStages - 2>();
+      sync_warp();  // the copies of all lanes, and their reads of the stage before
+      copy(stage + kShrinkStages - 1);
+      const uint16_t* const from = stages + stage % kShrinkStages * kShrinkStage;
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        token[i] = load_token(item.row, first_column + (step + i) * kStep, step + i < steps ? tables.in : 0);
+      for (int i = 0; i < kStageSteps; ++i) {
+        const auto read = [&](int rank) {
+          return *reinterpret_cast<const Quad*>(from + stage_place(rank, i * kStep + t * 8));
+        };
+        multiply<T>(sum, {read(g), read(g + 8)}, token[i]);
       }
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        if (step + i < steps) multiply<T>(sum, w[i], token[i]);
-      }
-      // What comes next is on its way while this item is reduced.
-      if (step + kLoads < steps) {
-        load(item.weights, step + kLoads);
-      } else {
-        load(next.weights, 0);
-      }
+      for (int i = 0; i < kStageSteps; ++i) token[i] = coming[i];
     }
+    if (item.weights.a != nullptr) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) partial[parity][warp][g + i / 2 * 8][2 * t + i % 2] = sum[i];
-    __syncthreads();
-    // One value for each thread: consecutive threads write consecutive ranks of a row of v.
-    const int rank = threadIdx.x % kRankTile, place = threadIdx.x / kRankTile;
-    if (place < item.tile.count) {
-      float whole = partial[parity][0][rank][place];
+      for (int i = 0; i < 4; ++i) partial[parity][warp][g + i / 2 * 8][2 * t + i % 2] = sum[i];
+      __syncthreads();
+      // One value for each thread: consecutive threads write consecutive ranks of a row of v.
+      const int rank = threadIdx.x % kRankTile, place = threadIdx.x / kRankTile;
+      if (place < item.tile.count) {
+        float whole = partial[parity][0][rank][place];
 #pragma unroll
-      for (int unit = 1; unit < kUnits; ++unit) whole += partial[parity][unit][rank][place];
-      const int64_t row = static_cast<int64_t>(blockIdx.x) * rows + item.tile.first + place;
-      v[row * width + slice * tables.max_rank + item.tile.rank + rank] = whole;
+        for (int unit = 1; unit < kUnits; ++unit) whole += partial[parity][unit][rank][place];
+        const int64_t at = static_cast<int64_t>(blockIdx.x) * rows + item.tile.first + place;
+        v[at * width + slice * tables.max_rank + item.tile.rank + rank] = whole;
+      }
+      parity ^= 1;
     }
-    parity ^= 1;
     item = next;
+    row = next_row;
   }
 }
 

@@ -13,17 +13,10 @@ namespace lorikeet {
 constexpr int kPrefillThreads = 256;  // four times 16 rows, for each half of the rank tiles
 constexpr int kPrefillBlocks = 2;     // of a multiprocessor
 
-// Columns that are brought to shared memory at a time, and how many such stages there is room for.
-constexpr int kStageSteps = 2, kStageColumns = kStageSteps * kStep, kStages = 4;
+constexpr int kStages = 4;  // that there is room for
 constexpr int kMostRankTiles = 8;  // of all slices, that a block takes at a time
 constexpr int kStageOfX = kPrefillTile * kStageColumns, kStageOfA = kMostRankTiles * kRankTile * kStageColumns;  // values
 constexpr int kShrinkPrefillShared = kStages * (kStageOfX + kStageOfA) * 2;  // bytes
-
-// Place of 8 columns of a row in a stage. Odd rows have their halves exchanged: the rows that a quarter of a warp reads together
-// would otherwise lie in the same banks.
-__device__ __forceinline__ int stage_place(int row, int column) {
-  return row * kStageColumns + (column ^ (row & 1) * (kStageColumns / 2));
-}
 
 // The rank tiles that an adapter has in a module, slice after slice.
 struct RankTile {
