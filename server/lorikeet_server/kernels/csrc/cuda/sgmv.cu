@@ -1,6 +1,8 @@
 // Checks a call and launches the kernels for its format and size.
 #include "sgmv.h"
 
+#include <algorithm>
+
 #include "lorikeet/checks.h"
 #include "lorikeet/expand_decode.cuh"
 #include "lorikeet/expand_prefill.cuh"
@@ -89,8 +91,10 @@ const char* expand_few(const LorikeetSgmv& call, const Sizes& sizes, void* strea
   const int all = strips(call.tables);
   // Runs are long where each warp still has several of them.
   const int run = at_most(static_cast<int64_t>(sizes.tiles) * all / (4 * kExpandWarps * room), kExpandLongestRun);
-  // Two warps of a block have a run before more blocks are launched: a block that finds no room beside shrink begins later.
-  const int blocks = at_most(room, ceil_div(static_cast<int64_t>(sizes.tiles) * ceil_div(all, run), 2));
+  // Once every multiprocessor has a block, two warps of each have a run before there are more: a block that finds no room beside
+  // shrink begins later.
+  const int64_t items = static_cast<int64_t>(sizes.tiles) * ceil_div(all, run);
+  const int blocks = at_most(room, std::max<int64_t>(std::min<int64_t>(items, sizes.processors), ceil_div(items, 2)));
   const Launch launch = {{blocks, 1, 1}, kExpandDecodeThreads, stream, call.dependent != 0, kExpandDecodeShared};
   return enqueue(launch, expand_decode<T>, call.tables, call.tiles, call.v, sizes.planes, call.rows, sizes.tiles, run, call.y,
                  call.y_stride);
