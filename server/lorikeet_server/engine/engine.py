@@ -5,6 +5,7 @@ Not thread-safe: everything but `library` belongs to the compute thread.
 
 from dataclasses import dataclass
 
+import torch
 from loguru import logger
 
 from lorikeet_server.adapters.device_memory import DevicePool, HostMemory
@@ -54,16 +55,17 @@ class Engine:
         device: Device,
         tp: TensorParallel,
         library: AdapterLibrary,
+        kv_dtype: torch.dtype,
     ) -> None:
         self.library = library
         self._identity, self._model, self._kernels, self._device = identity, model, kernels, device
-        self._tp = tp
+        self._tp, self._kv_dtype = tp, kv_dtype
         self._warm: Warm | None = None
 
     @property
     def kv_shape(self) -> KvShape:
         config = self._model.config
-        return KvShape(config.num_layers, self._model.kv_heads, config.head_dim, self._kernels.dtype)
+        return KvShape(config.num_layers, self._model.kv_heads, config.head_dim, self._kv_dtype)
 
     def info(self) -> pb.InfoResponse:
         config = self._model.config

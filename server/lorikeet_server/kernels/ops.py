@@ -93,7 +93,7 @@ class Kernels(RowOps, Protocol):
 
         Dimension 0 is the block, so whole blocks can be copied; there may be one more than asked for, the
         spare that `spare_place` names. Within a block the order is the backend's own. `kv_dtype` is f32, f16
-        or bf16. Allocate with `torch.zeros`.
+        or bf16, on a CPU also int16: integers with scales. Allocate with `torch.zeros`.
         """
 
     def spare_place(self, num_blocks: int, block_size: int) -> int:

@@ -24,7 +24,8 @@ class KvShape:
 
     @property
     def bytes_per_token(self) -> int:
-        return 2 * self.num_layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+        scale = 4 if self.dtype is torch.int16 else 0
+        return 2 * self.num_layers * self.kv_heads * (self.head_dim * self.dtype.itemsize + scale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,8 @@ def load_engine(config: ServeConfig, broken: Callable[[], object], endpoint: str
     seconds = time.monotonic() - started
     logger.info("loaded {} as {} on {} kernels in {:.1f} s", config.model_id, mode, kernels.name, seconds)
     identity = Identity(config.model_id, source.digest, mode, __version__)
-    return Engine(identity, model, kernels, device, tp, library)
+    kv_dtype = cache_dtype(mode, config.model_path, where)
+    return Engine(identity, model, kernels, device, tp, library, kv_dtype)
 
 
 def storage_mode(dtype: Dtype, source: WeightSource, path: Path) -> LinearMode:
@@ -72,6 +73,16 @@ def storage_mode(dtype: Dtype, source: WeightSource, path: Path) -> LinearMode:
         return "float16"
     stored = source.config.get("dtype") or source.config.get("torch_dtype")
     return "bfloat16" if stored == "bfloat16" else "float16" if stored == "float16" else "float32"
+
+
+def cache_dtype(mode: LinearMode, path: Path, where: torch.device) -> torch.dtype:
+    """Of keys and values. On a CPU they are kept as they are computed, in float32; but where the rows that
+    meet a GGUF file's weights are rounded to 16-bit integers, so are they, which halves the traffic of
+    attention."""
+    if where.type != "cpu":
+        dtype: torch.dtype = getattr(torch, mode)
+        return dtype
+    return torch.int16 if mode == "float16" and path.suffix == ".gguf" else torch.float32
 
 
 def reporter(model_id: str) -> Callable[[Progress], None]:

@@ -81,7 +81,8 @@ def make_engine(
         pinned_memory=kernels.device.type == "cuda",
     )
     library = AdapterLibrary(served, [str(root) for root in roots], Store(str(store), 0))
-    return Engine(Identity("tiny", source.digest, mode, "test"), model, kernels, device, tp, library)
+    identity = Identity("tiny", source.digest, mode, "test")
+    return Engine(identity, model, kernels, device, tp, library, kernels.dtype)
 
 
 def warmup_request(**settings: int) -> pb.WarmupRequest:

@@ -230,7 +230,8 @@ def test_the_demo_model_answers_as_on_the_cpu(tmp_path: Path) -> None:
         )
         library = AdapterLibrary(served, [], Store(str(tmp_path / mode), 0))
         identity = Identity("demo", source.digest, mode, "test")
-        engine = Engine(identity, model, kernels, open_device(kernels.device), TensorParallel(), library)
+        parts = model, kernels, open_device(kernels.device), TensorParallel(), library
+        engine = Engine(identity, *parts, kernels.dtype)
         engine.warmup(warmup_request(adapter_slots=0, kv_bytes=1 << 28))
         (run,) = Driver(engine).generate([prompt], 16, prompt_logprobs=True)
         scores.append(run)

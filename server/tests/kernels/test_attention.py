@@ -98,6 +98,43 @@ def test_matches_the_reference(
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("heads", HEADS)
+def test_integers_stand_for_their_scale(kernels: Kernels, heads: tuple[int, int, int]) -> None:
+    """Attention over integers is that over the floats that they stand for, the nearest there are."""
+    if kernels.name == "reference":
+        pytest.skip("only the CPU kernels keep integers")
+    kv, dim, context = heads[1], heads[2], 300
+    blocks = tables([(3, context)])
+    qkv = torch.randn(context, (heads[0] + 2 * kv) * dim) * torch.logspace(-3, 0, context).unsqueeze(1)
+    packed, plain = (
+        Paged.make(kernels, heads, kind, int(blocks.max()) + 1) for kind in (torch.int16, torch.float32)
+    )
+    rotated = qkv.clone()
+    packed.write(rotated, torch.arange(context), blocks[0])
+    stood_for = rotated.clone()
+    keys_and_values = stood_for[:, heads[0] * dim :].view(context, 2 * kv, dim)
+    scales = keys_and_values.abs().amax(-1, keepdim=True) / 32767
+    keys_and_values.copy_((keys_and_values / scales).round() * scales)
+    plain.layer.cos_sin[:, : dim // 2], plain.layer.cos_sin[:, dim // 2 :] = 1, 0  # rotates nothing
+    plain.write(stood_for, torch.arange(context), blocks[0])
+    q = rotated[-3:, : heads[0] * dim]
+    results = [paged.attend(q, blocks, [(3, context)]) for paged in (packed, plain)]
+    # What lies between two integers may become either.
+    torch.testing.assert_close(*results, rtol=0, atol=3e-4)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so_in_integers(kernels: Kernels, wrong: float) -> None:
+    if kernels.name == "reference":
+        pytest.skip("only the CPU kernels keep integers")
+    heads, blocks = (2, 1, 6), tables([(1, 2)])
+    paged = Paged.make(kernels, heads, torch.int16, int(blocks.max()) + 1)
+    qkv = torch.randn(2, 4 * 6)
+    qkv[0, -1] = wrong
+    paged.write(qkv, torch.arange(2), blocks[0])
+    assert not paged.attend(qkv[1:, :12], blocks, [(1, 2)]).isfinite().all()
+
+
 def test_a_window_sees_what_a_shorter_context_does(kernels: Kernels, reference: Kernels) -> None:
     """The definition of a window, in both: attention over the last keys alone."""
     heads, context, window = (4, 2, 32), 100, 23

@@ -22,6 +22,8 @@ STORAGES = ("float32", "float16", "bfloat16", "block4", "block8")
 BLOCK_STORAGES = STORAGES[3:]
 KEY_TILE = 16  # kKeyTile
 MAX_HEAD_DIM = 512  # kMaxDim of the attention tile
+# Of keys and values; integers have a scale for each position of a head.
+KV_CODES = {**dtype_codes, torch.int16: 5}
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")  # best first
 
 _attentions: WeakKeyDictionary[AttentionLayer, abi.Attention] = WeakKeyDictionary()
@@ -74,16 +76,16 @@ def check(tensor: Tensor, name: str, shape: Sequence[int | None], kind: dtype = 
 def kv_shapes(
     blocks: int, block_size: int, kv_heads: int, head_dim: int, kind: dtype
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of the two caches of a layer: keys transposed in tiles, values row by row, padded to whole
-    vectors."""
+    """Shapes of the two caches of a layer, in tiles: keys transposed, values row by row, padded to whole
+    vectors. Behind either, where these are integers, their scales in float32."""
     if block_size % KEY_TILE or block_size == 0:
         raise ValueError(f"the block size must be a multiple of {KEY_TILE}, not {block_size}")
     if head_dim % 2 or not 0 < head_dim <= MAX_HEAD_DIM:
         raise ValueError(f"the head width must be even and at most {MAX_HEAD_DIM}, not {head_dim}")
-    if kind not in dtype_codes:
-        raise TypeError(f"the cache must be float32, float16 or bfloat16, not {kind}")
-    k_shape = (blocks, kv_heads, block_size // KEY_TILE, head_dim, KEY_TILE)
-    return k_shape, (blocks, kv_heads, block_size, -(-head_dim // 16) * 16)
+    if kind not in KV_CODES:
+        raise TypeError(f"the cache must be float32, float16, bfloat16 or int16, not {kind}")
+    tiles, scales = (blocks, kv_heads, block_size // KEY_TILE), 2 * KEY_TILE if kind is torch.int16 else 0
+    return (*tiles, KEY_TILE * head_dim + scales), (*tiles, KEY_TILE * (-(-head_dim // 16) * 16) + scales)
 
 
 def native_attention(layer: AttentionLayer) -> abi.Attention:
@@ -103,12 +105,12 @@ def native_attention(layer: AttentionLayer) -> abi.Attention:
 
 def _native_cache(layer: AttentionLayer) -> abi.KvCache:
     shape, k_cache, v_cache = layer.shape, layer.k_cache, layer.v_cache
-    block_size = v_cache.shape[2] if v_cache.dim() == 4 else 0
+    block_size = v_cache.shape[2] * KEY_TILE if v_cache.dim() == 4 else 0
     sizes = v_cache.shape[0], block_size, shape.num_kv_heads, shape.head_dim
     k_shape, v_shape = kv_shapes(*sizes, v_cache.dtype)
     check(k_cache, "k_cache", k_shape, v_cache.dtype)
     check(v_cache, "v_cache", v_shape, v_cache.dtype)
-    code = dtype_codes[v_cache.dtype]
+    code = KV_CODES[v_cache.dtype]
     return abi.KvCache(k_cache.data_ptr(), v_cache.data_ptr(), code, block_size, v_cache.shape[0], 0)
 
 

@@ -1,11 +1,19 @@
 // Plain data shared by every translation unit. No torch, no Python, no instruction set.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 namespace lorikeet {
 
 // How numbers are stored. The last two are for packed weights only.
-enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kBlock4 = 3, kBlock8 = 4 };
+enum class DType : int32_t {
+  kFloat32 = 0,
+  kFloat16 = 1,
+  kBFloat16 = 2,
+  kBlock4 = 3,
+  kBlock8 = 4,
+  kInt16 = 5,
+};
 
 struct half_t {
   uint16_t bits;
@@ -104,9 +112,22 @@ struct LoraBatch {
   int32_t segments, rows;      // rows with an adapter
 };
 
+// Of 16-bit integers, behind the elements of a tile of kKeyTile keys or values: the float by which
+// each of these is scaled.
+template <typename T>
+constexpr int kTileScales = 0;  // in elements
+template <>
+inline constexpr int kTileScales<int16_t> = kKeyTile * int(sizeof(float) / sizeof(int16_t));
+
+// Tile `index` of a cache whose keys or values have so many elements.
+template <typename T>
+T* tile_at(T* cache, int64_t index, int width) {
+  return cache + index * (kKeyTile * width + kTileScales<std::remove_const_t<T>>);
+}
+
 struct KvCache {
-  void* k;  // [blocks][kv_heads][block_size / kKeyTile][head_dim][kKeyTile]
-  void* v;  // [blocks][kv_heads][block_size][round_up(head_dim, 16)]
+  void* k;  // [blocks][kv_heads][block_size / kKeyTile]([head_dim][kKeyTile] and scales)
+  void* v;  // the same, ([kKeyTile][round_up(head_dim, 16)] and scales)
   DType dtype;
   int32_t block_size, blocks, pad_;
 };

@@ -15,6 +15,9 @@ struct Vec {
 
   static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static Vec load(const half_t* p) { return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))}; }
+  static Vec load(const int16_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)p)))};
+  }
   static Vec load(const bfloat16_t* p) {
     return {_mm256_castsi256_ps(
         _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16))};

@@ -21,6 +21,9 @@ struct Vec {
   static Vec load(const half_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))};
   }
+  static Vec load(const int16_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)p)))};
+  }
   static Vec load(const bfloat16_t* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
   static Vec load(const float* p, int count) { return {_mm512_maskz_loadu_ps(first(count), p)}; }
   static Vec load(const half_t* p, int count) {

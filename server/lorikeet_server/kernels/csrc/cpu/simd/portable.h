@@ -11,6 +11,7 @@ namespace lorikeet::portable {
 
 inline float to_float(float value) { return value; }
 inline float to_float(bfloat16_t value) { return std::bit_cast<float>(uint32_t{value.bits} << 16); }
+inline float to_float(int16_t value) { return value; }
 inline float to_float(half_t value) {
   const uint32_t sign = uint32_t(value.bits & 0x8000) << 16, magnitude = value.bits & 0x7fff;
   const float scaled = std::bit_cast<float>(magnitude << 13) *

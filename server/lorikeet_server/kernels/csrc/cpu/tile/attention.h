@@ -35,6 +35,11 @@ struct ChunkTiles {
   const T* values[kMost];
 };
 
+// Of a tile whose keys or values have so many elements.
+inline const float* scales_of(const int16_t* tile, int width) {
+  return reinterpret_cast<const float*>(tile + kKeyTile * width);
+}
+
 template <int kRows, int kTiles, typename T>
 inline void score_tiles(ChunkState<kRows>& s, const ChunkTiles<T>& tiles, int head_dim, float scale,
                         int tile) {
@@ -62,7 +67,11 @@ inline void score_tiles(ChunkState<kRows>& s, const ChunkTiles<T>& tiles, int he
   for (int r = 0; r < kRows; ++r) {
     for (int t = 0; t < kTiles; ++t) {
       for (int c = 0; c < kTileVectors; ++c) {
-        (sum[r][t][c] * Vec::set(scale)).store(&s.scores[r][(tile + t) * kKeyTile + c * kWidth]);
+        Vec score = sum[r][t][c] * Vec::set(scale);
+        if constexpr (kTileScales<T> > 0) {
+          score = score * Vec::load(scales_of(tiles.keys[tile + t], head_dim) + c * kWidth);
+        }
+        score.store(&s.scores[r][(tile + t) * kKeyTile + c * kWidth]);
       }
     }
   }
@@ -104,6 +113,18 @@ inline void weigh(ChunkState<kRows>& s, int columns) {
       sum = sum + weight;
     }
     s.sum[r] = sum_lanes(sum);
+  }
+}
+
+// The scales of values become part of their weights.
+template <int kRows>
+inline void scale_weights(ChunkState<kRows>& s, const int16_t* const* values, int columns,
+                          int stride) {
+  for (int i = 0; i < columns; i += kWidth) {
+    const Vec scale = Vec::load(scales_of(values[i / kKeyTile], stride) + i % kKeyTile);
+    for (int r = 0; r < kRows; ++r) {
+      (Vec::load(&s.scores[r][i]) * scale).store(&s.scores[r][i]);
+    }
   }
 }
 
@@ -184,14 +205,18 @@ void attend_rows(const AttentionTile& t, int first_row) {
       const int position = begin + tile * kKeyTile;
       const int64_t head =
           int64_t{t.blocks[position / t.cache.block_size]} * t.kv_heads + t.kv_head;
-      const int64_t offset = head * t.cache.block_size + position % t.cache.block_size;
-      tiles.keys[tile] = static_cast<const T*>(t.cache.k) + offset * t.head_dim;
-      tiles.values[tile] = static_cast<const T*>(t.cache.v) + offset * stride;
+      const int64_t index =
+          (head * t.cache.block_size + position % t.cache.block_size) / kKeyTile;
+      tiles.keys[tile] = tile_at(static_cast<const T*>(t.cache.k), index, t.head_dim);
+      tiles.values[tile] = tile_at(static_cast<const T*>(t.cache.v), index, stride);
     }
     for (int i = 0; i < ChunkTiles<T>::kBeyond; ++i)
       tiles.keys[tile_count + i] = tiles.keys[tile_count - 1];
     score<kRows>(s, tiles, tile_count, t.head_dim, t.scale, t.soft_cap, begin);
     weigh<kRows>(s, tile_count * kKeyTile);
+    if constexpr (kTileScales<T> > 0) {
+      scale_weights<kRows>(s, tiles.values, tile_count * kKeyTile, stride);
+    }
     float* target = begin == start ? running : chunk;
     mix<kRows>(s, tiles.values, count, t.head_dim, target);
     for (int r = 0; r < kRows; ++r) {
@@ -242,6 +267,8 @@ void attention(const AttentionTile& t) {
       return attention_as<half_t>(t);
     case DType::kBFloat16:
       return attention_as<bfloat16_t>(t);
+    case DType::kInt16:
+      return attention_as<int16_t>(t);
     default:
       return;  // packed weights only
   }

@@ -37,21 +37,62 @@ void rope(float* head, const float* cos_sin, int head_dim) {
   });
 }
 
+// Where a position's key and value lie, and their scales if elements have any.
+template <typename T>
+struct KvPlace {
+  T *key, *value;  // the key's elements are kKeyTile apart
+  float *key_scale = nullptr, *value_scale = nullptr;
+
+  KvPlace(const KvCache& cache, int64_t slot, int kv_head, int kv_heads, int head_dim) {
+    const int64_t head = slot / cache.block_size * kv_heads + kv_head;
+    const int64_t place = slot % cache.block_size;
+    const int64_t index = (head * cache.block_size + place) / kKeyTile;
+    const int within = int(place % kKeyTile), stride = round_up(head_dim, 16);
+    T* const keys = tile_at(static_cast<T*>(cache.k), index, head_dim);
+    T* const values = tile_at(static_cast<T*>(cache.v), index, stride);
+    key = keys + within;
+    value = values + within * stride;
+    if constexpr (kTileScales<T> > 0) {
+      key_scale = reinterpret_cast<float*>(keys + kKeyTile * head_dim) + within;
+      value_scale = reinterpret_cast<float*>(values + kKeyTile * stride) + within;
+    }
+  }
+};
+
 template <typename T>
 void write_kv_as(const float* k, const float* v, const KvCache& cache, int64_t slot, int kv_head,
                  int kv_heads, int head_dim) {
-  const int64_t block = slot / cache.block_size, offset = slot % cache.block_size;
-  const int64_t head = block * kv_heads + kv_head;
-  T* keys = static_cast<T*>(cache.k) +
-            (head * cache.block_size + offset / kKeyTile * kKeyTile) * head_dim;
-  T* values =
-      static_cast<T*>(cache.v) + (head * cache.block_size + offset) * round_up(head_dim, 16);
+  const KvPlace<T> to(cache, slot, kv_head, kv_heads, head_dim);
   for_vectors(head_dim, [&](int i, int count) {
     T column[kWidth];
     load_up_to(k + i, count).store(column);
-    for (int d = 0; d < count; ++d) keys[(i + d) * kKeyTile + offset % kKeyTile] = column[d];
-    store_up_to(load_up_to(v + i, count), values + i, count);
+    for (int d = 0; d < count; ++d) to.key[(i + d) * kKeyTile] = column[d];
+    store_up_to(load_up_to(v + i, count), to.value + i, count);
   });
+}
+
+// Rounds a vector to integers, 32767 for its largest element, and returns their scale. What is not
+// finite makes the scale so.
+inline float to_codes(const float* x, int n, int16_t* codes, int stride) {
+  constexpr float kMost = 32767.0f, kLeast = 1e-30f;
+  float largest = 0.0f, poison = 0.0f;
+  for (int i = 0; i < n; ++i) {
+    const float size = __builtin_fabsf(x[i]);
+    largest = size > largest ? size : largest;
+    poison += 0.0f * x[i];
+  }
+  const float factor = largest > kLeast && poison == 0.0f ? kMost / largest : 0.0f;
+  for (int i = 0; i < n; ++i) {
+    codes[i * stride] = factor > 0.0f ? int16_t(__builtin_rintf(x[i] * factor)) : int16_t{0};
+  }
+  return largest / kMost + poison;
+}
+
+void write_kv_in_integers(const float* k, const float* v, const KvCache& cache, int64_t slot,
+                          int kv_head, int kv_heads, int head_dim) {
+  const KvPlace<int16_t> to(cache, slot, kv_head, kv_heads, head_dim);
+  *to.key_scale = to_codes(k, head_dim, to.key, kKeyTile);
+  *to.value_scale = to_codes(v, head_dim, to.value, 1);
 }
 
 void write_kv(const float* k, const float* v, const KvCache& cache, int64_t slot, int kv_head,
@@ -63,6 +104,8 @@ void write_kv(const float* k, const float* v, const KvCache& cache, int64_t slot
       return write_kv_as<half_t>(k, v, cache, slot, kv_head, kv_heads, head_dim);
     case DType::kBFloat16:
       return write_kv_as<bfloat16_t>(k, v, cache, slot, kv_head, kv_heads, head_dim);
+    case DType::kInt16:
+      return write_kv_in_integers(k, v, cache, slot, kv_head, kv_heads, head_dim);
     default:
       return;  // packed weights only
   }

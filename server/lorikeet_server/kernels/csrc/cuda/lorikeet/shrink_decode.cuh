@@ -11,7 +11,7 @@ namespace lorikeet {
 
 constexpr int kShrinkThreads = 32 * kUnits;  // one unit for each warp
 // Of a multiprocessor: 96 KB on their way. Registers leave no room for expand beside two of them: where its blocks came sooner, and
-// waited there, both kernels together took a fifth longer.
+// waited there, both kernels together took a fifth to a half longer.
 constexpr int kShrinkBlocks = 2;
 constexpr int kShrinkStages = 4;             // of a warp
 constexpr int kShrinkStage = kRankTile * kStageColumns;                   // values
