@@ -86,6 +86,9 @@ class Kernels(RowOps, Protocol):
     def gelu_mul(self, gate_up: Tensor) -> Tensor:
         """As `silu_mul`, with the tanh approximation of GELU."""
 
+    def kv_dtype(self, mode: LinearMode, *, quantised: bool) -> torch.dtype:
+        """Of keys and values for a model in `mode`; `quantised` far below 16 bits in its file."""
+
     def kv_layout(
         self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_dtype: torch.dtype
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:

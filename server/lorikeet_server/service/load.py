@@ -19,6 +19,7 @@ from lorikeet_server.kernels import LinearMode, select
 from lorikeet_server.models import registry
 from lorikeet_server.weights import Progress, ReportingSource, WeightSource, open_source
 
+GGUF = ".gguf"
 FIRST_SECONDS, PROGRESS_SECONDS = 1.0, 3.0
 
 
@@ -58,7 +59,7 @@ def load_engine(config: ServeConfig, broken: Callable[[], object], endpoint: str
     seconds = time.monotonic() - started
     logger.info("loaded {} as {} on {} kernels in {:.1f} s", config.model_id, mode, kernels.name, seconds)
     identity = Identity(config.model_id, source.digest, mode, __version__)
-    kv_dtype = cache_dtype(mode, config.model_path, where)
+    kv_dtype = kernels.kv_dtype(mode, quantised=config.model_path.suffix == GGUF)
     return Engine(identity, model, kernels, device, tp, library, kv_dtype)
 
 
@@ -69,20 +70,10 @@ def storage_mode(dtype: Dtype, source: WeightSource, path: Path) -> LinearMode:
         return "float32"
     if dtype is Dtype.BFLOAT16:
         return "bfloat16"
-    if dtype is Dtype.FLOAT16 or path.suffix == ".gguf":
+    if dtype is Dtype.FLOAT16 or path.suffix == GGUF:
         return "float16"
     stored = source.config.get("dtype") or source.config.get("torch_dtype")
     return "bfloat16" if stored == "bfloat16" else "float16" if stored == "float16" else "float32"
-
-
-def cache_dtype(mode: LinearMode, path: Path, where: torch.device) -> torch.dtype:
-    """Of keys and values. On a CPU they are kept as they are computed, in float32; but where the rows that
-    meet a GGUF file's weights are rounded to 16-bit integers, so are they, which halves the traffic of
-    attention."""
-    if where.type != "cpu":
-        dtype: torch.dtype = getattr(torch, mode)
-        return dtype
-    return torch.int16 if mode == "float16" and path.suffix == ".gguf" else torch.float32
 
 
 def reporter(model_id: str) -> Callable[[Progress], None]:

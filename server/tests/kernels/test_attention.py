@@ -123,6 +123,13 @@ def test_integers_stand_for_their_scale(kernels: Kernels, heads: tuple[int, int,
     torch.testing.assert_close(*results, rtol=0, atol=3e-4)
 
 
+def test_only_a_quantised_base_in_16_bits_has_integers(kernels: Kernels) -> None:
+    integers = torch.float32 if kernels.name == "reference" else torch.int16
+    assert kernels.kv_dtype("float16", quantised=True) is integers
+    for mode, quantised in (("float32", True), ("float16", False), ("bfloat16", False)):
+        assert kernels.kv_dtype(mode, quantised=quantised) is torch.float32
+
+
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_so_in_integers(kernels: Kernels, wrong: float) -> None:
     if kernels.name == "reference":

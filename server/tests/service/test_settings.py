@@ -5,14 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from lorikeet_server import config
 from lorikeet_server.config import Dtype, GroupConfig
 from lorikeet_server.device import memory
 from lorikeet_server.errors import ConfigError
-from lorikeet_server.kernels import LinearMode
-from lorikeet_server.service.load import cache_dtype, storage_mode
+from lorikeet_server.service.load import storage_mode
 
 
 def test_threads_come_from_the_flag_then_the_environment_then_the_cores() -> None:
@@ -52,21 +50,6 @@ def test_group() -> None:
 def test_storage_mode(dtype: Dtype, stored: dict[str, Any], path: str, mode: str) -> None:
     source: Any = SimpleNamespace(config=stored)
     assert storage_mode(dtype, source, Path(path)) == mode
-
-
-@pytest.mark.parametrize(
-    ("mode", "path", "where", "dtype"),
-    [
-        ("float16", "model.gguf", "cpu", torch.int16),
-        ("float32", "model.gguf", "cpu", torch.float32),
-        ("float16", "model", "cpu", torch.float32),
-        ("bfloat16", "model", "cpu", torch.float32),
-        ("float16", "model.gguf", "cuda:0", torch.float16),
-        ("bfloat16", "model", "cuda:0", torch.bfloat16),
-    ],
-)
-def test_cache_dtype(mode: LinearMode, path: str, where: str, dtype: torch.dtype) -> None:
-    assert cache_dtype(mode, Path(path), torch.device(where)) is dtype
 
 
 def test_available_memory(tmp_path: Path) -> None:

@@ -103,6 +103,11 @@ class CpuKernels(CpuRowOps, HostOps):
         self.library.lk_silu_mul(self.handle, gate_up.data_ptr(), rows, width // 2, out.data_ptr())
         return out
 
+    def kv_dtype(self, mode: LinearMode, *, quantised: bool) -> torch.dtype:
+        """As they are computed, in float32; but where the rows that meet the weights are rounded to 16-bit
+        integers, so are keys and values, which halves the traffic of attention."""
+        return torch.int16 if quantised and mode == "float16" else torch.float32
+
     def kv_layout(
         self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_dtype: torch.dtype
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -116,6 +116,9 @@ class ReferenceKernels(TorchRowOps):
         gate, up = gate_up.float().chunk(2, dim=-1)
         return (F.gelu(gate, approximate="tanh") * up).to(gate_up.dtype)
 
+    def kv_dtype(self, mode: LinearMode, *, quantised: bool) -> torch.dtype:
+        return self.dtype
+
     def kv_layout(
         self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kv_dtype: torch.dtype
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
