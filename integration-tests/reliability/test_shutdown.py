@@ -80,7 +80,11 @@ class Visitors:
             except ConnectionError:
                 pass  # before the first byte of a reply: refused; after it: lost
             whole = reply.startswith(b"HTTP/1.1 200 ") and reply.endswith(b"}") and b"generated_text" in reply
-            outcome = "answered" if whole else f"lost {reply!r}" if reply else "refused"
+            # Told to come again, if the connection was made in the moment in which the lame-duck time ended.
+            told = (
+                reply.startswith(b"HTTP/1.1 503 ") and b"\r\nretry-after: " in reply and reply.endswith(b"}")
+            )
+            outcome = "answered" if whole else "refused" if told or not reply else f"lost {reply!r}"
             self.visits.append((sent, outcome))
 
 
