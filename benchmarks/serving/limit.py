@@ -16,7 +16,7 @@ from lorikeet_server.config import Dtype
 from lorikeet_server.dist import TensorParallel
 from lorikeet_server.kernels import LinearMode, PackedLinear, select
 from lorikeet_server.models import registry
-from lorikeet_server.service.load import GGUF, storage_mode
+from lorikeet_server.service.load import quantised, storage_mode
 from lorikeet_server.weights import open_source
 from lorikeet_server.weights.prepare import prepare
 
@@ -84,5 +84,5 @@ def as_served(model_id: str, dtype: str) -> Stored:
     kernels.pack_linear = counting
     mode = storage_mode(Dtype(dtype), source, path)
     registry.load(source, kernels, mode, TensorParallel())
-    kept = kernels.kv_dtype(mode, quantised=path.suffix == GGUF)
+    kept = kernels.kv_dtype(mode, quantised=quantised(path))
     return Stored(weights=sum(sizes), kv_value=kept.itemsize)

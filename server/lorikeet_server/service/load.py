@@ -19,7 +19,6 @@ from lorikeet_server.kernels import LinearMode, select
 from lorikeet_server.models import registry
 from lorikeet_server.weights import Progress, ReportingSource, WeightSource, open_source
 
-GGUF = ".gguf"
 FIRST_SECONDS, PROGRESS_SECONDS = 1.0, 3.0
 
 
@@ -59,7 +58,7 @@ def load_engine(config: ServeConfig, broken: Callable[[], object], endpoint: str
     seconds = time.monotonic() - started
     logger.info("loaded {} as {} on {} kernels in {:.1f} s", config.model_id, mode, kernels.name, seconds)
     identity = Identity(config.model_id, source.digest, mode, __version__)
-    kv_dtype = kernels.kv_dtype(mode, quantised=config.model_path.suffix == GGUF)
+    kv_dtype = kernels.kv_dtype(mode, quantised=quantised(config.model_path))
     return Engine(identity, model, kernels, device, tp, library, kv_dtype)
 
 
@@ -70,10 +69,15 @@ def storage_mode(dtype: Dtype, source: WeightSource, path: Path) -> LinearMode:
         return "float32"
     if dtype is Dtype.BFLOAT16:
         return "bfloat16"
-    if dtype is Dtype.FLOAT16 or path.suffix == GGUF:
+    if dtype is Dtype.FLOAT16 or quantised(path):
         return "float16"
     stored = source.config.get("dtype") or source.config.get("torch_dtype")
     return "bfloat16" if stored == "bfloat16" else "float16" if stored == "float16" else "float32"
+
+
+def quantised(path: Path) -> bool:
+    """Whether the weights of this file have far fewer than 16 bits."""
+    return path.suffix == ".gguf"
 
 
 def reporter(model_id: str) -> Callable[[Progress], None]:

@@ -215,15 +215,15 @@ int resident_blocks(void (*)(Parameters...), int, int, int most) {
 
 // Also checks what the hardware would trap on.
 template <class V>
-V load_streaming(const V* from) {
+V load_aligned(const V* from) {
   if (reinterpret_cast<uintptr_t>(from) % sizeof(V) != 0) {
     std::fprintf(stderr, "misaligned load of %zu bytes\n", sizeof(V));
     std::abort();
   }
   return *from;
 }
-inline Quad load_cached(const Quad* from) { return load_streaming(from); }
-inline Quad load_written(const void* from) { return load_streaming(static_cast<const Quad*>(from)); }
+inline Quad load_cached(const Quad* from) { return load_aligned(from); }
+inline Quad load_written(const void* from) { return load_aligned(static_cast<const Quad*>(from)); }
 
 inline uint16_t* dynamic_shared() {
   static Quad memory[1 << 13];
@@ -231,7 +231,7 @@ inline uint16_t* dynamic_shared() {
 }
 
 inline void copy_async(void* to, const void* from, bool live) {
-  const Quad value = live ? load_streaming(static_cast<const Quad*>(from)) : Quad{};
+  const Quad value = live ? load_aligned(static_cast<const Quad*>(from)) : Quad{};
   copies[threadIdx.x].open.push_back({static_cast<Quad*>(to), value});
 }
 inline void commit_copies() {

@@ -5,7 +5,7 @@
 
 namespace lorikeet {
 
-// How numbers are stored. The last two are for packed weights only.
+// How numbers are stored; blocks are for packed weights only, kInt16 for keys and values.
 enum class DType : int32_t {
   kFloat32 = 0,
   kFloat16 = 1,
@@ -123,6 +123,14 @@ inline constexpr int kTileScales<int16_t> = kKeyTile * int(sizeof(float) / sizeo
 template <typename T>
 T* tile_at(T* cache, int64_t index, int width) {
   return cache + index * (kKeyTile * width + kTileScales<std::remove_const_t<T>>);
+}
+
+// Of a tile whose keys or values have so many elements.
+inline float* scales_of(int16_t* tile, int width) {
+  return reinterpret_cast<float*>(tile + kKeyTile * width);
+}
+inline const float* scales_of(const int16_t* tile, int width) {
+  return reinterpret_cast<const float*>(tile + kKeyTile * width);
 }
 
 struct KvCache {

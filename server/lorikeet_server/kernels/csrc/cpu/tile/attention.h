@@ -35,11 +35,6 @@ struct ChunkTiles {
   const T* values[kMost];
 };
 
-// Of a tile whose keys or values have so many elements.
-inline const float* scales_of(const int16_t* tile, int width) {
-  return reinterpret_cast<const float*>(tile + kKeyTile * width);
-}
-
 template <int kRows, int kTiles, typename T>
 inline void score_tiles(ChunkState<kRows>& s, const ChunkTiles<T>& tiles, int head_dim, float scale,
                         int tile) {

@@ -53,8 +53,8 @@ struct KvPlace {
     key = keys + within;
     value = values + within * stride;
     if constexpr (kTileScales<T> > 0) {
-      key_scale = reinterpret_cast<float*>(keys + kKeyTile * head_dim) + within;
-      value_scale = reinterpret_cast<float*>(values + kKeyTile * stride) + within;
+      key_scale = scales_of(keys, head_dim) + within;
+      value_scale = scales_of(values, stride) + within;
     }
   }
 };

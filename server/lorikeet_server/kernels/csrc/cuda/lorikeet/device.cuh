@@ -32,15 +32,6 @@ __device__ __forceinline__ Quad load_cached(const Quad* from) {
   return q;
 }
 
-// Weights that one warp reads once: past L1.
-__device__ __forceinline__ Quad load_streaming(const Quad* from) {
-  Quad q;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(q.word[0]), "=r"(q.word[1]), "=r"(q.word[2]), "=r"(q.word[3])
-               : "l"(from));
-  return q;
-}
-
 // What the kernel before this one wrote; to be read after `wait_for_previous`.
 __device__ __forceinline__ Quad load_written(const void* from) { return *static_cast<const Quad*>(from); }
 
