@@ -20,6 +20,7 @@ from lorikeet_server.engine.sequences import Limits, Sequences
 from lorikeet_server.engine.warmup import exercise, largest_steps, smallest_steps
 from lorikeet_server.errors import ConfigError, NotReadyError
 from lorikeet_server.kernels import Kernels
+from lorikeet_server.kvcache.fresh_pages import FreshPages
 from lorikeet_server.kvcache.pool import KvPool, KvShape, count_blocks
 from lorikeet_server.models.causal_lm import CausalLM
 from lorikeet_server.pb import shard_pb2 as pb
@@ -128,6 +129,10 @@ class Engine:
         """Empties every slot for a new Execute stream. Raises NotReadyError before Warmup."""
         self._ready().reset()
 
+    def take_ahead(self) -> bool:
+        """Work for a moment without steps: prepares a little for later ones; False if nothing is left."""
+        return self._warm is not None and self._warm.runner.take_ahead()
+
     def launch(self, step: pb.Step) -> PendingResult:
         """Calls for one step, and waits for nothing. Raises ProtocolError, NotReadyError, DeviceError."""
         return self._ready().run(step)
@@ -168,7 +173,8 @@ class Engine:
             else HostMemory()
         )
         slots = AdapterSlots(model.adapters, memory, self.library.staged.get)
-        return Runner(model, self._kernels, device, self._tp, sequences, slots)
+        fresh = None if device.discrete else FreshPages(pool)
+        return Runner(model, self._kernels, device, self._tp, sequences, slots, fresh)
 
     def _activations(self, request: pb.WarmupRequest) -> int:
         """Bytes that steps need beside weights, KV and adapters, measured on the largest ones. A host need

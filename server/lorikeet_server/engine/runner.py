@@ -17,6 +17,7 @@ from lorikeet_server.engine.inputs import StepInputs, build_inputs
 from lorikeet_server.engine.sequences import Limits, Sequences
 from lorikeet_server.errors import DeviceError, ProtocolError
 from lorikeet_server.kernels import Kernels
+from lorikeet_server.kvcache.fresh_pages import FreshPages
 from lorikeet_server.models.causal_lm import CausalLM
 from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.sampling.plan import SamplingPlan
@@ -37,8 +38,11 @@ class Runner:
         tp: TensorParallel,
         sequences: Sequences,
         slots: AdapterSlots,
+        fresh: FreshPages | None,
     ) -> None:
+        """`fresh`: None where a pool's memory is all there from the start."""
         self._model, self._kernels, self._device, self._tp = model, kernels, device, tp
+        self._fresh = fresh
         self._sequences, self._slots = sequences, slots
         self._parcel = parcel = device.parcel(parcel_bytes(sequences.limits))
         self._eager = Eager(model, kernels, device, sequences, parcel)
@@ -68,6 +72,10 @@ class Runner:
         self._slots.clear()
         self._filled[:-1] = False
         self._moved = True
+
+    def take_ahead(self) -> bool:
+        """Takes a little of the memory that later steps will want; False if there is enough."""
+        return self._fresh is not None and self._fresh.take(self._sequences.used)
 
     def run(self, step: pb.Step) -> results.PendingResult:
         """Calls for a step. Raises ProtocolError if the step contradicts this shard's state, DeviceError.

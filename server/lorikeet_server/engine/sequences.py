@@ -39,6 +39,7 @@ class Sequences:
         self.limits = limits
         self.blocks = np.zeros((slots, limits.blocks_per_sequence), np.int32)
         self.held = np.zeros(slots, np.int64)  # blocks in use of each row
+        self.used = 0  # blocks before this one have been given out, since the pool was allocated
         self.length = np.zeros(slots, np.int64)  # tokens whose KV is computed
         self.active = np.zeros(slots, np.bool_)
         self.adapter = np.full(slots, -1, np.int32)
@@ -91,8 +92,10 @@ class Sequences:
             raise ProtocolError(f"{blocks.size} blocks were sent for rows that count {counts.sum()}")
         if not blocks.size:
             return
-        if blocks.max() >= self.limits.num_blocks:
-            raise ProtocolError(f"block {blocks.max()} is outside 0..{self.limits.num_blocks - 1}")
+        highest = int(blocks.max())
+        if highest >= self.limits.num_blocks:
+            raise ProtocolError(f"block {highest} is outside 0..{self.limits.num_blocks - 1}")
+        self.used = max(self.used, highest + 1)
         held = self.held[slots]
         if (held + counts).max() > self.blocks.shape[1]:
             raise ProtocolError(f"a sequence was given more than {self.blocks.shape[1]} blocks")

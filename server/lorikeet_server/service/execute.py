@@ -11,6 +11,7 @@ from loguru import logger
 from lorikeet_server.engine.engine import Engine
 from lorikeet_server.errors import DeviceError, LorikeetError
 from lorikeet_server.pb import shard_pb2 as pb
+from lorikeet_server.service.idle import IdleMoments
 from lorikeet_server.service.threads import Pools
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ class StepStreams:
     def __init__(self, engine: Engine, pools: Pools, fatal: Callable[[], object]) -> None:
         self._engine, self._compute, self._results, self._fatal = engine, pools.compute, pools.results, fatal
         self._session: Session | None = None
+        self._idle = IdleMoments(pools.compute, engine.take_ahead)
 
     def end_current(self) -> None:
         """Ends the open stream, if there is one."""
@@ -74,15 +76,18 @@ class StepStreams:
         self.end_current()
         session = self._session = Session()
         reader: asyncio.Task[None] | None = None
+        idle = asyncio.create_task(self._idle.use())
         try:
             # Queued behind the step that may still run for the old stream.
             await asyncio.wrap_future(self._compute.submit(self._engine.reset))
             reader = asyncio.create_task(self._read(steps, session))
             while (result := await session.next_result()) is not None:
+                self._idle.interrupt()
                 yield result
                 session.permits.release()
             await reader  # raises what reading raised
         finally:
+            idle.cancel()
             if reader is not None:
                 reader.cancel()
             session.end()
@@ -92,6 +97,7 @@ class StepStreams:
     async def _read(self, steps: AsyncIterator[pb.Step], session: Session) -> None:
         try:
             async for step in steps:
+                self._idle.interrupt()
                 await session.permits.acquire()
                 future = self._compute.submit(self._execute, step, session, time.perf_counter_ns())
                 session.results.put_nowait(future)

@@ -42,7 +42,7 @@ int64_t Lines::Part::fetch(int64_t most) {
 
 void Fetching::spread(int steps) {
   // Fewer are not worth the call, where a step is short.
-  constexpr int64_t kLeast = 8;
+  constexpr int64_t kLeast = 2;
   per_step_ = std::max(kLeast, (left + steps - 1) / steps);
 }
 
