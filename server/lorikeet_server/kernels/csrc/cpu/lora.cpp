@@ -57,27 +57,21 @@ void LoraProduct::clear() {
   line_ends_.clear();
 }
 
-void LoraProduct::prepare(const LoraTable& table, const LoraBatch& batch, int rows,
-                          int rows_per_tile) {
+void LoraProduct::prepare(const LoraTable& table, const LoraBatch& batch) {
   clear();
   table_ = &table;
   batch_ = &batch;
-  cut_shrinks();
-  cut_expansions(rows, rows_per_tile);
-}
-
-void LoraProduct::cut_shrinks() {
-  const int32_t* starts = batch_->starts;
+  const int32_t* starts = batch.starts;
   v_stride_ = 0;
   int64_t products = 0;
-  by_segment(*table_, *batch_, [&](int segment, int slice, const LoraEntry& entry) {
+  by_segment(table, batch, [&](int segment, int slice, const LoraEntry& entry) {
     v_stride_ = std::max<int64_t>(v_stride_, entry.rank);
     for (int row = starts[segment]; row < starts[segment + 1]; row += kRowsPerShrink) {
       const int rows = std::min(kRowsPerShrink, starts[segment + 1] - row);
       for (int rank = 0; rank < entry.rank; rank += kRanksPerShrink) {
         const int ranks = std::min(kRanksPerShrink, entry.rank - rank);
         shrinks_.push_back({&entry, slice, row, rows, rank, ranks});
-        products += int64_t{rows} * ranks * table_->in;
+        products += int64_t{rows} * ranks * table.in;
         if (products < kShrinkProducts) continue;
         shrink_ends_.push_back(int(shrinks_.size()));
         products = 0;
@@ -85,7 +79,7 @@ void LoraProduct::cut_shrinks() {
     }
   });
   if (products > 0) shrink_ends_.push_back(int(shrinks_.size()));
-  const size_t needed = size_t(table_->slices) * size_t(batch_->rows) * size_t(v_stride_);
+  const size_t needed = size_t(table.slices) * size_t(batch.rows) * size_t(v_stride_);
   if (v_.size() < needed) v_.resize(needed);
 }
 

@@ -10,14 +10,16 @@ namespace lorikeet {
 
 class LoraProduct {
  public:
-  // Cuts the product of `table` over `batch` for an output of `rows` in tiles of so many. Table and
-  // batch must outlive it. Allocates only when it grows.
-  void prepare(const LoraTable& table, const LoraBatch& batch, int rows, int rows_per_tile);
+  // Cuts the first half of the product of `table` over `batch`, which must outlive it. Allocates
+  // only when it grows.
+  void prepare(const LoraTable& table, const LoraBatch& batch);
   void clear();
 
   // Tiles of the first half, in the order of the rows.
   int shrink_count() const { return int(shrink_ends_.size()); }
   void shrink(const KernelTable& kernels, int tile, const float* x) const;
+  // Cuts the second half for an output of `rows` in tiles of so many, while shrinks may run.
+  void cut_expansions(int rows, int rows_per_tile);
   // Adds to columns `first` to before `end` of the rows of a tile; `y` is the whole output. All
   // shrinks must be done.
   void expand(const KernelTable& kernels, int row_tile, int first, int end, float* y) const;
@@ -32,8 +34,6 @@ class LoraProduct {
     int slice, first_row, rows, first_rank, ranks;
   };
 
-  void cut_shrinks();
-  void cut_expansions(int rows, int rows_per_tile);
   float* v(int slice, int row) const {
     return v_.data() + (int64_t{slice} * batch_->rows + row) * v_stride_;
   }

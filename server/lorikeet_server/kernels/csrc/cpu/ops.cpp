@@ -56,25 +56,22 @@ void Ops::linear_lora(const float* x, int rows, const Linear& linear, const Lora
                       float* y) {
   if (rows == 0) return;
   const std::lock_guard lock(pool_.mutex());
-  const int width = kernels_.panel;
-  const bool lora = part.batch && part.batch->segments > 0;
   product_.clear();
   next_lines_.clear();
-  if (lora && part.table) {
-    product_.prepare(*part.table, *part.batch, rows, kLinearRows);
-    product_.list_expand_lines(width);
-  }
-  if (lora && part.next) add_shrink_lines(*part.next, *part.batch, &next_lines_);
-  const int panels = ceil_div(linear.out, width), row_tiles = ceil_div(rows, kLinearRows);
+  if (part.any() && part.table) product_.prepare(*part.table, *part.batch);
+  const int width = kernels_.panel, panels = ceil_div(linear.out, width);
+  const int row_tiles = ceil_div(rows, kLinearRows);
   const int64_t bytes = packed_bytes(width, linear.in, width, linear.dtype);
   const bool in_integers = linear.integers && kernels_.to_integers;
-  const RowsOfIntegers integers = convert_and_shrink(x, rows, linear.in, in_integers);
+  const RowsOfIntegers integers = convert_and_shrink(x, rows, linear.in, in_integers, part);
   pool_.run(panels * row_tiles, [&](int tile) {
     const int panel = tile / row_tiles, row_tile = tile % row_tiles, row = row_tile * kLinearRows;
     const int first = panel * width, end = std::min(first + width, linear.out);
     const int count = std::min(kLinearRows, rows - row);
     Fetching fetching;
-    if (lora) fetching = {product_.expand_lines(first), next_lines_.part(tile, panels * row_tiles)};
+    if (part.any()) {
+      fetching = {product_.expand_lines(first), next_lines_.part(tile, panels * row_tiles)};
+    }
     const char* weights = static_cast<const char*>(linear.data) + panel * bytes;
     float* target = y + int64_t{row} * linear.out + first;
     if (in_integers) {
@@ -84,11 +81,20 @@ void Ops::linear_lora(const float* x, int rows, const Linear& linear, const Lora
       kernels_.linear_panel(x + int64_t{row} * linear.in, linear.in, count, weights, linear.dtype,
                             linear.in, target, linear.out, end - first, &fetching);
     }
-    if (lora) product_.expand(kernels_, row_tile, first, end, y);
+    if (part.any()) product_.expand(kernels_, row_tile, first, end, y);
   });
 }
 
-RowsOfIntegers Ops::convert_and_shrink(const float* x, int rows, int in, bool in_integers) {
+void Ops::prepare_expansions(int rows, const LoraPart& part) {
+  if (part.table) {
+    product_.cut_expansions(rows, kLinearRows);
+    product_.list_expand_lines(kernels_.panel);
+  }
+  if (part.next) add_shrink_lines(*part.next, *part.batch, &next_lines_);
+}
+
+RowsOfIntegers Ops::convert_and_shrink(const float* x, int rows, int in, bool in_integers,
+                                       const LoraPart& part) {
   const int64_t blocks = in / kBlockDepth;
   if (in_integers) {
     codes_.resize(std::max(codes_.size(), size_t(rows) * size_t(in)));
@@ -97,7 +103,8 @@ RowsOfIntegers Ops::convert_and_shrink(const float* x, int rows, int in, bool in
   const RowTiles tiles(pool_, rows, in);
   const int64_t conversions = in_integers ? tiles.count : 0;
   const int64_t count = conversions + product_.shrink_count();
-  pool_.run(int(count), [&](int tile) {
+  pool_.run(int(count) + int(part.any()), [&](int tile) {
+    if (tile == count) return prepare_expansions(rows, part);
     // Mixed evenly, so that a thread has the same rows of either.
     const auto conversion = int(conversions * tile / count);
     const bool shrinks = conversion == conversions * (tile + 1) / count;
@@ -115,7 +122,8 @@ void Ops::lora(float* y, const float* x, const LoraTable& table, const LoraBatch
   const std::lock_guard lock(pool_.mutex());
   const int rows = 1 + *std::max_element(batch.permutation, batch.permutation + batch.rows);
   const int width = kExpandColumns, row_tiles = ceil_div(rows, kLinearRows);
-  product_.prepare(table, batch, rows, kLinearRows);
+  product_.prepare(table, batch);
+  product_.cut_expansions(rows, kLinearRows);
   pool_.run(product_.shrink_count(), [&](int tile) { product_.shrink(kernels_, tile, x); });
   pool_.run(ceil_div(table.out, width) * row_tiles, [&](int tile) {
     const int first = tile / row_tiles * width;

@@ -18,6 +18,8 @@ class Ops {
   struct LoraPart {
     const LoraTable *table, *next;  // of this product, and of the one after it
     const LoraBatch* batch;
+
+    bool any() const { return batch && batch->segments > 0; }
   };
   // y = linear(x), then y += the product.
   void linear_lora(const float* x, int rows, const Linear& linear, const LoraPart& part, float* y);
@@ -48,9 +50,11 @@ class Ops {
   void attend(const AttentionPart& part, const float* q, int64_t q_stride, const Attention& layer,
               const Sequences& sequences, float* out);
 
-  // Runs the shrinks of product_, and beside them converts x [rows][in] if it is to be in integers:
-  // valid until the next call.
-  RowsOfIntegers convert_and_shrink(const float* x, int rows, int in, bool in_integers);
+  // Runs the shrinks of product_, and beside them prepares what comes after, and converts
+  // x [rows][in] if it is to be in integers: valid until the next call.
+  RowsOfIntegers convert_and_shrink(const float* x, int rows, int in, bool in_integers,
+                                    const LoraPart& part);
+  void prepare_expansions(int rows, const LoraPart& part);
 
   const KernelTable& kernels_;
   Pool& pool_;
