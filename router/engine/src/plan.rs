@@ -1,4 +1,5 @@
-//! Building a step: adapter moves, then every running decode, then prefill chunks by fair turns.
+//! Building a step: adapter moves, then every running decode, then ends of prompts, then other prefill chunks by fair
+//! turns.
 
 use lorikeet_proto::v1::{Admission, Step};
 
@@ -16,6 +17,7 @@ impl Engine {
         let mut builder = StepBuilder::new(self.next_step, self.config.max_step_tokens as usize);
         self.plan_moves(&mut builder);
         self.plan_decodes(&mut builder);
+        self.plan_last_chunks(&mut builder);
         self.plan_prefills(&mut builder, events);
         let polls = self.device.is_loading() && self.in_flight.is_empty();
         if builder.is_empty() && !polls {
@@ -85,6 +87,19 @@ impl Engine {
             self.preempt(youngest);
             if youngest == id {
                 return None;
+            }
+        }
+    }
+
+    /// The rest of every prompt that has begun, if the step has room for all of it, oldest first. By fair turns, a
+    /// prompt of which some tokens are left would wait for all newcomers, whose queues have had less: with its blocks
+    /// taken, and its answer not begun. It goes before its turn by less than a step, and its queue pays as ever.
+    fn plan_last_chunks(&mut self, builder: &mut StepBuilder) {
+        let running: Vec<_> = self.running.iter().copied().collect();
+        for id in running {
+            let Some(run) = self.sequences.get(&id).and_then(|sequence| sequence.run.as_ref()) else { continue };
+            if run.is_prefilling() && run.prefill - run.planned <= builder.budget {
+                self.plan_chunk(id, builder);
             }
         }
     }
