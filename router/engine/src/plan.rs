@@ -97,7 +97,9 @@ impl Engine {
     fn plan_last_chunks(&mut self, builder: &mut StepBuilder) {
         let running: Vec<_> = self.running.iter().copied().collect();
         for id in running {
-            let Some(run) = self.sequences.get(&id).and_then(|sequence| sequence.run.as_ref()) else { continue };
+            let Some(run) = self.sequences.get(&id).and_then(|sequence| sequence.run.as_ref()) else {
+                continue;
+            };
             if run.is_prefilling() && run.prefill - run.planned <= builder.budget {
                 self.plan_chunk(id, builder);
             }

@@ -81,6 +81,21 @@ fn a_long_prompt_does_not_hold_up_a_short_one() {
 }
 
 #[test]
+fn a_prompt_that_has_begun_ends_before_newcomers_begin() {
+    let mut driver = Driver::new(config(), &[]);
+    // A step has room for one prompt and a part of another.
+    let ids: Vec<_> = (0..8).map(|i| driver.submit(Job { tenant: i, ..job(i, 20, 1) }).unwrap()).collect();
+    let mut ended = Vec::new();
+    while ended.len() < ids.len() {
+        step(&mut driver);
+        let mut now: Vec<_> = driver.outcomes.keys().copied().filter(|id| !ended.contains(id)).collect();
+        now.sort_unstable();
+        ended.extend(now);
+    }
+    assert_eq!(ended, ids);
+}
+
+#[test]
 fn a_flood_of_one_tenant_does_not_hold_up_another() {
     let mut driver = Driver::new(config(), &[]);
     for seed in 0..200 {
