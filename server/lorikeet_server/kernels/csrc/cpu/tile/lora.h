@@ -59,17 +59,19 @@ void shrink(const ShrinkTile& t) {
   }
 }
 
+// kVectors full vectors, or one of `count` columns.
 template <int kRows, int kVectors, typename T>
-inline void expand_block(const ExpandTile& t, const Expansion& e, int first, int column,
-                         int count) {
+LORIKEET_INLINED inline void expand_block(const ExpandTile& t, const Expansion& e, int first,
+                                          int column, int count) {
   const T* b = reinterpret_cast<const T*>(e.entry->b) + column;
   const auto* g = reinterpret_cast<const float*>(e.entry->g);
   const float* v = e.v + first * t.v_stride;
+  const int rank = e.entry->rank;
   Vec sum[kRows][kVectors];
   unrolled<kRows>([&](auto r) LORIKEET_INLINED {
     unrolled<kVectors>([&](auto c) LORIKEET_INLINED { sum[r][c] = Vec::zero(); });
   });
-  for (int j = 0; j < e.entry->rank; ++j, b += t.b_stride) {
+  for (int j = 0; j < rank; ++j, b += t.b_stride) {
     Vec bj[kVectors];
     unrolled<kVectors>(
         [&](auto c) LORIKEET_INLINED { bj[c] = load_up_to(b + c * kWidth, count); });
@@ -89,25 +91,25 @@ inline void expand_block(const ExpandTile& t, const Expansion& e, int first, int
   });
 }
 
-template <int kRows, typename T>
-inline void expand_rows(const ExpandTile& t, const Expansion& e, int first) {
-  int column = t.first;
-  const int end = t.first + t.columns;
-  for (; column + kPanel <= end; column += kPanel) {
-    expand_block<kRows, kColumns, T>(t, e, first, column, kWidth);
-  }
-  for (; column < end; column += kWidth) {
-    const int count = end - column;
-    expand_block<kRows, 1, T>(t, e, first, column, count < kWidth ? count : kWidth);
+template <int kVectors, typename T>
+LORIKEET_INLINED inline void expand_columns(const ExpandTile& tile, int column, int count) {
+  const ExpandTile t = tile;  // else read again after every store
+  for (int i = 0; i < t.count; ++i) {
+    const Expansion e = t.expansions[i];
+    int row = 0;
+    for (; row + 4 <= e.row_count; row += 4)
+      expand_block<4, kVectors, T>(t, e, row, column, count);
+    for (; row < e.row_count; ++row) expand_block<1, kVectors, T>(t, e, row, column, count);
   }
 }
 
 template <typename T>
 void expand_as(const ExpandTile& t) {
-  for (const Expansion* e = t.expansions; e != t.expansions + t.count; ++e) {
-    int i = 0;
-    for (; i + 4 <= e->row_count; i += 4) expand_rows<4, T>(t, *e, i);
-    for (; i < e->row_count; ++i) expand_rows<1, T>(t, *e, i);
+  int column = t.first;
+  const int end = t.first + t.columns;
+  for (; column + kPanel <= end; column += kPanel) expand_columns<kColumns, T>(t, column, kWidth);
+  for (; column < end; column += kWidth) {
+    expand_columns<1, T>(t, column, end - column < kWidth ? end - column : kWidth);
   }
 }
 
