@@ -111,6 +111,11 @@ impl Fairness {
         Some(turn)
     }
 
+    /// Whether some queue has a chunk to give.
+    pub(crate) fn has_chunks(&self) -> bool {
+        !self.chunks.is_empty()
+    }
+
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }

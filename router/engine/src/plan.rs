@@ -95,6 +95,9 @@ impl Engine {
     /// prompt of which some tokens are left would wait for all newcomers, whose queues have had less: with its blocks
     /// taken, and its answer not begun. It goes before its turn by less than a step, and its queue pays as ever.
     fn plan_last_chunks(&mut self, builder: &mut StepBuilder) {
+        if !self.fairness.has_chunks() {
+            return;
+        }
         let running: Vec<_> = self.running.iter().copied().collect();
         for id in running {
             let Some(run) = self.sequences.get(&id).and_then(|sequence| sequence.run.as_ref()) else {
