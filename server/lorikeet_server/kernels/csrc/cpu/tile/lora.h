@@ -59,7 +59,7 @@ void shrink(const ShrinkTile& t) {
   }
 }
 
-// kVectors full vectors, or one of `count` columns.
+// Columns from `column` on of kRows rows of an expansion: kVectors full vectors, or one of `count`.
 template <int kRows, int kVectors, typename T>
 LORIKEET_INLINED inline void expand_block(const ExpandTile& t, const Expansion& e, int first,
                                           int column, int count) {
@@ -91,6 +91,7 @@ LORIKEET_INLINED inline void expand_block(const ExpandTile& t, const Expansion& 
   });
 }
 
+// The same of all rows of all expansions.
 template <int kVectors, typename T>
 LORIKEET_INLINED inline void expand_columns(const ExpandTile& tile, int column, int count) {
   const ExpandTile t = tile;  // else read again after every store
