@@ -18,12 +18,14 @@ RUN PATH="/build/bin:$PATH" maturin build --release --locked --out /dist
 FROM python:3.13-slim-trixie AS dependencies
 COPY requirements /requirements
 # Without dependencies: the demo model has another inference stack, FlashInfer what kernels want that we do not call.
-# nvcc comes with FlashInfer, which finds it, and cuBLAS's headers, beside torch.
+# nvcc comes with FlashInfer, which finds it, and cuBLAS's headers, beside torch. Triton is for torch.compile, which
+# nothing calls, and a gigabyte.
 RUN install() { uv pip install --quiet --no-cache --require-hashes "$@"; } \
     && pip install --quiet --no-cache-dir --require-hashes -r /requirements/bootstrap.txt \
     && python -m venv --without-pip /opt/lorikeet \
     && install --python /opt/lorikeet/bin/python -r /requirements/runtime.txt \
-    && install --python /opt/lorikeet/bin/python --no-deps -r /requirements/cuda.txt -r /requirements/demo.txt
+    && install --python /opt/lorikeet/bin/python --no-deps -r /requirements/cuda.txt -r /requirements/demo.txt \
+    && uv pip uninstall --quiet --python /opt/lorikeet/bin/python triton
 
 FROM dependencies AS kernels
 # hadolint ignore=DL3008
@@ -42,18 +44,22 @@ FROM python:3.13-slim-trixie
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 10001 lorikeet
+    && useradd --create-home --uid 10001 lorikeet \
+    && install --directory --owner lorikeet --group lorikeet /home/lorikeet/.cache
 COPY --from=dependencies /opt /opt
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     pip --python /opt/lorikeet/bin/python install --quiet --no-cache-dir --no-index --no-deps /dist/*.whl
 COPY --from=kernels /opt/lorikeet/share/lorikeet /opt/lorikeet/share/lorikeet
 USER 10001
+# A container's own loopback is reachable by nobody: listen on all of its addresses, and publish the port where wanted.
 # The last two ask NVIDIA's container runtime for the driver; nobody else reads them.
 ENV PATH="/opt/lorikeet/bin:$PATH" \
+    LORIKEET_HOSTNAME=0.0.0.0 \
+    PORT=3000 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 EXPOSE 3000
-HEALTHCHECK --start-period=10m CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:3000/health', timeout=5)"]
-# A container's own loopback is reachable by nobody: listen on all of its addresses, and publish the port where wanted.
-ENTRYPOINT ["lorikeet"]
-CMD ["serve", "--model-id", "smollm2", "--hostname", "0.0.0.0"]
+HEALTHCHECK --start-period=10m CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['PORT'] + '/health', timeout=5)"]
+# As of other servers' images, what follows the image's name are flags.
+ENTRYPOINT ["lorikeet", "serve"]
+CMD ["--model-id", "smollm2"]
