@@ -52,6 +52,7 @@ RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
 COPY --from=kernels /opt/lorikeet/share/lorikeet /opt/lorikeet/share/lorikeet
 USER 10001
 # A container's own loopback is reachable by nobody: listen on all of its addresses, and publish the port where wanted.
+# Another port is set in PORT, where the health check finds it too, and not with --port.
 # The last two ask NVIDIA's container runtime for the driver; nobody else reads them.
 ENV PATH="/opt/lorikeet/bin:$PATH" \
     LORIKEET_HOSTNAME=0.0.0.0 \
