@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.kernels.gpu.shapes import Cell
 from lorikeet_server.kernels import LoraAdapter, LoraSegments, select
 from lorikeet_server.kernels.cuda import DeviceLoraTables, LoraTiles, Sgmv
+from lorikeet_server.kernels.cuda.tiles import DECODE_ROWS
 
 CALLS = 20
 Run = Callable[[int], object]  # of a layer
@@ -69,9 +70,10 @@ class Layers:
         tables.commit()
         x = torch.randn(cell.rows, cell.shape.in_features, device=device).to(dtype)
         y = torch.zeros(cell.rows, sum(cell.shape.out_features), device=device, dtype=dtype)
-        return Layers(
-            cell, tables, tables.batcher()(cell.slots), Sgmv(library, device, overlap=overlap), x, y
-        )
+        # As a decode captures it, for any mix; prompts are computed as they come.
+        most = cell.adapters if cell.rows <= DECODE_ROWS else None
+        tiles = tables.batcher()(cell.slots, most)
+        return Layers(cell, tables, tiles, Sgmv(library, device, overlap=overlap), x, y)
 
     @property
     def count(self) -> int:

@@ -15,6 +15,7 @@ from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraForm, LoraLayout
 from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraTable, LoraTables
 from lorikeet_server.kernels.ops import Greedy, Kernels
 from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
+from lorikeet_server.kernels.product import Product
 from lorikeet_server.kernels.registry import select
 from lorikeet_server.kernels.row_ops import Filters, Penalties
 from lorikeet_server.kernels.sequence_tables import SequenceTables
@@ -43,6 +44,7 @@ __all__ = [
     "LoraTables",
     "PackedLinear",
     "Penalties",
+    "Product",
     "SequenceTables",
     "StepTensors",
     "select",

@@ -20,8 +20,10 @@ from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraForm, LoraLayout
 class LoraBatcher(Protocol):
     """Sorts the rows of one step by adapter."""
 
-    def __call__(self, row_slots: RowSlots) -> LoraBatch:
-        """`row_slots` [T]: the adapter slot of each row, negative for none."""
+    def __call__(self, row_slots: RowSlots, most: int | None = None) -> LoraBatch:
+        """`row_slots` [T]: the adapter slot of each row, negative for none. With `most`, ops on the batch may
+        be captured, and are good for every other batch of as many rows, with the same `most`, made at the
+        same place of its parcel; none of them has more adapters."""
 
 
 class LoraTable:
@@ -83,7 +85,11 @@ class LoraTables:
     def batcher(self, parcel: Parcel | None = None) -> LoraBatcher:
         """For batches that are good from when `parcel` has been sent until it is again. Without one, a batch
         is sent as it is made."""
-        return LoraSegments.build
+
+        def build(row_slots: RowSlots, most: int | None = None) -> LoraBatch:
+            return LoraSegments.build(row_slots)
+
+        return build
 
     def _check(self, slot: int, adapter: LoraAdapter) -> None:
         self._check_slot(slot)

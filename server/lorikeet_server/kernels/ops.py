@@ -22,6 +22,7 @@ from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_layout import LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
+from lorikeet_server.kernels.product import Product
 from lorikeet_server.kernels.row_ops import RowOps
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
@@ -71,19 +72,31 @@ class Kernels(RowOps, Protocol):
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         """`x` act [T, in] -> act [T, out]."""
 
+    def adapted_linear(self, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraBatch) -> Product:
+        """`linear`, and `lora` on what it gives; or the two side by side."""
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         """`x` act [T, n], times `offset` + `weight` act [n], added in float32 -> act [T, n]. Rows may also be
         heads: [T * heads, D]."""
 
     def add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0
+        self,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        offset: float = 0.0,
+        delta: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`(rms_norm(x + residual), x + residual)`; either argument may be overwritten and returned."""
+        """`(rms_norm(x + residual), x + residual)`; either argument may be overwritten and returned.
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        Here and in the ops below, `delta` is what `Product` says, and is added first.
+        """
+
+    def silu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
         """`gate_up` act [T, 2I], gate first -> `silu(gate) * up`, act [T, I]."""
 
-    def gelu_mul(self, gate_up: Tensor) -> Tensor:
+    def gelu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
         """As `silu_mul`, with the tanh approximation of GELU."""
 
     def kv_dtype(self, mode: LinearMode, *, quantised: bool) -> torch.dtype:
@@ -103,7 +116,12 @@ class Kernels(RowOps, Protocol):
         """The entry of `slot_mapping` for a row whose key and value no sequence may ever see."""
 
     def rope_and_cache(
-        self, qkv: Tensor, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor
+        self,
+        qkv: Tensor,
+        layer: AttentionLayer,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        delta: Tensor | None = None,
     ) -> None:
         """Rotate q and k inside `qkv` act [T, (H + 2K) * D] in place, and write k and v to the cache.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from lorikeet_server.errors import ModelError
-from lorikeet_server.kernels import AttentionLayer, AttentionShape, LoraBatch, StepTensors
+from lorikeet_server.kernels import AttentionLayer, AttentionShape, LoraBatch, Product, StepTensors
 from lorikeet_server.layers.build import Build
 from lorikeet_server.layers.linear import Part, column_parallel, row_parallel
 from lorikeet_server.models.config import ModelConfig
@@ -79,16 +79,17 @@ class Attention:
         """Lets go of the cache and the table."""
         self.layer = None
 
-    def __call__(self, x: torch.Tensor, step: StepTensors, batch: LoraBatch | None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, step: StepTensors, batch: LoraBatch | None) -> Product:
         """`x` `[rows, hidden]` -> `[rows, hidden]`."""
         kernels, layer = self._kernels, self.layer
         assert layer is not None, "attach comes first"
-        qkv = self.qkv(x, batch)  # [rows, (query + 2 key) * dim]
+        qkv, delta = self.qkv.product(x, batch)  # [rows, (query + 2 key) * dim]
         if self.q_norm is not None and self.k_norm is not None:
+            qkv, delta = Product(qkv, delta).whole(), None
             self._norm_heads(qkv, self.q_norm, self.k_norm)
-        kernels.rope_and_cache(qkv, layer, step.positions, step.slot_mapping)
+        kernels.rope_and_cache(qkv, layer, step.positions, step.slot_mapping, delta)
         q = qkv[:, : layer.shape.q_width]
-        return self.o(kernels.paged_attention(q, layer, step.sequences, step.plan), batch)
+        return self.o.product(kernels.paged_attention(q, layer, step.sequences, step.plan), batch)
 
     def _norm_heads(self, qkv: torch.Tensor, q_norm: torch.Tensor, k_norm: torch.Tensor) -> None:
         """RMS norm of each query and key head, in place."""

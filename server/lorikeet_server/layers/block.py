@@ -2,7 +2,7 @@
 
 import torch
 
-from lorikeet_server.kernels import DecoderLayer, LoraBatch, StepTensors
+from lorikeet_server.kernels import DecoderLayer, LoraBatch, Product, StepTensors
 from lorikeet_server.layers.attention import Attention
 from lorikeet_server.layers.build import Build
 from lorikeet_server.layers.mlp import GatedMlp
@@ -29,22 +29,23 @@ class Block:
         self.mlp = GatedMlp(build, f"{prefix}.mlp", config)
 
     def __call__(
-        self, x: torch.Tensor, residual: torch.Tensor | None, step: StepTensors, batch: LoraBatch | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`x` `[rows, hidden]` has yet to be added to `residual`; so has what is returned."""
+        self, added: Product, residual: torch.Tensor | None, step: StepTensors, batch: LoraBatch | None
+    ) -> tuple[Product, torch.Tensor]:
+        """`added` `[rows, hidden]` has yet to be added to `residual`; so has what is returned."""
         kernels, scale = self._kernels, (self._eps, self._offset)
+        x, delta = added
         if residual is None:
             x, residual = kernels.rms_norm(x, self._before_attention, *scale), x
         else:
-            x, residual = kernels.add_rms_norm(x, residual, self._before_attention, *scale)
-        x = self.attention(x, step, batch)
-        if self._after_attention is not None:
-            x = kernels.rms_norm(x, self._after_attention, *scale)
-        x, residual = kernels.add_rms_norm(x, residual, self._before_mlp, *scale)
-        x = self.mlp(x, batch)
-        if self._after_mlp is not None:
-            x = kernels.rms_norm(x, self._after_mlp, *scale)
-        return x, residual
+            x, residual = kernels.add_rms_norm(x, residual, self._before_attention, *scale, delta)
+        x, delta = self._normed(self.attention(x, step, batch), self._after_attention)
+        x, residual = kernels.add_rms_norm(x, residual, self._before_mlp, *scale, delta)
+        return self._normed(self.mlp(x, batch), self._after_mlp), residual
+
+    def _normed(self, added: Product, weight: torch.Tensor | None) -> Product:
+        if weight is None:
+            return added
+        return Product(self._kernels.rms_norm(added.whole(), weight, self._eps, self._offset))
 
     def as_data(self) -> DecoderLayer | None:
         """None before the cache is attached, and where the layer has a part that the fused form does not: a

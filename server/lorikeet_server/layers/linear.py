@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lorikeet_server.kernels import LoraBatch, PackedLinear
+from lorikeet_server.kernels import LoraBatch, PackedLinear, Product
 from lorikeet_server.layers.build import Build
 from lorikeet_server.layers.lora import LoraSite
 from lorikeet_server.weights import Slice
@@ -37,6 +37,17 @@ class Linear:
         if self.bias is not None:
             y += self.bias
         return y
+
+    def product(self, x: torch.Tensor, batch: LoraBatch | None) -> Product:
+        """As a call, but what adapters add may be left to whoever reads it, which cannot be where ranks have
+        to sum it."""
+        table = self.site.table
+        if batch is None or table is None or self._all_reduce is not None:
+            return Product(self(x, batch))
+        product = self._kernels.adapted_linear(x, self.packed, table, batch)
+        if self.bias is not None:
+            product.y.add_(self.bias)
+        return product
 
 
 @dataclass(frozen=True, slots=True)

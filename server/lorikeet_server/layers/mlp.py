@@ -2,7 +2,7 @@
 
 import torch
 
-from lorikeet_server.kernels import LoraBatch
+from lorikeet_server.kernels import LoraBatch, Product
 from lorikeet_server.layers.build import Build
 from lorikeet_server.layers.linear import Part, column_parallel, row_parallel
 from lorikeet_server.models.config import ModelConfig
@@ -26,6 +26,6 @@ class GatedMlp:
             bias=config.mlp_bias,
         )
 
-    def __call__(self, x: torch.Tensor, batch: LoraBatch | None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, batch: LoraBatch | None) -> Product:
         """`x` `[rows, hidden]` -> `[rows, hidden]`."""
-        return self.down(self._activate(self.gate_up(x, batch)), batch)
+        return self.down.product(self._activate(*self.gate_up.product(x, batch)), batch)

@@ -9,6 +9,7 @@ from lorikeet_server.kernels import (
     DecoderSpec,
     LoraBatch,
     LoraTables,
+    Product,
     StepTensors,
 )
 from lorikeet_server.kvcache.pool import KvPool
@@ -90,12 +91,13 @@ class CausalLM:
         x = self._embedding(tokens)
         if self._fused is not None:
             return self._fused(x, step, batch)
+        added = Product(x)
         residual: torch.Tensor | None = None
         for block in self._blocks:
-            x, residual = block(x, residual, step, batch)
+            added, residual = block(added, residual, step, batch)
         assert residual is not None
-        config = self.config
-        return self._kernels.add_rms_norm(x, residual, self._norm, config.norm_eps, config.norm_offset)[0]
+        scale = self.config.norm_eps, self.config.norm_offset
+        return self._kernels.add_rms_norm(added.y, residual, self._norm, *scale, added.delta)[0]
 
     def logits(
         self, hidden: torch.Tensor, batch: LoraBatch | None, out: torch.Tensor | None = None

@@ -53,7 +53,7 @@ class GatherTables(LoraTables):
     def batcher(self, parcel: Parcel | None = None) -> LoraBatcher:
         assert parcel is not None
 
-        def batch(row_slots: RowSlots) -> LoraBatch:
+        def batch(row_slots: RowSlots, most: int | None = None) -> LoraBatch:
             return Rows(parcel.add(np.asarray(row_slots, np.int64)))
 
         return batch

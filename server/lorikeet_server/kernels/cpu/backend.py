@@ -34,6 +34,7 @@ from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 from lorikeet_server.kernels.ops import Greedy
 from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
+from lorikeet_server.kernels.product import Product
 from lorikeet_server.kernels.reference.backend import round_weight
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
@@ -87,14 +88,22 @@ class CpuKernels(CpuRowOps, HostOps):
         return self._rms_norm(x, None, weight, eps, offset)
 
     def add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0
+        self,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        offset: float = 0.0,
+        delta: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        x = Product(x, delta).whole()
         check(weight, "weight", (None,))
         check(x, "x", (None, weight.shape[0]))
         check(residual, "residual", x.shape)
         return self._rms_norm(x, residual.data_ptr(), weight, eps, offset), residual
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+    def silu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
+        gate_up = Product(gate_up, delta).whole()
         check(gate_up, "gate_up", (None, None))
         rows, width = gate_up.shape
         if width % 2:
@@ -113,9 +122,20 @@ class CpuKernels(CpuRowOps, HostOps):
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return kv_shapes(num_blocks, block_size, kv_heads, head_dim, kv_dtype)
 
+    def adapted_linear(self, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraBatch) -> Product:
+        y = self.linear(x, packed)
+        self.lora(y, x, table, batch)
+        return Product(y)
+
     def rope_and_cache(
-        self, qkv: Tensor, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor
+        self,
+        qkv: Tensor,
+        layer: AttentionLayer,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        delta: Tensor | None = None,
     ) -> None:
+        qkv = Product(qkv, delta).whole()
         check(qkv, "qkv", (None, layer.shape.qkv_width))
         rows = qkv.shape[0]
         native = native_places(positions, slot_mapping, rows), native_attention(layer)

@@ -10,6 +10,7 @@ from torch import Tensor
 from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels.attention_plan import AttentionPlan
 from lorikeet_server.kernels.attention_shape import AttentionShape
+from lorikeet_server.kernels.product import Product
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 
@@ -26,8 +27,8 @@ class HostOps:
     def pack_vector(self, values: Tensor) -> Tensor:
         return values.float()
 
-    def gelu_mul(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
+    def gelu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
+        gate, up = Product(gate_up, delta).whole().chunk(2, dim=-1)
         return F.gelu(gate, approximate="tanh").mul_(up)
 
     def spare_place(self, num_blocks: int, block_size: int) -> int:

@@ -15,7 +15,10 @@ from lorikeet_server.device.parcel import Singly
 from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.attention_plan import AttentionPlan
 from lorikeet_server.kernels.attention_shape import AttentionShape
+from lorikeet_server.kernels.cuda import abi
+from lorikeet_server.kernels.cuda.after_product import AfterProduct
 from lorikeet_server.kernels.cuda.attention import FlashInferAttention, FlashInferPlan
+from lorikeet_server.kernels.cuda.beside import Beside
 from lorikeet_server.kernels.cuda.flashinfer_library import open_flashinfer
 from lorikeet_server.kernels.cuda.launches import FORMATS
 from lorikeet_server.kernels.cuda.library import open_library
@@ -26,11 +29,14 @@ from lorikeet_server.kernels.cuda.tiles import LoraTiles
 from lorikeet_server.kernels.lora_batch import LoraBatch
 from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
+from lorikeet_server.kernels.packed_linear import PackedLinear
+from lorikeet_server.kernels.product import Product
 from lorikeet_server.kernels.reference.backend import ReferenceKernels
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 log = logging.getLogger(__name__)
 
+FEW_TILES = 32  # of an adapter's rows each, whose product is short beside the base's
 VECTOR_BYTES = 16  # that FlashInfer's row kernels read at once
 RADIX_VOCABULARY = 2048  # below, FlashInfer looks for top-p's cut in a loop that a row of NaN would not leave
 
@@ -48,6 +54,7 @@ class CudaKernels(ReferenceKernels):
         major, minor = torch.cuda.get_device_capability(device)
         self.name = f"cuda-sm{major}{minor}"
         self._library, self._sgmv, self._rope_and_cache, self._flashinfer = None, None, None, None
+        self._after_product, self._beside = None, Beside(device)
         if dtype not in FORMATS:
             log.warning("the CUDA kernels compute in bfloat16 and float16; %s is left to torch", dtype)
             return
@@ -55,6 +62,7 @@ class CudaKernels(ReferenceKernels):
             self._library = open_library(device)
             self._sgmv = Sgmv(self._library, device)
             self._rope_and_cache = RopeAndCache(self._library, device)
+            self._after_product = AfterProduct(self._library, device)
         except (OSError, RuntimeError) as error:
             log.warning(
                 "no CUDA kernels for adapters and caches, torch takes their place, far slower: %s", error
@@ -67,6 +75,26 @@ class CudaKernels(ReferenceKernels):
     def captures(self, shapes: Sequence[AttentionShape]) -> bool:
         return self._sgmv is not None and self._attends(shapes)
 
+    def adapted_linear(self, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraBatch) -> Product:
+        sgmv = self._sgmv
+        if sgmv is None or not (
+            isinstance(batch, LoraTiles) and batch.captured and sgmv.can_write(table, batch)
+        ):
+            return super().adapted_linear(x, packed, table, batch)
+        delta = x.new_empty(x.shape[0], packed.out_features)
+        with self._beside.begun() as beside:
+            # Whichever is called for first has the device to itself until the other begins. A long product of
+            # adapters would keep the base's blocks waiting; a short one waits behind them until their end.
+            first = batch.most <= FEW_TILES
+            if first:
+                with beside():
+                    sgmv.write(delta, x, table, batch)
+            y = self.linear(x, packed)
+            if not first:
+                with beside():
+                    sgmv.write(delta, x, table, batch)
+        return Product(y, delta)
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         if self._flashinfer is None or not self._norms(x, offset):
             return super().rms_norm(x, weight, eps, offset)
@@ -75,33 +103,53 @@ class CudaKernels(ReferenceKernels):
         return normed
 
     def add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0
+        self,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        offset: float = 0.0,
+        delta: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if self._flashinfer is None or not self._norms(x, offset):
-            return super().add_rms_norm(x, residual, weight, eps, offset)
+        if delta is not None and self._after_product is not None and self._after_product.norms(x):
+            self._after_product.add_norm(x, delta, residual, weight, eps, offset)
+            return x, residual
+        if delta is not None or self._flashinfer is None or not self._norms(x, offset):
+            return super().add_rms_norm(x, residual, weight, eps, offset, delta)
         norm = self._flashinfer.norm
         (norm.gemma_fused_add_rmsnorm if offset else norm.fused_add_rmsnorm)(x, residual, weight, eps)
         return x, residual
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+    def silu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
+        if delta is not None and self._after_product is not None and self._after_product.gates(gate_up):
+            return self._after_product.gated(gate_up, delta, abi.SILU)
+        gate_up = Product(gate_up, delta).whole()
         if self._flashinfer is None or not self._vectors(gate_up.shape[1] // 2) or not gate_up.numel():
             return super().silu_mul(gate_up)
         product: Tensor = self._flashinfer.activation.silu_and_mul(gate_up)
         return product
 
-    def gelu_mul(self, gate_up: Tensor) -> Tensor:
+    def gelu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
+        if delta is not None and self._after_product is not None and self._after_product.gates(gate_up):
+            return self._after_product.gated(gate_up, delta, abi.GELU)
+        gate_up = Product(gate_up, delta).whole()
         if self._flashinfer is None or not self._vectors(gate_up.shape[1] // 2) or not gate_up.numel():
             return super().gelu_mul(gate_up)
         product: Tensor = self._flashinfer.activation.gelu_tanh_and_mul(gate_up)
         return product
 
     def rope_and_cache(
-        self, qkv: Tensor, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor
+        self,
+        qkv: Tensor,
+        layer: AttentionLayer,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        delta: Tensor | None = None,
     ) -> None:
         if self._rope_and_cache is not None and self._rope_and_cache.supports(layer, self.dtype):
-            self._rope_and_cache(qkv, layer, positions, slot_mapping)
+            self._rope_and_cache(qkv, layer, positions, slot_mapping, delta)
         else:
-            super().rope_and_cache(qkv, layer, positions, slot_mapping)
+            super().rope_and_cache(qkv, layer, positions, slot_mapping, delta)
 
     def plan(
         self,

@@ -27,7 +27,14 @@ class RopeAndCache:
         same = layer.k_cache.dtype == layer.v_cache.dtype == dtype
         return dtype in FORMATS and same and layer.shape.head_dim % WIDTH_UNIT == 0
 
-    def __call__(self, qkv: Tensor, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor) -> None:
+    def __call__(
+        self,
+        qkv: Tensor,
+        layer: AttentionLayer,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        delta: Tensor | None = None,
+    ) -> None:
         """Rows of `qkv` may be strided. Enqueues one kernel on the current stream.
 
         The kernel reads `positions` and `slot_mapping` while the one before it may still run, so that must
@@ -41,6 +48,10 @@ class RopeAndCache:
             check_whole(tensor, name, (rows,), torch.int64, self._device)
         call = abi.RopeAndCache(layer=native, rows=rows, format=FORMATS[dtype], dependent=self._dependent)
         call.qkv, call.qkv_stride = qkv.data_ptr(), qkv.stride(0) if rows > 1 else qkv.shape[1]
+        if delta is not None:
+            check_whole(delta, "delta", (rows, layer.shape.qkv_width), dtype, self._device)
+            call.delta = delta.data_ptr()
+            call.dependent = False  # streams met, which programmatic launches do not cross
         call.positions, call.places = positions.data_ptr(), slot_mapping.data_ptr()
         error: bytes | None = self._library.lorikeet_rope_and_cache(call, stream_of(self._device))
         if error is not None:

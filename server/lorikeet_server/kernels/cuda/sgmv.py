@@ -29,6 +29,17 @@ class Sgmv:
         """
         self._run(table, batch, x, y)
 
+    def can_write(self, table: LoraTable, batch: LoraBatch) -> bool:
+        """Whether `write` takes them."""
+        of = table.of
+        decode = isinstance(batch, LoraTiles) and batch.tile_rows == abi.DECODE_TILE
+        return decode and isinstance(of, DeviceLoraTables) and table in of.native
+
+    def write(self, delta: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
+        """As a call, but into `delta`, whatever was there: zeros for rows and slices without an adapter, and
+        NaN for a slice with DoRA, which scales what is not here. For steps of few rows."""
+        self._run(table, batch, x, delta, alone=True)
+
     def shrink(self, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         """The first of the two kernels alone. Steps never ask for it: it is there so that benchmarks can hold
         each kernel against its own bound of bytes and arithmetic, and tests can tell which one is wrong."""
@@ -38,7 +49,9 @@ class Sgmv:
         """The second kernel; after `shrink` of the same table and batch, before the next `shrink`."""
         self._run(table, batch, None, y)
 
-    def _run(self, table: LoraTable, batch: LoraBatch, x: Tensor | None, y: Tensor | None) -> None:
+    def _run(
+        self, table: LoraTable, batch: LoraBatch, x: Tensor | None, y: Tensor | None, *, alone: bool = False
+    ) -> None:
         of = table.of
         if not isinstance(of, DeviceLoraTables) or not isinstance(batch, LoraTiles):
             raise TypeError(
@@ -51,7 +64,7 @@ class Sgmv:
         rows, dtype = batch.num_rows, of.form.dtype
         call = abi.Call(tables=native, tiles=batch.native, v=of.scratch.data_ptr())
         call.rows, call.tile_rows, call.format = rows, batch.tile_rows, FORMATS[dtype]
-        call.live_tiles = batch.live
+        call.most_tiles, call.alone = batch.most, alone
         # Alone, a kernel may stand where streams meet, which programmatic launches do not cross.
         call.dependent = self._dependent and x is not None and y is not None
         if x is not None:

@@ -23,7 +23,8 @@ class LoraTiles:
 
     num_rows: int
     tile_rows: int
-    live: int  # tiles; -1 for a decode, since a captured graph may be replayed with others
+    captured: bool  # ops on this batch are, for other steps too
+    most: int  # tiles of those steps, with those of rows without adapter
     native: abi.Tiles  # into `memory`
     memory: Tensor = field(repr=False)
 
@@ -45,8 +46,10 @@ class Tiler:
         largest = (self._layout(min(max_rows, DECODE_ROWS)), self._layout(max_rows))
         self._words = np.zeros(max(layout.words for layout in largest), np.int32)
 
-    def __call__(self, row_slots: Tensor | npt.NDArray[np.int32] | Sequence[int]) -> LoraTiles:
-        """Cut the rows. Raises `ValueError` for a row or slot too many."""
+    def __call__(
+        self, row_slots: Tensor | npt.NDArray[np.int32] | Sequence[int], most: int | None = None
+    ) -> LoraTiles:
+        """Cut the rows. Raises `ValueError` for a row, a slot or an adapter too many."""
         slots = np.ascontiguousarray(row_slots, dtype=np.int32)
         rows = len(slots)
         if rows > self._max_rows:
@@ -57,13 +60,18 @@ class Tiler:
         if words < 0:
             raise ValueError(f"adapter slot {slots.max()} is outside 0..{self._num_slots - 1}")
         memory = self._parcel.add(self._words[:words], room=4 * layout.words)
-        live = int(self._words[0]) if layout.tile_rows == abi.PREFILL_TILE else -1
-        return LoraTiles(rows, layout.tile_rows, live, _point(layout, memory.data_ptr()), memory)
+        tiles = bound = int(self._words[2])
+        if most is not None:
+            bound = self._layout(rows, min(most, self._num_slots)).max_tiles
+            if tiles > bound:
+                raise ValueError(f"{tiles} tiles of rows are more than the {bound} that {most} adapters give")
+        native = _point(layout, memory.data_ptr())
+        return LoraTiles(rows, layout.tile_rows, most is not None, bound, native, memory)
 
-    def _layout(self, rows: int) -> abi.TileLayout:
+    def _layout(self, rows: int, slots: int | None = None) -> abi.TileLayout:
         height = abi.DECODE_TILE if rows <= DECODE_ROWS else abi.PREFILL_TILE
-        layout = abi.TileLayout()
-        self._library.lorikeet_tile_layout(rows, self._num_slots, height, self._max_rank, layout)
+        layout, slots = abi.TileLayout(), self._num_slots if slots is None else slots
+        self._library.lorikeet_tile_layout(rows, slots, height, self._max_rank, layout)
         return layout
 
 

@@ -23,6 +23,7 @@ from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, LoraModu
 from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraTable, LoraTables
 from lorikeet_server.kernels.ops import Greedy
 from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
+from lorikeet_server.kernels.product import Product
 from lorikeet_server.kernels.reference.attention import Planner, ReferencePlan, attend
 from lorikeet_server.kernels.reference.row_ops import TorchRowOps
 from lorikeet_server.kernels.sequence_tables import SequenceTables
@@ -69,7 +70,7 @@ class TorchLoraTables(LoraTables):
     def batcher(self, parcel: Parcel | None = None) -> LoraBatcher:
         parcel = parcel or Singly(self._device)
 
-        def build(row_slots: RowSlots) -> LoraBatch:
+        def build(row_slots: RowSlots, most: int | None = None) -> LoraBatch:
             segments = LoraSegments.build(row_slots)
             return replace(segments, permutation=parcel.add(segments.permutation.numpy()))
 
@@ -99,21 +100,32 @@ class ReferenceKernels(TorchRowOps):
         assert isinstance(packed, ReferenceLinear)
         return F.linear(x, packed.weight)
 
+    def adapted_linear(self, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraBatch) -> Product:
+        y = self.linear(x, packed)
+        self.lora(y, x, table, batch)
+        return Product(y)
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         return F.rms_norm(x.float(), weight.shape, weight.float() + offset, eps).to(x.dtype)
 
     def add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0
+        self,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        offset: float = 0.0,
+        delta: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        residual = x + residual
+        residual = Product(x, delta).whole() + residual
         return self.rms_norm(residual, weight, eps, offset), residual
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.float().chunk(2, dim=-1)
+    def silu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
+        gate, up = Product(gate_up, delta).whole().float().chunk(2, dim=-1)
         return (F.silu(gate) * up).to(gate_up.dtype)
 
-    def gelu_mul(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.float().chunk(2, dim=-1)
+    def gelu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
+        gate, up = Product(gate_up, delta).whole().float().chunk(2, dim=-1)
         return (F.gelu(gate, approximate="tanh") * up).to(gate_up.dtype)
 
     def kv_dtype(self, mode: LinearMode, *, quantised: bool) -> torch.dtype:
@@ -129,9 +141,14 @@ class ReferenceKernels(TorchRowOps):
         return num_blocks * block_size
 
     def rope_and_cache(
-        self, qkv: Tensor, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor
+        self,
+        qkv: Tensor,
+        layer: AttentionLayer,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        delta: Tensor | None = None,
     ) -> None:
-        self.rotate(qkv, layer, positions)
+        self.rotate(Product(qkv, delta).whole(), layer, positions)
         shape = layer.shape
         heads = qkv.view(qkv.shape[0], -1, shape.head_dim)  # [T, H + 2K, D]
         k_v = heads[:, shape.num_heads :].chunk(2, dim=1)

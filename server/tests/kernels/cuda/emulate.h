@@ -74,6 +74,7 @@ struct alignas(16) Quad {
 struct alignas(8) Pair {
   uint32_t word[2];
 };
+constexpr Quad kNans = {{0x7fc00000, 0x7fc00000, 0x7fc00000, 0x7fc00000}};
 
 // Copies that a thread has called for: they arrive when it waits for them, so that a missing wait shows.
 struct Copies {
@@ -256,6 +257,18 @@ inline void wait_for_previous() {}
 inline void release_next() {}
 
 constexpr int kMaxWarps = 32;
+
+inline float warp_sum(float value) {
+  static float values[kMaxWarps][32];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (int apart = 16; apart > 0; apart /= 2) {
+    values[warp][lane] = value;
+    sync_warp();
+    value += values[warp][lane ^ apart];
+    sync_warp();
+  }
+  return value;
+}
 
 // PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
 template <class T>

@@ -25,6 +25,12 @@ class OurKernels:
     def lorikeet_rope_and_cache(self, call: ctypes.Structure, stream: int) -> bytes | None:
         return self._launch(self._library.lorikeet_rope_and_cache, call)
 
+    def lorikeet_gated(self, call: ctypes.Structure, stream: int) -> bytes | None:
+        return self._launch(self._library.lorikeet_gated, call)
+
+    def lorikeet_add_norm(self, call: ctypes.Structure, stream: int) -> bytes | None:
+        return self._launch(self._library.lorikeet_add_norm, call)
+
     def _launch(self, launcher: Any, call: ctypes.Structure) -> bytes | None:
         same = type(call).from_buffer_copy(call)
         error: bytes | None = self._device.launch(launcher, same, None)

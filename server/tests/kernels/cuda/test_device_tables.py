@@ -88,7 +88,7 @@ def test_tiles_hold_every_row_once(emulated: Target) -> None:
         height = 8 if rows <= 256 else 64
         assert tiles.tile_rows == height
         at = {name: getattr(tiles.native, name) for name in ("total", "permutation", "tiles", "items")}
-        live, items = read(at["total"], np.dtype(np.int32), 2).tolist()
+        live, items, every = read(at["total"], np.dtype(np.int32), 3).tolist()
         order = read(at["permutation"], np.dtype(np.int32), rows)
         each = read(at["tiles"], abi.TILE, live)
         seen = [int(order[tile["first"] + i]) for tile in each for i in range(tile["count"])]
@@ -97,9 +97,26 @@ def test_tiles_hold_every_row_once(emulated: Target) -> None:
         assert sorted(seen) == [row for row, slot in enumerate(wanted) if slot >= 0]
         assert all(0 < tile["count"] <= height for tile in each)
         assert [int(tile["rank"]) for tile in each] == [stored_rank(int(tile["slot"])) for tile in each]
+        idle = read(at["tiles"], abi.TILE, every)[live:]
         if height == 8:
+            assert all(tile["slot"] < 0 and 0 < tile["count"] <= height for tile in idle)
+            left = [int(order[tile["first"] + i]) for tile in idle for i in range(tile["count"])]
+            assert left == [row for row, slot in enumerate(wanted) if slot < 0]
             pieces = [(*tile.tolist()[:3], rank) for tile in each for rank in range(0, int(tile["rank"]), 16)]
             assert [tuple(item.tolist()) for item in read(at["items"], abi.TILE, items)] == pieces
+
+
+def test_a_captured_batch_has_room_for_others(emulated: Target) -> None:
+    """Its tiles are as many as so many rows of so many adapters, and of none, can give."""
+    batcher = tables(emulated, [LoraModule(16, (16,))], 64).batcher()
+    one, other = [5] * 64, [3] * 9 + [-1] * 46 + [7] * 9
+    assert batcher(one).most == 8 and batcher(other).most == 2 + 6 + 2
+    assert batcher(one, 2).most == batcher(other, 2).most == 3 + 61 // 8
+    assert batcher(one, 64).most == batcher(one, 99).most == 64
+    assert batcher(one, 2).memory.numel() == batcher(one).memory.numel()
+    assert not batcher(one).captured and batcher(one, 2).captured
+    with pytest.raises(ValueError, match="64 tiles of rows are more than the 10 that 2 adapters give"):
+        batcher(list(range(64)), 2)
 
 
 def stored_rank(slot: int) -> int:

@@ -49,8 +49,9 @@ class Case:
         positions = torch.randint(POSITIONS, (rows,)).to(target.device)
         return Case(layer, qkv, positions, torch.randperm(BLOCKS * BLOCK)[:rows].to(target.device))
 
-    def run(self, target: Target) -> None:
-        RopeAndCache(target.library, target.device)(self.qkv, self.layer, self.positions, self.places)
+    def run(self, target: Target, delta: Tensor | None = None) -> None:
+        kernel = RopeAndCache(target.library, target.device)
+        kernel(self.qkv, self.layer, self.positions, self.places, delta)
 
     def copy(self) -> Case:
         layer = replace(self.layer, k_cache=self.layer.k_cache.clone(), v_cache=self.layer.v_cache.clone())
@@ -98,6 +99,26 @@ def test_what_is_read_later_is_what_was_rotated(target: Target, dtype: torch.dty
     keys, values = case.qkv[:, shape.q_width :].unflatten(1, (2 * shape.num_kv_heads, -1)).chunk(2, 1)
     assert torch.equal(case.layer.k_cache.flatten(0, 1)[case.places], keys)
     assert torch.equal(case.layer.v_cache.flatten(0, 1)[case.places], values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_adapters_add_is_rotated_too(target: Target, dtype: torch.dtype) -> None:
+    """The sum is not rounded before it turns, so a unit of the last place of what went in may be between."""
+    case = Case.make(target, 7, (7, 1), 80, dtype)
+    delta = torch.randn(case.qkv.shape).to(case.qkv)
+    exact = case.copy()
+    exact.qkv = (case.qkv.double() + delta.double()).float()
+    kernels = select("reference", device=exact.qkv.device)
+    kernels.rope_and_cache(exact.qkv, exact.layer, exact.positions, exact.places)
+    case.run(target, delta)
+    values = case.layer.shape.num_kv_heads * case.layer.shape.head_dim
+    assert torch.equal(case.qkv[:, -values:], exact.qkv[:, -values:].to(dtype))
+    torch.testing.assert_close(case.qkv.float(), exact.qkv, rtol=ULP[dtype], atol=1e-6)
+    for cache, other in (
+        (case.layer.k_cache, exact.layer.k_cache),
+        (case.layer.v_cache, exact.layer.v_cache),
+    ):
+        torch.testing.assert_close(cache.float(), other.float(), rtol=ULP[dtype], atol=1e-6)
 
 
 def test_rows_of_the_spare_place_are_seen_by_nobody(target: Target) -> None:

@@ -4,10 +4,13 @@ that are refused; on a GPU, and on a CPU under emulation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from cuda_target import Target
 from lora_cases import TOLERANCE, Case, fill, modules, popularity
+from torch import Tensor
 
 from lorikeet_server.device.parcel import StepParcel
 from lorikeet_server.kernels import LoraModule
@@ -51,6 +54,46 @@ def test_shrink_and_expand_may_be_enqueued_apart(target: Target) -> None:
     assert not torch.equal(y, whole)
     case.sgmv.expand(y, table, tiles)
     assert torch.equal(y, whole)
+
+
+@pytest.mark.parametrize("kind", ["distinct", "half", "identical", "base"])
+@pytest.mark.parametrize("rows", [1, 9, 40])
+def test_written_alone_it_is_what_is_added_to_zeros(target: Target, rows: int, kind: str) -> None:
+    """Over whatever was there; DoRA, which needs the base's product, gives what is found out."""
+    case = Case.make(target.library, target.device, modules(target), [8, 16, 64, 1, 32, 5])
+    slots = popularity(kind, rows, 6)
+    for module in range(3):
+        x, y = case.inputs(rows, module)
+        delta = torch.full_like(y, torch.nan)
+        for most in (None, len(set(slots) - {-1}), 6):
+            tiles = case.tables.batcher()(slots, most)
+            case.sgmv.write(delta, x, case.tables.tables[module], tiles)
+            check_alone(case, x, delta, slots, module)
+
+
+def check_alone(case: Case, x: Tensor, delta: Tensor, slots: Sequence[int], module: int) -> None:
+    added, scaled = case.run(x, torch.zeros_like(delta), slots, module), dora(case, slots, module)
+    assert delta[scaled].isnan().all()
+    assert torch.equal(delta[~scaled], added[~scaled])
+
+
+def test_only_few_rows_are_written_alone(target: Target) -> None:
+    case = Case.make(target.library, target.device, modules(target), [8])
+    x, y = case.inputs(257)
+    tiles, table = case.tables.batcher()([0] * 257), case.tables.tables[0]
+    assert not case.sgmv.can_write(table, tiles)
+    with pytest.raises(ValueError, match="only tiles of 8 rows write what they add"):
+        case.sgmv.write(y, x, table, tiles)
+
+
+def dora(case: Case, slots: Sequence[int], module: int) -> Tensor:
+    """Which values belong to a slice with DoRA."""
+    table, found = case.tables.tables[module], []
+    for slot in slots:
+        entries = [table.get(slot, index) if slot >= 0 else None for index in range(len(table.out_features))]
+        found.append([entry is not None and entry[3] is not None for entry in entries])
+    widths = torch.tensor(table.out_features)
+    return torch.tensor(found).repeat_interleave(widths, dim=1).to(case.tables.device)
 
 
 def test_a_module_that_no_adapter_targets(target: Target) -> None:
@@ -135,13 +178,15 @@ def test_a_captured_graph_serves_every_mix(on_device: Target) -> None:
     batcher = case.tables.batcher(parcel)
     inputs = [case.inputs(rows, module) for module in range(3)]
     results = [y.clone() for _, y in inputs]
+    alone = [torch.empty_like(y) for _, y in inputs]
     parcel.begin()
-    tiles = batcher([-1] * rows)
+    tiles = batcher([-1] * rows, 32)
     parcel.send()
 
     def step() -> None:
         for module, (x, y) in enumerate(inputs):
             case.add(x, results[module].copy_(y), tiles, module)
+            case.sgmv.write(alone[module], x, case.tables.tables[module], tiles)
 
     step()
     graph = torch.cuda.CUDAGraph()
@@ -159,10 +204,12 @@ def test_a_captured_graph_serves_every_mix(on_device: Target) -> None:
         case.tables.commit()
         slots = popularity(kind, rows, 32)
         parcel.begin()
-        batcher(slots)
+        batcher(slots, 32)
         parcel.send()
         graph.replay()
         replayed = [result.clone() for result in results]
+        for module, (x, _) in enumerate(inputs):
+            check_alone(case, x, alone[module], slots, module)
         for module, (x, y) in enumerate(inputs):
             assert case.error(x, y, slots, replayed[module], module) < TOLERANCE[x.dtype]
             assert torch.equal(case.run(x, y, slots, module), replayed[module])

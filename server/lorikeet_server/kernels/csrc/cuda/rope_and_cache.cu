@@ -24,6 +24,7 @@ const char* fault(const LorikeetRopeAndCache& call) {
   if (call.rows == 0) return nullptr;
   const int64_t width = (layer.heads + 2 * static_cast<int64_t>(layer.kv_heads)) * layer.width;
   if (call.qkv_stride < width || !aligned(call.qkv, call.qkv_stride)) return "qkv must begin every row on 16 bytes";
+  if (call.delta != nullptr && !aligned(call.delta, 0)) return "the delta must begin on 16 bytes";
   if (call.positions == nullptr || call.places == nullptr) return "there are no positions or places";
   return nullptr;
 }
@@ -31,7 +32,7 @@ const char* fault(const LorikeetRopeAndCache& call) {
 template <class T>
 const char* launch(const LorikeetRopeAndCache& call, void* stream) {
   const Launch launch = {{call.rows, static_cast<int>(blocks_of_row(call.layer)), 1}, kRopeThreads, stream, call.dependent != 0};
-  return enqueue(launch, rope_and_cache<T>, call.layer, call.qkv, call.qkv_stride, call.positions, call.places);
+  return enqueue(launch, rope_and_cache<T>, call.layer, call.qkv, call.qkv_stride, call.delta, call.positions, call.places);
 }
 
 }  // namespace

@@ -15,10 +15,11 @@ const char* load_rope_and_cache();
 
 extern "C" {
 
-// Rotates q and k in qkv, and writes k and v to the cache; all arrays on the device of the stream.
+// Adds the delta to qkv, rotates q and k in it, and writes k and v to the cache; all arrays on the device of the stream.
 struct LorikeetRopeAndCache {
   lorikeet::CachedLayer layer;
   uint16_t* qkv;             // [rows][(heads + 2 kv_heads) * width], rows qkv_stride values apart
+  const uint16_t* delta;     // [rows][(heads + 2 kv_heads) * width] without gaps, or null: none
   const int64_t* positions;  // [rows] rows of cos_sin
   const int64_t* places;     // [rows] rows of the cache, no two the same but for the spare one
   int64_t qkv_stride;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "after_product.h"
 #include "lorikeet/checks.h"
 #include "lorikeet/expand_decode.cuh"
 #include "lorikeet/expand_prefill.cuh"
@@ -34,21 +35,24 @@ const char* fault(const LorikeetSgmv& call) {
   if (expands && (call.y_stride < tables.column[tables.slices] || !aligned(call.y, call.y_stride))) {
     return "y must begin every row on 16 bytes";
   }
+  if (call.alone != 0 && call.tile_rows != kDecodeTile) return "only tiles of 8 rows write what they add";
   if (!aligned(call.v, 0)) return "the scratch must begin on 16 bytes";
-  if (TileLayout::most_tiles(call.rows, tables.slots, call.tile_rows) > 65535) return "the step has too many tiles";
+  const int most = TileLayout::most_tiles(call.rows, tables.slots + 1, call.tile_rows);
+  if (call.most_tiles < 0 || call.most_tiles > most) return "so many rows do not have so many tiles";
+  if (call.most_tiles > 65535) return "the step has too many tiles";
   return nullptr;
 }
 
 int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 int at_most(int64_t value, int64_t bound) { return static_cast<int>(value < 1 ? 1 : value < bound ? value : bound); }
 
-// Where the live tiles are not given, grids do not depend on what is in the step, only on its size: a captured graph replays
-// for every mix of adapters. Blocks share what there is to do, in one wave.
+// Grids do not depend on what is in the step, only on how much there may be: a captured graph replays for every mix of so many
+// adapters. Blocks share what there is to do, in one wave.
 struct Sizes {
   int tiles, planes, processors;
 
   explicit Sizes(const LorikeetSgmv& call)
-      : tiles(call.live_tiles >= 0 ? call.live_tiles : TileLayout::most_tiles(call.rows, call.tables.slots, call.tile_rows)),
+      : tiles(call.most_tiles),
         planes(planes_of(call.tables.in)),
         processors(multiprocessors()) {}
 };
@@ -66,7 +70,9 @@ const char* shrink_few(const LorikeetSgmv& call, const Sizes& sizes, void* strea
   static const int resident = resident_blocks(shrink_decode<T>, kShrinkThreads, kShrinkShared, kShrinkBlocks);
   const int64_t room = sizes.processors * resident / (sizes.planes * tables.slices);
   const int items = at_most(room, static_cast<int64_t>(sizes.tiles) * (tables.max_rank / kRankTile));
-  const Launch launch = {{sizes.planes, tables.slices, items}, kShrinkThreads, stream, call.dependent != 0, kShrinkShared};
+  // Alone, it stands where streams part, which programmatic launches do not cross.
+  const bool dependent = call.dependent != 0 && call.alone == 0;
+  const Launch launch = {{sizes.planes, tables.slices, items}, kShrinkThreads, stream, dependent, kShrinkShared};
   return enqueue(launch, shrink_decode<T>, tables, call.tiles, call.x, call.x_stride, call.v, call.rows);
 }
 
@@ -84,9 +90,9 @@ const char* shrink_many(const LorikeetSgmv& call, const Sizes& sizes, void* stre
   return enqueue(add, add_planes_of_tiles<T>, tables, call.tiles, call.v, sizes.planes, call.rows, whole_of(call));
 }
 
-template <class T>
+template <class T, bool kAlone>
 const char* expand_few(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
-  static const int resident = resident_blocks(expand_decode<T>, kExpandDecodeThreads, kExpandDecodeShared, kExpandDecodeBlocks);
+  static const int resident = resident_blocks(expand_decode<T, kAlone>, kExpandDecodeThreads, kExpandDecodeShared, kExpandDecodeBlocks);
   const int64_t room = static_cast<int64_t>(sizes.processors) * resident;
   const int all = strips(call.tables);
   // Runs are long where each warp still has several of them.
@@ -96,7 +102,7 @@ const char* expand_few(const LorikeetSgmv& call, const Sizes& sizes, void* strea
   const int64_t items = static_cast<int64_t>(sizes.tiles) * ceil_div(all, run);
   const int blocks = at_most(room, std::max<int64_t>(std::min<int64_t>(items, sizes.processors), ceil_div(items, 2)));
   const Launch launch = {{blocks, 1, 1}, kExpandDecodeThreads, stream, call.dependent != 0, kExpandDecodeShared};
-  return enqueue(launch, expand_decode<T>, call.tables, call.tiles, call.v, sizes.planes, call.rows, sizes.tiles, run, call.y,
+  return enqueue(launch, expand_decode<T, kAlone>, call.tables, call.tiles, call.v, sizes.planes, call.rows, sizes.tiles, run, call.y,
                  call.y_stride);
 }
 
@@ -120,7 +126,8 @@ const char* launch(const LorikeetSgmv& call, void* stream) {
     if (wrong != nullptr) return wrong;
   }
   if ((call.phases & kLorikeetExpand) == 0) return nullptr;
-  return few ? expand_few<T>(call, sizes, stream) : expand_many<T>(call, sizes, stream);
+  if (!few) return expand_many<T>(call, sizes, stream);
+  return call.alone != 0 ? expand_few<T, true>(call, sizes, stream) : expand_few<T, false>(call, sizes, stream);
 }
 
 template <class T>
@@ -128,7 +135,8 @@ const char* load_all() {
   if (const char* wrong = load(shrink_decode<T>, kShrinkShared)) return wrong;
   if (const char* wrong = load(shrink_prefill<T>, kShrinkPrefillShared)) return wrong;
   if (const char* wrong = load(add_planes_of_tiles<T>)) return wrong;
-  if (const char* wrong = load(expand_decode<T>, kExpandDecodeShared)) return wrong;
+  if (const char* wrong = load(expand_decode<T, false>, kExpandDecodeShared)) return wrong;
+  if (const char* wrong = load(expand_decode<T, true>, kExpandDecodeShared)) return wrong;
   return load(expand_prefill<T>);
 }
 
@@ -138,13 +146,14 @@ const char* load_all() {
 extern "C" const char* lorikeet_load(void) {
   if (const char* wrong = lorikeet::load_all<lorikeet::Bf16>()) return wrong;
   if (const char* wrong = lorikeet::load_all<lorikeet::Fp16>()) return wrong;
+  if (const char* wrong = lorikeet::load_after_product()) return wrong;
   return lorikeet::load_rope_and_cache();
 }
 
 extern "C" int lorikeet_struct_bytes(int index) {
   const int bytes[] = {sizeof(lorikeet::LoraEntry), sizeof(lorikeet::LoraTile), sizeof(lorikeet::TileLayout), sizeof(LorikeetSgmv),
-                       sizeof(LorikeetRopeAndCache)};
-  return index >= 0 && index < 5 ? bytes[index] : 0;
+                       sizeof(LorikeetRopeAndCache), sizeof(LorikeetGated), sizeof(LorikeetAddNorm)};
+  return index >= 0 && index < 7 ? bytes[index] : 0;
 }
 
 extern "C" int64_t lorikeet_sgmv_scratch(const lorikeet::LoraTables* tables, int rows) {
@@ -153,7 +162,7 @@ extern "C" int64_t lorikeet_sgmv_scratch(const lorikeet::LoraTables* tables, int
 
 extern "C" const char* lorikeet_sgmv(const LorikeetSgmv* call, void* stream) {
   if (const char* wrong = lorikeet::fault(*call)) return wrong;
-  if (call->rows == 0 || call->live_tiles == 0) return nullptr;
+  if (call->rows == 0 || call->most_tiles == 0) return nullptr;
   return call->format == kLorikeetBf16 ? lorikeet::launch<lorikeet::Bf16>(*call, stream) : lorikeet::launch<lorikeet::Fp16>(*call, stream);
 }
 

@@ -20,6 +20,7 @@ struct alignas(16) Quad {
 struct alignas(8) Pair {
   uint32_t word[2];
 };
+constexpr Quad kNans = {{0x7fc00000, 0x7fc00000, 0x7fc00000, 0x7fc00000}};
 
 __device__ __forceinline__ float as_float(uint32_t bits) { return __uint_as_float(bits); }
 
@@ -63,6 +64,13 @@ __device__ __forceinline__ void wait_for_copies() {
 
 // All lanes of a warp, and what they have written to shared memory.
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
+
+// The sum over all lanes of a warp, the same in each.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) value += __shfl_xor_sync(~0u, value, apart);
+  return value;
+}
 
 // Programmatic dependent launch (sm_90): what precedes `wait_for_previous` overlaps the kernel before this one and must
 // not read what that kernel writes. Every thread has to wait before it ends: a kernel that came after might otherwise not be

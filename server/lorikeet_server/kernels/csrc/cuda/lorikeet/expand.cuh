@@ -1,5 +1,5 @@
 // y = g (y + scale * v B^T) for every row, under its own adapter: the second half of the LoRA product, all slices in one
-// launch; g is DoRA's scale, 1 without it.
+// launch; g is DoRA's scale, 1 without it. Or y = scale * v B^T, and zeros for rows without adapter.
 //
 // Output columns are the 16-row side of the matrix instruction, tokens its 8-column side, the rank is k. The unit of work is
 // a strip: 64 columns of one slice for the rows of one tile. B of a strip comes through shared memory, 32 ranks at a time, some
@@ -53,12 +53,12 @@ struct ExpandItem {
   Strip strip;
   LoraEntry entry;
 
-  // Strip `index` for the tile at `tile`, for which there must be room among the tiles, but which need not be live.
-  __device__ static ExpandItem of(const LoraTables& tables, const LoraTiles& tiles, int tile, int index) {
+  // Strip `index` for the tile at `tile`, for which there must be room among the tiles, but which need not be live: below `*live`.
+  __device__ static ExpandItem of(const LoraTables& tables, const LoraTiles& tiles, int tile, const int32_t* live, int index) {
     const LoraTile found = tile_at(tiles.tiles, tile);  // read beside their number, not after it
-    if (tile >= tiles.total[0]) return {};
+    if (tile >= *live) return {};
     const Strip strip = Strip::of(tables, index);
-    return {found, strip, entry_of(tables, found.slot, strip.slice)};
+    return {found, strip, found.slot < 0 ? LoraEntry{} : entry_of(tables, found.slot, strip.slice)};
   }
 
   // Null beyond the tile's rows and the slice's columns. `g`: whose 8 columns.
@@ -148,14 +148,15 @@ __device__ __forceinline__ void multiply_strip(float (&sum)[kTokenTiles][kStripT
   }
 }
 
-// Eight columns of row 2 t + `row` of a token tile: y before becomes y after.
-template <class T>
+// Eight columns of row 2 t + `row` of a token tile: y before becomes y after. kAlone: nothing was there before, and DoRA, which
+// would have to scale what was, gives NaN.
+template <class T, bool kAlone = false>
 __device__ __forceinline__ Quad added(const Quad& before, const float (&sum)[kStripTiles][4], int row, const ExpandItem& item, int g) {
   const auto* dora = reinterpret_cast<const Quad*>(item.entry.g != 0 ? item.entry.g + 4 * (item.strip.first + 8 * g) : 0);
   Quad factor[2] = {};
   if (dora != nullptr) {
-    factor[0] = load_cached(dora);
-    factor[1] = load_cached(dora + 1);
+    factor[0] = kAlone ? kNans : load_cached(dora);
+    factor[1] = kAlone ? kNans : load_cached(dora + 1);
   }
   Quad after;
 #pragma unroll

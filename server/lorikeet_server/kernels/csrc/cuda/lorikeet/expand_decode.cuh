@@ -28,8 +28,9 @@ static_assert(kExpandStages <= kItemsAtOnce, "a lookup must not overwrite what i
 constexpr int kExpandDecodeShared = kExpandWarps * sizeof(ExpandAhead);
 
 // Grid (blocks that share the runs); kExpandDecodeThreads. A run is `run` strips for one tile, which read v once. v: `planes` planes
-// of [rows][slices * max_rank], by position. `room`: tiles that there may be.
-template <class T>
+// of [rows][slices * max_rank], by position. `room`: tiles that there may be. kAlone: y is written and not added to, for all rows of
+// the step and all columns.
+template <class T, bool kAlone>
 __global__ void __launch_bounds__(kExpandDecodeThreads, kExpandDecodeBlocks)
     expand_decode(LoraTables tables, LoraTiles tiles, const float* v, int planes, int rows, int room, int run, uint16_t* y,
                   int64_t y_stride) {
@@ -41,13 +42,14 @@ __global__ void __launch_bounds__(kExpandDecodeThreads, kExpandDecodeBlocks)
   // The first warps of all blocks come before the second ones: few strips are spread over all multiprocessors.
   const int blocks = gridDim.x, first = warp * blocks + static_cast<int>(blockIdx.x), stride = blocks * kExpandWarps;
   const int all = strips(tables), runs = (all + run - 1) / run;
-  const bool live = targeted(tables);
+  const bool live = kAlone || targeted(tables);
+  const int32_t* const total = tiles.total + (kAlone ? 2 : 0);
   const auto look_up = [&](int from, int items) {
     if (lane < items) {
       const int index = from + lane, at = first + index / run * stride;
       const int tile = at / runs, strip = at % runs * run + index % run;
       const bool there = live && tile < room && strip < all;
-      ahead.items[index % kExpandItems] = there ? ExpandItem::of(tables, tiles, tile, strip) : ExpandItem{};
+      ahead.items[index % kExpandItems] = there ? ExpandItem::of(tables, tiles, tile, total, strip) : ExpandItem{};
     }
     sync_warp();
   };
@@ -67,7 +69,7 @@ __global__ void __launch_bounds__(kExpandDecodeThreads, kExpandDecodeBlocks)
   for (int stage = 0; stage < kExpandStages - 1; ++stage) copy(stage);
   release_next();
   wait_for_previous();
-  const int end = live ? tiles.total[0] * runs : 0;
+  const int end = live ? *total * runs : 0;
   Pair token[kSteps];
   int stage = 0, kept_tile = -1, kept_slice = -1;
 #pragma unroll 1
@@ -78,8 +80,8 @@ __global__ void __launch_bounds__(kExpandDecodeThreads, kExpandDecodeBlocks)
     Quad before[2] = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      row[i] = rank > 0 ? item.y_at(tiles, 2 * t + i, g, y, y_stride) : nullptr;
-      if (row[i] != nullptr) before[i] = load_written(row[i]);
+      row[i] = kAlone || rank > 0 ? item.y_at(tiles, 2 * t + i, g, y, y_stride) : nullptr;
+      if (!kAlone && row[i] != nullptr) before[i] = load_written(row[i]);
     }
     const float* const from = v + (item.tile.first + g) * width + item.strip.slice * tables.max_rank + 4 * t;
     const bool mine = g < item.tile.count, kept = kept_tile == item.tile.first && kept_slice == item.strip.slice;
@@ -108,7 +110,7 @@ __global__ void __launch_bounds__(kExpandDecodeThreads, kExpandDecodeBlocks)
     kept_slice = item.strip.slice;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (row[i] != nullptr) *reinterpret_cast<Quad*>(row[i]) = added<T>(before[i], sum[0], i, item, g);
+      if (row[i] != nullptr) *reinterpret_cast<Quad*>(row[i]) = added<T, kAlone>(before[i], sum[0], i, item, g);
     }
   }
 }

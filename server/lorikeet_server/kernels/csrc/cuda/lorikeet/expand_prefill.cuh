@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kExpandPrefillThreads, kExpandPrefillBlocks)
   const int end = live ? tiles.total[0] * runs : 0;
   const auto item_at = [&](const Place& place) {
     const int strip = place.at % runs * run + place.within;
-    return place.at < end && strip < all ? ExpandItem::of(tables, tiles, place.at / runs, strip) : ExpandItem{};
+    return place.at < end && strip < all ? ExpandItem::of(tables, tiles, place.at / runs, tiles.total, strip) : ExpandItem{};
   };
   const auto y_of = [&](const ExpandItem& item, int n, int i) {
     return item.rank() > 0 ? item.y_at(tiles, (warp * kTokenTiles + n) * 8 + 2 * t + i, g, y, y_stride) : nullptr;

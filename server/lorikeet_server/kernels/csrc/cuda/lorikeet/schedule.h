@@ -14,7 +14,7 @@ namespace lorikeet {
 struct TileLayout {
   int32_t rows;
   int32_t tile_rows;
-  int32_t max_tiles;  // the most tiles that so many rows can give
+  int32_t max_tiles;  // the most tiles that so many rows can give, with those of rows without adapter
   int32_t max_items;
   int32_t permutation, tiles, items, words;
 
@@ -24,8 +24,9 @@ struct TileLayout {
     TileLayout layout = {};
     layout.rows = rows;
     layout.tile_rows = tile_rows;
-    layout.max_tiles = most_tiles(rows, slots, tile_rows);
-    layout.max_items = tile_rows == kDecodeTile ? layout.max_tiles * (max_rank / kRankTile) : 0;
+    const bool few = tile_rows == kDecodeTile;
+    layout.max_tiles = most_tiles(rows, few ? slots + 1 : slots, tile_rows);
+    layout.max_items = few ? most_tiles(rows, slots, tile_rows) * (max_rank / kRankTile) : 0;
     layout.permutation = kWords;
     layout.tiles = aligned(layout.permutation + rows);
     layout.items = layout.tiles + layout.max_tiles * kWords;
@@ -40,9 +41,9 @@ struct TileLayout {
   }
 };
 
-// Sorts rows by slot (stable: ascending rows within a slot) and cuts each run into tiles. Rows with a negative slot get no
-// tile. `row_slots` [rows], values below `slots`; `slot_rank` [slots], the largest rank of each slot over all modules;
-// `buffer` [layout.words]. Returns the words to copy.
+// Sorts rows by slot (stable: ascending rows within a slot) and cuts each run into tiles. Rows with a negative slot come last, and
+// have tiles only where tiles are low. `row_slots` [rows], values below `slots`; `slot_rank` [slots], the largest rank of each slot
+// over all modules; `buffer` [layout.words]. Returns the words to copy.
 inline int schedule_tiles(const int32_t* row_slots, int rows, int slots, const int32_t* slot_rank, const TileLayout& layout,
                           std::vector<int32_t>& counts, int32_t* buffer) {
   counts.assign(slots + 1, 0);
@@ -60,11 +61,13 @@ inline int schedule_tiles(const int32_t* row_slots, int rows, int slots, const i
     }
     counts[s + 1] += begin;
   }
-  for (int i = 0; i < rows; ++i) {
-    if (row_slots[i] >= 0) buffer[layout.permutation + counts[row_slots[i]]++] = i;
-  }
   buffer[0] = static_cast<int32_t>(tile - reinterpret_cast<LoraTile*>(buffer + layout.tiles));
   buffer[1] = static_cast<int32_t>(item - reinterpret_cast<LoraTile*>(buffer + layout.items));
+  for (int first = counts[slots]; first < rows && layout.tile_rows == kDecodeTile; first += layout.tile_rows) {
+    *tile++ = {first, std::min(rows - first, layout.tile_rows), -1, 0};
+  }
+  buffer[2] = static_cast<int32_t>(tile - reinterpret_cast<LoraTile*>(buffer + layout.tiles));
+  for (int i = 0; i < rows; ++i) buffer[layout.permutation + counts[row_slots[i] < 0 ? slots : row_slots[i]]++] = i;
   const int32_t* end = reinterpret_cast<int32_t*>(buffer[1] > 0 ? item : tile);
   return static_cast<int>(end - buffer);
 }

@@ -40,13 +40,13 @@ struct LoraTables {
 struct alignas(16) LoraTile {
   int32_t first;  // position of the first row
   int32_t count;  // rows, at most the tile height of the launch
-  int32_t slot;
+  int32_t slot;   // negative: of rows without adapter
   int32_t rank;   // of a tile: the slot's largest rank over all modules; of an item: the first rank row
 };
 
 // The rows of a step by adapter slot, cut into tiles. Built once per step for all modules and layers.
 struct LoraTiles {
-  const int32_t* total;        // [2] live tiles, live items
+  const int32_t* total;        // [3] live tiles, live items, and live tiles with those of rows without adapter, which come after them
   const int32_t* permutation;  // [rows] row of x and y at each position
   const LoraTile* tiles;
   const LoraTile* items;       // tiles of kDecodeTile rows only: one for each kRankTile rank rows of each tile
