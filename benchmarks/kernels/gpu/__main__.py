@@ -3,7 +3,7 @@
     decode    6 modules x rows 1..256 x adapters x ranks
     prefill   6 modules x rows 512..8192 x segments x ranks
     peers     some of both beside torch, vLLM and SGLang
-    variants  what the overlap of launches is worth, what DoRA costs, and shrink beside the base product
+    variants  what the overlap of launches is worth, what DoRA costs, and both beside the base product
 
 With `--dry-run` the same program runs tiny shapes on a CPU, on kernels compiled for it; its figures mean
 nothing.

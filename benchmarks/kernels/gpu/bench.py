@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.kernels.gpu.clock import Clock
 from benchmarks.kernels.gpu.layers import Layers, Pool
 from benchmarks.kernels.gpu.peers import PEERS
-from benchmarks.kernels.gpu.report import AFTER_BASE, BEFORE, BESIDE_BASE, Line
+from benchmarks.kernels.gpu.report import AFTER_BASE, AS_SERVED, BEFORE, Line
 from benchmarks.kernels.gpu.shapes import Cell
 from lorikeet_server.kernels import LoraModule
 
@@ -49,7 +49,7 @@ class Bench:
             for name, how in VARIANTS.items():
                 other = Layers.make(self.library, cell, self.pool, **how)
                 line.variants[name] = self.clock.microseconds(other.ours()["both"], other.count)
-            base = {AFTER_BASE: layers.after_base, BESIDE_BASE: layers.beside_base}
+            base = {AFTER_BASE: layers.after_base, AS_SERVED: layers.as_served}
             line.variants |= {
                 name: self.clock.microseconds(make(), layers.count) for name, make in base.items()
             }

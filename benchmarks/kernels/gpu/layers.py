@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.kernels.gpu.shapes import Cell
 from lorikeet_server.kernels import LoraAdapter, LoraSegments, select
 from lorikeet_server.kernels.cuda import DeviceLoraTables, LoraTiles, Sgmv
+from lorikeet_server.kernels.cuda.backend import CudaKernels
 from lorikeet_server.kernels.cuda.tiles import DECODE_ROWS
 
 CALLS = 20
@@ -102,30 +103,31 @@ class Layers:
         }
 
     def after_base(self) -> Run:
-        """The base product, then both kernels: a layer as it is served."""
-        weights = self._base_weights()
+        """The base product, then both kernels, then an op that reads what they gave."""
+        weights, read = self._base_weights(), torch.empty_like(self.y)
 
         def run(layer: int) -> None:
             torch.mm(self.x, weights[layer % len(weights)].t(), out=self.y)
             self.sgmv(self.y, self.x, self.tables.tables[layer], self.tiles)
+            torch.neg(self.y, out=read)
 
         return run
 
-    def beside_base(self) -> Run:
-        """The same, with shrink on a stream of its own, which ends where expand begins."""
-        weights, device = self._base_weights(), self.x.device
-        if device.type != "cuda":
+    def as_served(self) -> Run:
+        """The same in the order that the backend has for such a step."""
+        if self.x.device.type != "cuda":
             return self.after_base()
-        side = torch.cuda.Stream(device)
+        kernels = CudaKernels(self.x.device, self.x.dtype)
+        weights = [kernels.pack_linear(weight, "bfloat16") for weight in self._base_weights()]
+        read = torch.empty_like(self.y)
 
         def run(layer: int) -> None:
-            main, table = torch.cuda.current_stream(device), self.tables.tables[layer]
-            side.wait_stream(main)
-            with torch.cuda.stream(side):
-                self.sgmv.shrink(self.x, table, self.tiles)
-            torch.mm(self.x, weights[layer % len(weights)].t(), out=self.y)
-            main.wait_stream(side)
-            self.sgmv.expand(self.y, table, self.tiles)
+            table, weight = self.tables.tables[layer], weights[layer % len(weights)]
+            y, delta = kernels.adapted_linear(self.x, weight, table, self.tiles)
+            if delta is None:
+                torch.neg(y, out=read)
+            else:
+                torch.add(y, delta, out=read)
 
         return run
 

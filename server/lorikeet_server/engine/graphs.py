@@ -26,7 +26,7 @@ from lorikeet_server.kernels import (
 )
 from lorikeet_server.models.causal_lm import CausalLM
 
-FEW_ADAPTERS = 2  # have captures of their own, whose grids leave the base's product more room
+FEW_ADAPTERS = 4  # have captures of their own, whose grids leave the base's product more room
 FEW_ROWS = 16  # up to which they would not be smaller
 
 

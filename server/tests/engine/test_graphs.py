@@ -91,26 +91,26 @@ def test_captured_steps_are_the_steps_themselves(path: Path) -> None:
 
 def test_few_adapters_have_captures_of_their_own(path: Path) -> None:
     """From 17 rows on. A step replays the one for as many as it has, or for all."""
-    kernels, sizes = GatherKernels(), {"max_sequences": 24, "max_step_tokens": 256, "adapter_slots": 3}
+    kernels, sizes = GatherKernels(), {"max_sequences": 24, "max_step_tokens": 256, "adapter_slots": 6}
     engine = engine_of(path, kernels, CapturingDevice(), **sizes)
     plain = engine_of(path, ReferenceKernels(), None, **sizes)
     assert engine._warm is not None and (graphs := engine._warm.runner._graphs) is not None
     assert sorted(graphs._captured) == [
-        (rows, most) for rows in (1, 2, 4, 8, 16, 24) for most in ((0, 2, 3) if rows > 16 else (0, 3))
+        (rows, most) for rows in (1, 2, 4, 8, 16, 24) for most in ((0, 4, 6) if rows > 16 else (0, 6))
     ]
     runs = []
     for each in (engine, plain):
         driver, step = Driver(each), pb.Step()
-        for slot in range(3):
+        for slot in range(6):
             *_, last = each.library.fetch("local", list(ADAPTERS)[slot % 2], 0)
             each.library.stage(last.digest)
             step.moves.append(pb.AdapterMove(slot=slot, digest=last.digest))
-        slots = [-1] * 14 + [0] * 5 + [1] * 4 + [2]
+        slots = [-1] * 14 + [0] * 5 + [3, 1, 2, 4, 5]
         every = [driver.admit(step, i, prompt_of(4, i), adapter_slot=slot) for i, slot in enumerate(slots)]
         for run in every:
             driver.prefill(step, run)
         driver.execute(step)
-        for chosen in (every, every[:20], every[:17], every[:14], every[14:]):
+        for chosen in (every, every[:22], every[:17], every[:14], every[14:]):
             step = pb.Step()
             driver.decode(step, *chosen)
             driver.execute(step)

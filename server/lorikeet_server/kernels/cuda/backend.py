@@ -31,7 +31,7 @@ from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, LoraModu
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 from lorikeet_server.kernels.packed_linear import PackedLinear
 from lorikeet_server.kernels.product import Product
-from lorikeet_server.kernels.reference.backend import ReferenceKernels
+from lorikeet_server.kernels.reference.backend import ReferenceKernels, ReferenceLinear
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,21 @@ class CudaKernels(ReferenceKernels):
 
     def adapted_linear(self, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraBatch) -> Product:
         sgmv = self._sgmv
-        if sgmv is None or not (
-            isinstance(batch, LoraTiles) and batch.captured and sgmv.can_write(table, batch)
-        ):
+        if sgmv is None or not isinstance(batch, LoraTiles) or not sgmv.can_write(table, batch):
             return super().adapted_linear(x, packed, table, batch)
+        if batch.captured:
+            return self._side_by_side(sgmv, x, packed, table, batch)
+        if batch.tile_rows == abi.DECODE_TILE:
+            return super().adapted_linear(x, packed, table, batch)
+        # cuBLAS adds to what is there while it computes: y is not read for the adapters' sake.
+        y = x.new_empty(x.shape[0], packed.out_features)
+        sgmv.write(y, x, table, batch)
+        assert isinstance(packed, ReferenceLinear)
+        return Product(torch.addmm(y, x, packed.weight.t(), out=y))
+
+    def _side_by_side(
+        self, sgmv: Sgmv, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraTiles
+    ) -> Product:
         delta = x.new_empty(x.shape[0], packed.out_features)
         with self._beside.begun() as beside:
             # Whichever is called for first has the device to itself until the other begins. A long product of

@@ -32,12 +32,11 @@ class Sgmv:
     def can_write(self, table: LoraTable, batch: LoraBatch) -> bool:
         """Whether `write` takes them."""
         of = table.of
-        decode = isinstance(batch, LoraTiles) and batch.tile_rows == abi.DECODE_TILE
-        return decode and isinstance(of, DeviceLoraTables) and table in of.native
+        return isinstance(batch, LoraTiles) and isinstance(of, DeviceLoraTables) and table in of.native
 
     def write(self, delta: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         """As a call, but into `delta`, whatever was there: zeros for rows and slices without an adapter, and
-        NaN for a slice with DoRA, which scales what is not here. For steps of few rows."""
+        NaN for a slice with DoRA, which scales what is not here."""
         self._run(table, batch, x, delta, alone=True)
 
     def shrink(self, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:

@@ -9,10 +9,11 @@ import torch
 from cuda_target import Target
 from devices import RerunDevice
 from flashinfer_stand_in import LIBRARY
+from lora_cases import fill
 from shard_driver import Driver, Run, make_engine, prompt_of, tiny_model, warmup_request
 from tiny_adapters import ATTENTION, save_adapter
 
-from lorikeet_server.kernels import AttentionLayer, AttentionShape, Kernels, select
+from lorikeet_server.kernels import AttentionLayer, AttentionShape, Kernels, LoraModule, Product, select
 from lorikeet_server.kernels.cuda import DeviceLoraTables, backend, toolkit
 from lorikeet_server.pb import shard_pb2 as pb
 
@@ -88,6 +89,46 @@ def test_an_engine_over_it_gives_what_the_reference_gives(kernels: Kernels, tmp_
         compared = parted.index(True) + 1 if any(parted) else len(parted)
         assert compared > 1
         assert run.logprobs[:compared] == pytest.approx(other.logprobs[:compared], abs=0.02)
+
+
+@pytest.mark.parametrize(("rows", "most"), [(5, None), (5, 3), (40, 3), (40, 50), (300, None)])
+def test_adapters_beside_the_base_add_what_they_add_behind_it(
+    kernels: Kernels, rows: int, most: int | None
+) -> None:
+    """Left to the reader where the ops are captured, and added by cuBLAS where a step has many rows."""
+    modules = [LoraModule(72, (64, 24))]
+    tables = kernels.lora_tables(modules, 50, 300, 16, torch.float16)
+    assert isinstance(tables, DeviceLoraTables)
+    for slot in range(2):
+        fill(tables, slot, {0: 16, 1: 8})
+    tables.commit()
+    packed = kernels.pack_linear(torch.randn(88, 72) / 9, "float16")
+    x, (table,) = torch.randn(rows, 72).half(), tables.tables
+    slots = [(-1, 0, 1)[row % 3] for row in range(rows)]
+    y, delta = kernels.adapted_linear(x, packed, table, tables.batcher()(slots, most))
+    assert (delta is not None) == (most is not None)
+    expected = kernels.linear(x, packed)
+    kernels.lora(expected, x, table, tables.batcher()(slots))
+    torch.testing.assert_close(Product(y, delta).whole(), expected, rtol=2.0**-9, atol=2.0**-8)
+
+
+def test_what_reads_a_delta_adds_it(kernels: Kernels) -> None:
+    """With a kernel of its own, or, where the widths do not allow that, as the reference does."""
+    reference = select("reference", dtype=torch.float16)
+    for width in (64, 36):
+        y, delta = torch.randn(2, 3, 2 * width).half()
+        for name in ("silu_mul", "gelu_mul"):
+            expected = getattr(reference, name)(y.clone(), delta)
+            torch.testing.assert_close(
+                getattr(kernels, name)(y.clone(), delta), expected, rtol=0.01, atol=0.01
+            )
+        x, more, residual = torch.randn(3, 3, width).half()
+        found, wanted = (
+            each.add_rms_norm(x.clone(), residual.clone(), more[0].clone(), 1e-5, 0.0, more)
+            for each in (kernels, reference)
+        )
+        for pair in zip(found, wanted, strict=True):
+            torch.testing.assert_close(*pair, rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize("width", [64, 24])

@@ -35,7 +35,6 @@ const char* fault(const LorikeetSgmv& call) {
   if (expands && (call.y_stride < tables.column[tables.slices] || !aligned(call.y, call.y_stride))) {
     return "y must begin every row on 16 bytes";
   }
-  if (call.alone != 0 && call.tile_rows != kDecodeTile) return "only tiles of 8 rows write what they add";
   if (!aligned(call.v, 0)) return "the scratch must begin on 16 bytes";
   const int most = TileLayout::most_tiles(call.rows, tables.slots + 1, call.tile_rows);
   if (call.most_tiles < 0 || call.most_tiles > most) return "so many rows do not have so many tiles";
@@ -98,23 +97,23 @@ const char* expand_few(const LorikeetSgmv& call, const Sizes& sizes, void* strea
   // Runs are long where each warp still has several of them.
   const int run = at_most(static_cast<int64_t>(sizes.tiles) * all / (4 * kExpandWarps * room), kExpandLongestRun);
   // Once every multiprocessor has a block, two warps of each have a run before there are more: a block that finds no room beside
-  // shrink begins later.
+  // shrink begins later. Beside the base product, all four.
   const int64_t items = static_cast<int64_t>(sizes.tiles) * ceil_div(all, run);
-  const int blocks = at_most(room, std::max<int64_t>(std::min<int64_t>(items, sizes.processors), ceil_div(items, 2)));
+  const int blocks = at_most(room, std::max<int64_t>(std::min<int64_t>(items, sizes.processors), ceil_div(items, kAlone ? 4 : 2)));
   const Launch launch = {{blocks, 1, 1}, kExpandDecodeThreads, stream, call.dependent != 0, kExpandDecodeShared};
   return enqueue(launch, expand_decode<T, kAlone>, call.tables, call.tiles, call.v, sizes.planes, call.rows, sizes.tiles, run, call.y,
                  call.y_stride);
 }
 
-template <class T>
+template <class T, bool kAlone>
 const char* expand_many(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
-  const int all = strips(call.tables);
+  const int64_t all = static_cast<int64_t>(sizes.tiles) * strips(call.tables);
   const int64_t room = static_cast<int64_t>(sizes.processors) * kExpandPrefillBlocks;
-  // A run of strips reads v once; it is short where there would be too few runs for all blocks.
-  const int run = at_most(static_cast<int64_t>(sizes.tiles) * all / room, kLongestRun);
-  const int blocks = at_most(room, static_cast<int64_t>(sizes.tiles) * ceil_div(all, run));
+  // As long as they may be while every block has as many of them.
+  const int run = at_most(ceil_div(all, room * ceil_div(all, room * kLongestRun)), kLongestRun);
+  const int blocks = at_most(room, static_cast<int64_t>(sizes.tiles) * runs_of_strips(call.tables, run));
   const Launch launch = {{blocks, 1, 1}, kExpandPrefillThreads, stream, call.dependent != 0};
-  return enqueue(launch, expand_prefill<T>, call.tables, call.tiles, whole_of(call), run, call.y, call.y_stride);
+  return enqueue(launch, expand_prefill<T, kAlone>, call.tables, call.tiles, whole_of(call), run, call.y, call.y_stride);
 }
 
 template <class T>
@@ -126,8 +125,8 @@ const char* launch(const LorikeetSgmv& call, void* stream) {
     if (wrong != nullptr) return wrong;
   }
   if ((call.phases & kLorikeetExpand) == 0) return nullptr;
-  if (!few) return expand_many<T>(call, sizes, stream);
-  return call.alone != 0 ? expand_few<T, true>(call, sizes, stream) : expand_few<T, false>(call, sizes, stream);
+  if (call.alone != 0) return few ? expand_few<T, true>(call, sizes, stream) : expand_many<T, true>(call, sizes, stream);
+  return few ? expand_few<T, false>(call, sizes, stream) : expand_many<T, false>(call, sizes, stream);
 }
 
 template <class T>
@@ -137,7 +136,8 @@ const char* load_all() {
   if (const char* wrong = load(add_planes_of_tiles<T>)) return wrong;
   if (const char* wrong = load(expand_decode<T, false>, kExpandDecodeShared)) return wrong;
   if (const char* wrong = load(expand_decode<T, true>, kExpandDecodeShared)) return wrong;
-  return load(expand_prefill<T>);
+  if (const char* wrong = load(expand_prefill<T, false>)) return wrong;
+  return load(expand_prefill<T, true>);
 }
 
 }  // namespace

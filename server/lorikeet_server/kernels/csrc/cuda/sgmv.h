@@ -30,7 +30,7 @@ struct LorikeetSgmv {
   int32_t dependent;  // 1: each kernel may begin while the one before it ends (sm_90); alone, the second of the two
   int32_t phases;     // LorikeetPhase; x is read by shrink only, y by expand only
   int32_t most_tiles; // of the steps for which this launch is to do, with those of rows without adapter if alone
-  int32_t alone;      // 1: y is written and not added to, which tiles of 8 rows can
+  int32_t alone;      // 1: y is written and not added to
 };
 
 // Bytes of LoraEntry, LoraTile, TileLayout, LorikeetSgmv, LorikeetRopeAndCache, LorikeetGated, LorikeetAddNorm, by index; 0 beyond. To be compared before anything

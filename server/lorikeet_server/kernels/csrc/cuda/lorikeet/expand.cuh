@@ -30,18 +30,30 @@ __host__ __device__ inline int strips(const LoraTables& tables) {
   return all;
 }
 
+// Runs of up to `run` strips of one slice.
+__host__ __device__ inline int runs_of_strips(const LoraTables& tables, int run) {
+  int all = 0;
+#pragma unroll
+  for (int slice = 0; slice < kMaxSlices; ++slice) {
+    if (slice < tables.slices) all += (strips(tables.column[slice + 1] - tables.column[slice]) + run - 1) / run;
+  }
+  return all;
+}
+
 // Slices are cut into strips one after the other.
 struct Strip {
   int slice, base;  // the slice, and where it begins in a row of y
   int first, out;   // the strip's first column within the slice, and the slice's width
 
-  __device__ static Strip of(const LoraTables& tables, int index) {
+  // The first strip of the run `index`.
+  __device__ static Strip of(const LoraTables& tables, int index, int run) {
     Strip found = {};
 #pragma unroll
     for (int slice = 0; slice < kMaxSlices; ++slice) {
       const int base = tables.column[slice], out = slice < tables.slices ? tables.column[slice + 1] - base : 0;
-      if (index >= 0 && index < strips(out)) found = {slice, base, index * kStripColumns, out};
-      index -= strips(out);
+      const int runs = (strips(out) + run - 1) / run;
+      if (index >= 0 && index < runs) found = {slice, base, index * run * kStripColumns, out};
+      index -= runs;
     }
     return found;
   }
@@ -53,19 +65,25 @@ struct ExpandItem {
   Strip strip;
   LoraEntry entry;
 
-  // Strip `index` for the tile at `tile`, for which there must be room among the tiles, but which need not be live: below `*live`.
-  __device__ static ExpandItem of(const LoraTables& tables, const LoraTiles& tiles, int tile, const int32_t* live, int index) {
+  // The first strip of run `index` for the tile at `tile`, for which there must be room among the tiles, but which need not be live:
+  // below `*live`.
+  __device__ static ExpandItem of(const LoraTables& tables, const LoraTiles& tiles, int tile, const int32_t* live, int index,
+                                  int run = 1) {
     const LoraTile found = tile_at(tiles.tiles, tile);  // read beside their number, not after it
     if (tile >= *live) return {};
-    const Strip strip = Strip::of(tables, index);
+    const Strip strip = Strip::of(tables, index, run);
     return {found, strip, found.slot < 0 ? LoraEntry{} : entry_of(tables, found.slot, strip.slice)};
   }
 
   // Null beyond the tile's rows and the slice's columns. `g`: whose 8 columns.
   __device__ uint16_t* y_at(const LoraTiles& tiles, int place, int g, uint16_t* y, int64_t y_stride) const {
-    const int column = strip.first + 8 * g;
-    if (place >= tile.count || column >= strip.out) return nullptr;
-    return y + tiles.permutation[tile.first + place] * y_stride + strip.base + column;
+    return strip.first + 8 * g < strip.out ? row_at(tiles, place, g, y, y_stride) : nullptr;
+  }
+
+  // The same, null only beyond the tile's rows.
+  __device__ uint16_t* row_at(const LoraTiles& tiles, int place, int g, uint16_t* y, int64_t y_stride) const {
+    if (place >= tile.count) return nullptr;
+    return y + tiles.permutation[tile.first + place] * y_stride + strip.base + strip.first + 8 * g;
   }
 
   // 0: nothing to add

@@ -24,9 +24,8 @@ struct TileLayout {
     TileLayout layout = {};
     layout.rows = rows;
     layout.tile_rows = tile_rows;
-    const bool few = tile_rows == kDecodeTile;
-    layout.max_tiles = most_tiles(rows, few ? slots + 1 : slots, tile_rows);
-    layout.max_items = few ? most_tiles(rows, slots, tile_rows) * (max_rank / kRankTile) : 0;
+    layout.max_tiles = most_tiles(rows, slots + 1, tile_rows);
+    layout.max_items = tile_rows == kDecodeTile ? most_tiles(rows, slots, tile_rows) * (max_rank / kRankTile) : 0;
     layout.permutation = kWords;
     layout.tiles = aligned(layout.permutation + rows);
     layout.items = layout.tiles + layout.max_tiles * kWords;
@@ -41,8 +40,8 @@ struct TileLayout {
   }
 };
 
-// Sorts rows by slot (stable: ascending rows within a slot) and cuts each run into tiles. Rows with a negative slot come last, and
-// have tiles only where tiles are low. `row_slots` [rows], values below `slots`; `slot_rank` [slots], the largest rank of each slot
+// Sorts rows by slot (stable: ascending rows within a slot) and cuts each run into tiles. Rows with a negative slot come last.
+// `row_slots` [rows], values below `slots`; `slot_rank` [slots], the largest rank of each slot
 // over all modules; `buffer` [layout.words]. Returns the words to copy.
 inline int schedule_tiles(const int32_t* row_slots, int rows, int slots, const int32_t* slot_rank, const TileLayout& layout,
                           std::vector<int32_t>& counts, int32_t* buffer) {
@@ -63,7 +62,7 @@ inline int schedule_tiles(const int32_t* row_slots, int rows, int slots, const i
   }
   buffer[0] = static_cast<int32_t>(tile - reinterpret_cast<LoraTile*>(buffer + layout.tiles));
   buffer[1] = static_cast<int32_t>(item - reinterpret_cast<LoraTile*>(buffer + layout.items));
-  for (int first = counts[slots]; first < rows && layout.tile_rows == kDecodeTile; first += layout.tile_rows) {
+  for (int first = counts[slots]; first < rows; first += layout.tile_rows) {
     *tile++ = {first, std::min(rows - first, layout.tile_rows), -1, 0};
   }
   buffer[2] = static_cast<int32_t>(tile - reinterpret_cast<LoraTile*>(buffer + layout.tiles));

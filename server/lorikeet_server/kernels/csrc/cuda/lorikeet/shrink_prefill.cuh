@@ -13,10 +13,17 @@ namespace lorikeet {
 constexpr int kPrefillThreads = 256;  // four times 16 rows, for each half of the rank tiles
 constexpr int kPrefillBlocks = 2;     // of a multiprocessor
 
-constexpr int kStages = 4;  // that there is room for
 constexpr int kMostRankTiles = 8;  // of all slices, that a block takes at a time
-constexpr int kStageOfX = kPrefillTile * kStageColumns, kStageOfA = kMostRankTiles * kRankTile * kStageColumns;  // values
-constexpr int kShrinkPrefillShared = kStages * (kStageOfX + kStageOfA) * 2;  // bytes
+constexpr int kShrinkPrefillShared = 96 << 10;  // bytes
+constexpr int kStageOfX = kPrefillTile * kStageColumns;  // values
+
+// Stages for two times kTiles rank tiles: as many as there is room for, so that much is on its way where a block does little with it.
+template <int kTiles>
+struct PrefillStages {
+  static constexpr int kOfA = 2 * kTiles * kRankTile * kStageColumns;  // values
+  static constexpr int kCount = kShrinkPrefillShared / 2 / (kStageOfX + kOfA);
+};
+static_assert(PrefillStages<kMostRankTiles / 2>::kCount >= 4, "or a block waits for every stage");
 
 // The rank tiles that an adapter has in a module, slice after slice.
 struct RankTile {
@@ -67,6 +74,7 @@ __device__ __forceinline__ void shrink_rank_tiles(const LoraTables& tables, cons
   constexpr int kTokenTiles = 2;  // of a warp, 8 rows each
   constexpr int kQuads = kStageColumns / 8, kRowsAtOnce = kPrefillThreads / kQuads, kCopies = kPrefillTile / kRowsAtOnce;
   static_assert(kRowsAtOnce == 2 * kRankTile, "all threads copy two rank tiles");
+  constexpr int kStages = PrefillStages<kTiles>::kCount, kStageOfA = PrefillStages<kTiles>::kOfA;
   uint16_t* const x_stages = dynamic_shared();
   uint16_t* const a_stages = x_stages + kStages * kStageOfX;
   const int thread = this_thread(), warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
