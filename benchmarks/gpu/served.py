@@ -80,18 +80,20 @@ def numbered(count: int, below: str = "") -> tuple[str, ...]:
 
 
 def distinct(machine: Machine, scale: Scale) -> Iterator[Row]:
-    """Throughput while 1, 2, ... adapters on all linear layers are in every batch, beside the base model's;
-    the goals come from what the bytes allow.
+    """Throughput while 1, 2, ... adapters on all linear layers are in every batch, beside the base model's,
+    which is the mean of a run before and a run after them: clocks change as a device warms. The goals come
+    from what the bytes allow.
     """
     with scratch(machine) as work:
         model = scale.model(machine.large)
         adapters = random_adapters(machine, model, work, scale.distinct[-1], str(scale.rank))
         with serving(machine, scale, adapters) as target:
-            base = measured(scale, target)["tokens_per_second"]
-            for count in scale.distinct:
-                rate = measured(scale, target, numbered(count))["tokens_per_second"]
-                goal = 0.97 if count == 1 else 0.9 * scale.retention(model, count)
-                yield Row(f"adapters of rank {scale.rank}: {count} ÷ none", rate, base, "tok/s", goal)
+            counts = (0, *scale.distinct, 0)
+            rates = [measured(scale, target, numbered(count))["tokens_per_second"] for count in counts]
+    base = (rates[0] + rates[-1]) / 2
+    for count, rate in zip(scale.distinct, rates[1:-1], strict=True):
+        goal = 0.97 if count == 1 else 0.9 * scale.retention(model, count)
+        yield Row(f"adapters of rank {scale.rank}: {count} ÷ none", rate, base, "tok/s", goal)
 
 
 def ranks(machine: Machine, scale: Scale) -> Iterator[Row]:

@@ -25,7 +25,7 @@ struct TileLayout {
     layout.rows = rows;
     layout.tile_rows = tile_rows;
     layout.max_tiles = most_tiles(rows, slots + 1, tile_rows);
-    layout.max_items = tile_rows == kDecodeTile ? most_tiles(rows, slots, tile_rows) * (max_rank / kRankTile) : 0;
+    layout.max_items = tile_rows == kDecodeTile ? layout.max_tiles * (max_rank / kRankTile) : 0;
     layout.permutation = kWords;
     layout.tiles = aligned(layout.permutation + rows);
     layout.items = layout.tiles + layout.max_tiles * kWords;

@@ -22,11 +22,14 @@ struct ShrinkItem {
   LoraTile tile;
   ShrinkWeights weights;
 
-  // Nothing to do if there is none at `index`, or if its adapter does not target the slice in these ranks.
-  __device__ static ShrinkItem of(const LoraTables& tables, const LoraTiles& tiles, int index, int total, int slice) {
-    if (index >= total) return {};
-    const LoraTile tile = tile_at(tiles.items, index);
+  // Nothing to do if its adapter does not target the slice in these ranks.
+  __device__ static ShrinkItem of(const LoraTables& tables, const LoraTile& tile, int slice) {
     return {tile, ShrinkWeights::of(tables, tile.slot, slice, tile.rank)};
+  }
+
+  // The same if there is none at `index`.
+  __device__ static ShrinkItem of(const LoraTables& tables, const LoraTiles& tiles, int index, int total, int slice) {
+    return index < total ? of(tables, tile_at(tiles.items, index), slice) : ShrinkItem{};
   }
 };
 
@@ -58,11 +61,16 @@ __global__ void __launch_bounds__(kShrinkThreads, kShrinkBlocks)
   const int item_stages = unit_steps(tables.in) / kStageSteps, slice = blockIdx.y, sharing = gridDim.z;
   const int first_column = (blockIdx.x * kUnits + warp) * item_stages * kStageColumns;
   const int64_t width = static_cast<int64_t>(tables.slices) * tables.max_rank;
-  const int total = targeted(tables) ? tiles.total[1] : 0;
+  // Reads that do not depend on each other, one beside the other: there is room for as many items as blocks, live or not.
+  const LoraTile first = tile_at(tiles.items, blockIdx.z);
+  const int items = tiles.total[1], total = targeted(tables) ? items : 0;
+  const bool any = static_cast<int>(blockIdx.z) < total;
+  const auto row_of = [&](const LoraTile& tile) { return token_row(tiles, tile, g, x, x_stride); };
+  const uint16_t* row = any ? row_of(first) : nullptr;
 
   // What is copied next.
   int ahead_index = blockIdx.z, ahead_stage = 0;
-  ShrinkItem ahead = ShrinkItem::of(tables, tiles, ahead_index, total, slice);
+  ShrinkItem ahead = any ? ShrinkItem::of(tables, first, slice) : ShrinkItem{};
   const auto copy = [&](int stage) {
     uint16_t* const to = stages + stage % kShrinkStages * kShrinkStage;
     copy_weights(to, ahead.weights, tables.in, first_column + ahead_stage * kStageColumns, lane);
@@ -78,7 +86,6 @@ __global__ void __launch_bounds__(kShrinkThreads, kShrinkBlocks)
   release_next();
   wait_for_previous();
 
-  const auto row_of = [&](const ShrinkItem& of) { return token_row(tiles, of.tile, g, x, x_stride); };
   const auto load_tokens = [&](Quad(&token)[kStageSteps], const uint16_t* row, int stage) {
 #pragma unroll
     for (int i = 0; i < kStageSteps; ++i) {
@@ -86,14 +93,13 @@ __global__ void __launch_bounds__(kShrinkThreads, kShrinkBlocks)
       token[i] = row != nullptr && column < tables.in ? load_written(row + column) : Quad{};
     }
   };
-  const uint16_t* row = row_of(item);
   Quad token[kStageSteps];
   load_tokens(token, row, 0);
   int stage = 0, parity = 0;
 #pragma unroll 1
   for (int index = blockIdx.z; index < total; index += sharing) {
     const ShrinkItem next = ShrinkItem::of(tables, tiles, index + sharing, total, slice);
-    const uint16_t* const next_row = row_of(next);
+    const uint16_t* const next_row = row_of(next.tile);
     float sum[4] = {};
 #pragma unroll 1
     for (int within = 1; within <= item_stages; ++within, ++stage) {
