@@ -25,12 +25,14 @@ Rows = list[dict[str, Any]]
 PROCESSES, THREADS = 6, 2
 EXAMPLES = ROOT / "examples" / "adapters"
 KERNEL_TESTS = [
-    f"server/tests/kernels/cuda/test_{name}.py" for name in ("sgmv", "sgmv_matrix", "rope_and_cache")
+    f"server/tests/kernels/cuda/test_{name}.py"
+    for name in ("sgmv", "sgmv_matrix", "rope_and_cache", "after_product")
 ]
 SANITIZED = {
     "memcheck": "test_ranks or test_input_widths or test_many_rows or test_a_mixed_batch"
-    " or test_rows_may_be_parts or test_a_row_that_is_out_of_range",
-    "racecheck": "test_input_widths or test_a_mixed_batch or test_rows_may_be_parts",
+    " or test_rows_may_be_parts or test_a_row_that_is_out_of_range or test_written_alone or test_add_norm",
+    "racecheck": "test_input_widths or test_a_mixed_batch or test_rows_may_be_parts or test_written_alone"
+    " or test_add_norm",
 }
 
 
