@@ -89,10 +89,17 @@ class Singly:
 
     def add(self, array: Array, room: int = 0) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if room > array.nbytes:
+            memory = torch.zeros(room, dtype=torch.uint8)
+            memory[: array.nbytes] = tensor.flatten().view(torch.uint8)
+            return self._sent(memory)[: array.nbytes].view(tensor.dtype).view(tensor.shape)
+        return self._sent(tensor)
+
+    def send(self) -> None:
+        """Nothing to do."""
+
+    def _sent(self, tensor: Tensor) -> Tensor:
         if self._device.type == "cpu":
             return tensor
         # Pinned, or the copy would wait; torch uses such memory again only once the copies from it are done.
         return tensor.pin_memory().to(self._device, non_blocking=True)
-
-    def send(self) -> None:
-        """Nothing to do."""

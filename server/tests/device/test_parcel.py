@@ -60,6 +60,16 @@ def test_nothing_is_added_to_what_has_been_sent() -> None:
         parcel.add(np.zeros(1))
 
 
+def test_there_is_room_behind_what_needs_it() -> None:
+    """Kernels read what may be there before they know whether it is."""
+    parcel, array = StepParcel(256, CPU), np.arange(5, dtype=np.int32)
+    parcel.begin()
+    behind = [parcel.add(array, room=64), parcel.add(array)]
+    assert behind[1].data_ptr() - behind[0].data_ptr() == 64
+    alone = Singly(CPU).add(array.reshape(5, 1), room=64)
+    assert alone.untyped_storage().nbytes() == 64 and alone.tolist() == array.reshape(5, 1).tolist()
+
+
 def test_a_host_has_nothing_to_copy() -> None:
     array = np.arange(4)
     assert Singly(CPU).add(array).data_ptr() == array.ctypes.data
