@@ -105,12 +105,25 @@ const char* expand_few(const LorikeetSgmv& call, const Sizes& sizes, void* strea
                  call.y_stride);
 }
 
+// How many strips to a run, so that the block with the most of them is done first: to begin a run takes about as long as kBeginning
+// strips, and a slice may end within one.
+int best_run(const LoraTables& tables, int tiles, int64_t room) {
+  constexpr int kBeginning = 2;
+  int best = 1;
+  int64_t least = INT64_MAX;
+  for (int run = 1; run <= kLongestRun; ++run) {
+    const int64_t rounds = ceil_div(static_cast<int64_t>(tiles) * runs_of_strips(tables, run), room);
+    if (rounds * (run + kBeginning) > least) continue;
+    least = rounds * (run + kBeginning);
+    best = run;
+  }
+  return best;
+}
+
 template <class T, bool kAlone>
 const char* expand_many(const LorikeetSgmv& call, const Sizes& sizes, void* stream) {
-  const int64_t all = static_cast<int64_t>(sizes.tiles) * strips(call.tables);
   const int64_t room = static_cast<int64_t>(sizes.processors) * kExpandPrefillBlocks;
-  // As long as they may be while every block has as many of them.
-  const int run = at_most(ceil_div(all, room * ceil_div(all, room * kLongestRun)), kLongestRun);
+  const int run = best_run(call.tables, sizes.tiles, room);
   const int blocks = at_most(room, static_cast<int64_t>(sizes.tiles) * runs_of_strips(call.tables, run));
   const Launch launch = {{blocks, 1, 1}, kExpandPrefillThreads, stream, call.dependent != 0};
   return enqueue(launch, expand_prefill<T, kAlone>, call.tables, call.tiles, whole_of(call), run, call.y, call.y_stride);

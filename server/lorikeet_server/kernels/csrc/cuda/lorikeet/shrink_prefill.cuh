@@ -79,6 +79,8 @@ __device__ __forceinline__ void shrink_rank_tiles(const LoraTables& tables, cons
   uint16_t* const a_stages = x_stages + kStages * kStageOfX;
   const int thread = this_thread(), warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
   const int my_row = warp % 4 * 8 * kTokenTiles, my_tile = warp / 4 * kTiles;
+  // Of few rank tiles half the warps may have none. Of many they have some, and no register to ask with.
+  const bool any = kTiles > 2 || my_tile < live;
   const int unit_stages = unit_steps(tables.in) / kStageSteps, stages = unit_stages * kUnits;
   // What this thread copies of a stage: 8 columns of some rows of x, and of a row of every other rank tile.
   const int copied_row = thread / kQuads, copied_column = thread % kQuads * 8;
@@ -141,6 +143,7 @@ __device__ __forceinline__ void shrink_rank_tiles(const LoraTables& tables, cons
       __syncthreads();  // all copies of this stage, and all reads of the one before
       copy(stage + kStages - 1);
       const uint16_t *const x_from = x_stages + stage % kStages * kStageOfX, *const a_from = a_stages + stage % kStages * kStageOfA;
+      if (!any) continue;
       // Without a branch between them, so that reads run ahead of the matrix instructions; but one step of three rank tiles
       // or more has enough of both, and for two of them there are not enough registers.
 #pragma unroll kTiles < 3 ? kStageSteps : 1
