@@ -80,23 +80,14 @@ class Kernels(RowOps, Protocol):
         heads: [T * heads, D]."""
 
     def add_rms_norm(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        weight: Tensor,
-        eps: float,
-        offset: float = 0.0,
-        delta: Tensor | None = None,
+        self, x: Product, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """`(rms_norm(x + residual), x + residual)`; either argument may be overwritten and returned.
+        """`(rms_norm(x + residual), x + residual)`; either argument may be overwritten and returned."""
 
-        Here and in the ops below, `delta` is what `Product` says, and is added first.
-        """
-
-    def silu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
+    def silu_mul(self, gate_up: Product) -> Tensor:
         """`gate_up` act [T, 2I], gate first -> `silu(gate) * up`, act [T, I]."""
 
-    def gelu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
+    def gelu_mul(self, gate_up: Product) -> Tensor:
         """As `silu_mul`, with the tanh approximation of GELU."""
 
     def kv_dtype(self, mode: LinearMode, *, quantised: bool) -> torch.dtype:
@@ -116,12 +107,7 @@ class Kernels(RowOps, Protocol):
         """The entry of `slot_mapping` for a row whose key and value no sequence may ever see."""
 
     def rope_and_cache(
-        self,
-        qkv: Tensor,
-        layer: AttentionLayer,
-        positions: Tensor,
-        slot_mapping: Tensor,
-        delta: Tensor | None = None,
+        self, qkv: Product, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor
     ) -> None:
         """Rotate q and k inside `qkv` act [T, (H + 2K) * D] in place, and write k and v to the cache.
 

@@ -83,12 +83,12 @@ class Attention:
         """`x` `[rows, hidden]` -> `[rows, hidden]`."""
         kernels, layer = self._kernels, self.layer
         assert layer is not None, "attach comes first"
-        qkv, delta = self.qkv.product(x, batch)  # [rows, (query + 2 key) * dim]
+        qkv = self.qkv.product(x, batch)  # [rows, (query + 2 key) * dim]
         if self.q_norm is not None and self.k_norm is not None:
-            qkv, delta = Product(qkv, delta).whole(), None
-            self._norm_heads(qkv, self.q_norm, self.k_norm)
-        kernels.rope_and_cache(qkv, layer, step.positions, step.slot_mapping, delta)
-        q = qkv[:, : layer.shape.q_width]
+            qkv = Product(qkv.whole())
+            self._norm_heads(qkv.y, self.q_norm, self.k_norm)
+        kernels.rope_and_cache(qkv, layer, step.positions, step.slot_mapping)
+        q = qkv.y[:, : layer.shape.q_width]
         return self.o.product(kernels.paged_attention(q, layer, step.sequences, step.plan), batch)
 
     def _norm_heads(self, qkv: torch.Tensor, q_norm: torch.Tensor, k_norm: torch.Tensor) -> None:

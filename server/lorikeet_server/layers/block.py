@@ -33,13 +33,13 @@ class Block:
     ) -> tuple[Product, torch.Tensor]:
         """`added` `[rows, hidden]` has yet to be added to `residual`; so has what is returned."""
         kernels, scale = self._kernels, (self._eps, self._offset)
-        x, delta = added
         if residual is None:
-            x, residual = kernels.rms_norm(x, self._before_attention, *scale), x
+            residual = added.whole()
+            x = kernels.rms_norm(residual, self._before_attention, *scale)
         else:
-            x, residual = kernels.add_rms_norm(x, residual, self._before_attention, *scale, delta)
-        x, delta = self._normed(self.attention(x, step, batch), self._after_attention)
-        x, residual = kernels.add_rms_norm(x, residual, self._before_mlp, *scale, delta)
+            x, residual = kernels.add_rms_norm(added, residual, self._before_attention, *scale)
+        added = self._normed(self.attention(x, step, batch), self._after_attention)
+        x, residual = kernels.add_rms_norm(added, residual, self._before_mlp, *scale)
         return self._normed(self.mlp(x, batch), self._after_mlp), residual
 
     def _normed(self, added: Product, weight: torch.Tensor | None) -> Product:

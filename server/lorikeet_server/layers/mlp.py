@@ -28,4 +28,4 @@ class GatedMlp:
 
     def __call__(self, x: torch.Tensor, batch: LoraBatch | None) -> Product:
         """`x` `[rows, hidden]` -> `[rows, hidden]`."""
-        return self.down.product(self._activate(*self.gate_up.product(x, batch)), batch)
+        return self.down.product(self._activate(self.gate_up.product(x, batch)), batch)

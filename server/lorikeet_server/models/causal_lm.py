@@ -97,7 +97,7 @@ class CausalLM:
             added, residual = block(added, residual, step, batch)
         assert residual is not None
         scale = self.config.norm_eps, self.config.norm_offset
-        return self._kernels.add_rms_norm(added.y, residual, self._norm, *scale, added.delta)[0]
+        return self._kernels.add_rms_norm(added, residual, self._norm, *scale)[0]
 
     def logits(
         self, hidden: torch.Tensor, batch: LoraBatch | None, out: torch.Tensor | None = None

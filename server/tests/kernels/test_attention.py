@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorikeet_server.kernels import AttentionLayer, AttentionShape, Kernels, SequenceTables
+from lorikeet_server.kernels import AttentionLayer, AttentionShape, Kernels, Product, SequenceTables
 
 BLOCK = 16
 MAX_BLOCKS = 64
@@ -60,7 +60,7 @@ class Paged:
 
     def write(self, qkv: Tensor, positions: Tensor, blocks: Tensor) -> None:
         slots = blocks.long()[positions // BLOCK] * BLOCK + positions % BLOCK
-        self.kernels.rope_and_cache(qkv, self.layer, positions, slots)
+        self.kernels.rope_and_cache(Product(qkv), self.layer, positions, slots)
 
     def attend(self, q: Tensor, blocks: Tensor, lengths: list[tuple[int, int]]) -> Tensor:
         starts = torch.tensor([0] + [n for n, _ in lengths]).cumsum(0).int()
@@ -216,7 +216,7 @@ def test_many_sequences_give_the_bits_of_one(kernels: Kernels, window: int | Non
 def test_negative_slots_write_nothing(kernels: Kernels) -> None:
     paged = Paged.make(kernels, (2, 1, 16), torch.float32, 2)
     slots = torch.tensor([-1, 5])
-    kernels.rope_and_cache(torch.ones(2, 64), paged.layer, torch.tensor([0, 1]), slots)
+    kernels.rope_and_cache(Product(torch.ones(2, 64)), paged.layer, torch.tensor([0, 1]), slots)
     assert paged.layer.k_cache.count_nonzero() == 16
     assert paged.layer.v_cache.count_nonzero() == 16
 

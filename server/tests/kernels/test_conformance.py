@@ -17,6 +17,7 @@ from lorikeet_server.kernels import (
     AttentionShape,
     Kernels,
     LinearMode,
+    Product,
     SequenceTables,
     select,
 )
@@ -86,13 +87,15 @@ def test_norms_and_activation(pair: Pair, rows: int, offset: float) -> None:
     weight = pair.tested.pack_vector(weight_exact)
     scale = 1e-5, offset
     pair.close(pair.tested.rms_norm(x, weight, *scale), pair.defined.rms_norm(x_exact, weight_exact, *scale))
-    normed, added = pair.tested.add_rms_norm(x.clone(), residual.clone(), weight, *scale)
-    expected, expected_added = pair.defined.add_rms_norm(x_exact, residual_exact, weight_exact, *scale)
+    normed, added = pair.tested.add_rms_norm(Product(x.clone()), residual.clone(), weight, *scale)
+    expected, expected_added = pair.defined.add_rms_norm(
+        Product(x_exact), residual_exact, weight_exact, *scale
+    )
     pair.close(added, expected_added)
     pair.close(normed, expected, 2)  # whether the sum is rounded before it is normed is left open
     gate_up, gate_up_exact = pair.random(rows, 2 * 576)
-    pair.close(pair.tested.silu_mul(gate_up), pair.defined.silu_mul(gate_up_exact))
-    pair.close(pair.tested.gelu_mul(gate_up), pair.defined.gelu_mul(gate_up_exact))
+    pair.close(pair.tested.silu_mul(Product(gate_up)), pair.defined.silu_mul(Product(gate_up_exact)))
+    pair.close(pair.tested.gelu_mul(Product(gate_up)), pair.defined.gelu_mul(Product(gate_up_exact)))
 
 
 HEADS = [(9, 3, WIDTH), (4, 4, WIDTH), (8, 1, 128)]
@@ -158,7 +161,7 @@ def attention(
             positions = torch.arange(context)
             places = tables[row].long()[positions // BLOCK] * BLOCK + positions % BLOCK
             on_device = [t.to(kernels.device) for t in (positions, places)]
-            kernels.rope_and_cache(parts[row][i].clone(), layer, *on_device)
+            kernels.rope_and_cache(Product(parts[row][i].clone()), layer, *on_device)
         plan = kernels.plan(sequences, (shape,), BLOCK, Singly(kernels.device)) if planned else None
         outputs.append(kernels.paged_attention(queries[i][:, : query * dim], layer, sequences, plan))
     assert outputs[0].dtype == pair.tested.dtype
@@ -174,7 +177,7 @@ def test_rotation(pair: Pair) -> None:
         places = torch.arange(33)
         places[7] = kernels.spare_place(3, BLOCK)
         layer = AttentionLayer(AttentionShape(2, 1, WIDTH, 1.0), *caches, cos_sin.to(kernels.device))
-        kernels.rope_and_cache(rows, layer, positions.to(kernels.device), places.to(kernels.device))
+        kernels.rope_and_cache(Product(rows), layer, positions.to(kernels.device), places.to(kernels.device))
         for cache in caches:
             used = cache[:3].flatten(2).flatten(0, 1).abs().sum(1) > 0
             assert used.nonzero().flatten().tolist() == [i for i in range(33) if i != 7]

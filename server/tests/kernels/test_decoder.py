@@ -20,6 +20,7 @@ from lorikeet_server.kernels import (
     LoraTable,
     LoraTables,
     PackedLinear,
+    Product,
     SequenceTables,
     StepTensors,
 )
@@ -92,14 +93,14 @@ class OpByOp:
             if x is None:
                 normed = kernels.rms_norm(residual, layer.input_norm, spec.eps)
             else:
-                normed, residual = kernels.add_rms_norm(x, residual, layer.input_norm, spec.eps)
+                normed, residual = kernels.add_rms_norm(Product(x), residual, layer.input_norm, spec.eps)
             attended = self._attend(layer, normed, step, batch)
             x = self._linear(attended, layer.o, layer.o_lora, batch)
-            normed, residual = kernels.add_rms_norm(x, residual, layer.post_norm, spec.eps)
+            normed, residual = kernels.add_rms_norm(Product(x), residual, layer.post_norm, spec.eps)
             gate_up = self._linear(normed, layer.gate_up, layer.gate_up_lora, batch)
-            x = self._linear(kernels.silu_mul(gate_up), layer.down, layer.down_lora, batch)
+            x = self._linear(kernels.silu_mul(Product(gate_up)), layer.down, layer.down_lora, batch)
         assert x is not None
-        return kernels.add_rms_norm(x, residual, spec.final_norm, spec.eps)[0]
+        return kernels.add_rms_norm(Product(x), residual, spec.final_norm, spec.eps)[0]
 
     def _attend(
         self, layer: DecoderLayer, normed: Tensor, step: StepTensors, batch: LoraSegments | None
@@ -113,7 +114,7 @@ class OpByOp:
             if norm is not None:
                 part_heads = heads[:, part].reshape(-1, WIDTH)
                 heads[:, part] = kernels.rms_norm(part_heads, norm, spec.eps).view(len(qkv), -1, WIDTH)
-        kernels.rope_and_cache(qkv, layer.attention, step.positions, step.slot_mapping)
+        kernels.rope_and_cache(Product(qkv), layer.attention, step.positions, step.slot_mapping)
         return kernels.paged_attention(qkv[:, : HEADS * WIDTH], layer.attention, step.sequences)
 
     def _linear(

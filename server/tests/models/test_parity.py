@@ -19,7 +19,7 @@ from shard_driver import (
 )
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
-from lorikeet_server.kernels import select
+from lorikeet_server.kernels import Product, select
 from lorikeet_server.pb import shard_pb2 as pb
 
 LLAMA3 = {
@@ -143,7 +143,7 @@ def test_norms_with_an_offset_have_the_bits_of_transformers(dtype: torch.dtype) 
     kernels = select("reference", dtype=dtype)
     scale = norm.weight.detach(), norm.eps, 1.0
     assert torch.equal(kernels.rms_norm(x, *scale), norm(x))
-    assert torch.equal(kernels.add_rms_norm(x, residual, *scale)[0], norm(x + residual))
+    assert torch.equal(kernels.add_rms_norm(Product(x), residual, *scale)[0], norm(x + residual))
 
 
 UNSCALED = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"}

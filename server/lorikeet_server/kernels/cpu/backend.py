@@ -35,7 +35,7 @@ from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 from lorikeet_server.kernels.ops import Greedy
 from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
 from lorikeet_server.kernels.product import Product
-from lorikeet_server.kernels.reference.backend import round_weight
+from lorikeet_server.kernels.reference.linear import round_weight
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 
@@ -88,28 +88,22 @@ class CpuKernels(CpuRowOps, HostOps):
         return self._rms_norm(x, None, weight, eps, offset)
 
     def add_rms_norm(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        weight: Tensor,
-        eps: float,
-        offset: float = 0.0,
-        delta: Tensor | None = None,
+        self, x: Product, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        x = Product(x, delta).whole()
+        rows = x.whole()
         check(weight, "weight", (None,))
-        check(x, "x", (None, weight.shape[0]))
-        check(residual, "residual", x.shape)
-        return self._rms_norm(x, residual.data_ptr(), weight, eps, offset), residual
+        check(rows, "x", (None, weight.shape[0]))
+        check(residual, "residual", rows.shape)
+        return self._rms_norm(rows, residual.data_ptr(), weight, eps, offset), residual
 
-    def silu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
-        gate_up = Product(gate_up, delta).whole()
-        check(gate_up, "gate_up", (None, None))
-        rows, width = gate_up.shape
+    def silu_mul(self, gate_up: Product) -> Tensor:
+        both = gate_up.whole()
+        check(both, "gate_up", (None, None))
+        rows, width = both.shape
         if width % 2:
             raise ValueError(f"gate_up must have an even width, not {width}")
         out = torch.empty(rows, width // 2)
-        self.library.lk_silu_mul(self.handle, gate_up.data_ptr(), rows, width // 2, out.data_ptr())
+        self.library.lk_silu_mul(self.handle, both.data_ptr(), rows, width // 2, out.data_ptr())
         return out
 
     def kv_dtype(self, mode: LinearMode, *, quantised: bool) -> torch.dtype:
@@ -128,18 +122,13 @@ class CpuKernels(CpuRowOps, HostOps):
         return Product(y)
 
     def rope_and_cache(
-        self,
-        qkv: Tensor,
-        layer: AttentionLayer,
-        positions: Tensor,
-        slot_mapping: Tensor,
-        delta: Tensor | None = None,
+        self, qkv: Product, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor
     ) -> None:
-        qkv = Product(qkv, delta).whole()
-        check(qkv, "qkv", (None, layer.shape.qkv_width))
-        rows = qkv.shape[0]
-        native = native_places(positions, slot_mapping, rows), native_attention(layer)
-        raise_for(self.library.lk_rope_and_cache(self.handle, qkv.data_ptr(), rows, *native))
+        rows = qkv.whole()
+        check(rows, "qkv", (None, layer.shape.qkv_width))
+        count = rows.shape[0]
+        native = native_places(positions, slot_mapping, count), native_attention(layer)
+        raise_for(self.library.lk_rope_and_cache(self.handle, rows.data_ptr(), count, *native))
 
     def paged_attention(
         self, q: Tensor, layer: AttentionLayer, sequences: SequenceTables, plan: AttentionPlan | None = None

@@ -27,8 +27,8 @@ class HostOps:
     def pack_vector(self, values: Tensor) -> Tensor:
         return values.float()
 
-    def gelu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
-        gate, up = Product(gate_up, delta).whole().chunk(2, dim=-1)
+    def gelu_mul(self, gate_up: Product) -> Tensor:
+        gate, up = gate_up.whole().chunk(2, dim=-1)
         return F.gelu(gate, approximate="tanh").mul_(up)
 
     def spare_place(self, num_blocks: int, block_size: int) -> int:

@@ -19,6 +19,7 @@ from lorikeet_server.kernels.cuda import abi
 from lorikeet_server.kernels.cuda.after_product import AfterProduct
 from lorikeet_server.kernels.cuda.attention import FlashInferAttention, FlashInferPlan
 from lorikeet_server.kernels.cuda.beside import Beside
+from lorikeet_server.kernels.cuda.beside_base import BesideBase
 from lorikeet_server.kernels.cuda.flashinfer_library import open_flashinfer
 from lorikeet_server.kernels.cuda.launches import FORMATS
 from lorikeet_server.kernels.cuda.library import open_library
@@ -31,12 +32,11 @@ from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, LoraModu
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 from lorikeet_server.kernels.packed_linear import PackedLinear
 from lorikeet_server.kernels.product import Product
-from lorikeet_server.kernels.reference.backend import ReferenceKernels, ReferenceLinear
+from lorikeet_server.kernels.reference.backend import ReferenceKernels
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 log = logging.getLogger(__name__)
 
-FEW_TILES = 32  # of an adapter's rows each, whose product is short beside the base's
 VECTOR_BYTES = 16  # that FlashInfer's row kernels read at once
 RADIX_VOCABULARY = 2048  # below, FlashInfer looks for top-p's cut in a loop that a row of NaN would not leave
 
@@ -54,7 +54,7 @@ class CudaKernels(ReferenceKernels):
         major, minor = torch.cuda.get_device_capability(device)
         self.name = f"cuda-sm{major}{minor}"
         self._library, self._sgmv, self._rope_and_cache, self._flashinfer = None, None, None, None
-        self._after_product, self._beside = None, Beside(device)
+        self._after_product, self._beside_base = None, None
         if dtype not in FORMATS:
             log.warning("the CUDA kernels compute in bfloat16 and float16; %s is left to torch", dtype)
             return
@@ -63,6 +63,7 @@ class CudaKernels(ReferenceKernels):
             self._sgmv = Sgmv(self._library, device)
             self._rope_and_cache = RopeAndCache(self._library, device)
             self._after_product = AfterProduct(self._library, device)
+            self._beside_base = BesideBase(self._sgmv, Beside(device))
         except (OSError, RuntimeError) as error:
             log.warning(
                 "no CUDA kernels for adapters and caches, torch takes their place, far slower: %s", error
@@ -76,35 +77,8 @@ class CudaKernels(ReferenceKernels):
         return self._sgmv is not None and self._attends(shapes)
 
     def adapted_linear(self, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraBatch) -> Product:
-        sgmv = self._sgmv
-        if sgmv is None or not isinstance(batch, LoraTiles) or not sgmv.can_write(table, batch):
-            return super().adapted_linear(x, packed, table, batch)
-        if batch.captured:
-            return self._side_by_side(sgmv, x, packed, table, batch)
-        if batch.tile_rows == abi.DECODE_TILE:
-            return super().adapted_linear(x, packed, table, batch)
-        # cuBLAS adds to what is there while it computes: y is not read for the adapters' sake.
-        y = x.new_empty(x.shape[0], packed.out_features)
-        sgmv.write(y, x, table, batch)
-        assert isinstance(packed, ReferenceLinear)
-        return Product(torch.addmm(y, x, packed.weight.t(), out=y))
-
-    def _side_by_side(
-        self, sgmv: Sgmv, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraTiles
-    ) -> Product:
-        delta = x.new_empty(x.shape[0], packed.out_features)
-        with self._beside.begun() as beside:
-            # Whichever is called for first has the device to itself until the other begins. A long product of
-            # adapters would keep the base's blocks waiting; a short one waits behind them until their end.
-            first = batch.most <= FEW_TILES
-            if first:
-                with beside():
-                    sgmv.write(delta, x, table, batch)
-            y = self.linear(x, packed)
-            if not first:
-                with beside():
-                    sgmv.write(delta, x, table, batch)
-        return Product(y, delta)
+        found = self._beside_base(x, packed, table, batch) if self._beside_base is not None else None
+        return super().adapted_linear(x, packed, table, batch) if found is None else found
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         if self._flashinfer is None or not self._norms(x, offset):
@@ -114,53 +88,43 @@ class CudaKernels(ReferenceKernels):
         return normed
 
     def add_rms_norm(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        weight: Tensor,
-        eps: float,
-        offset: float = 0.0,
-        delta: Tensor | None = None,
+        self, x: Product, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        if delta is not None and self._after_product is not None and self._after_product.norms(x):
-            self._after_product.add_norm(x, delta, residual, weight, eps, offset)
-            return x, residual
-        if delta is not None or self._flashinfer is None or not self._norms(x, offset):
-            return super().add_rms_norm(x, residual, weight, eps, offset, delta)
+        if x.delta is not None and self._after_product is not None and self._after_product.norms(x.y):
+            self._after_product.add_norm(x.y, x.delta, residual, weight, eps, offset)
+            return x.y, residual
+        rows = x.whole()
+        if self._flashinfer is None or not self._norms(rows, offset):
+            return super().add_rms_norm(Product(rows), residual, weight, eps, offset)
         norm = self._flashinfer.norm
-        (norm.gemma_fused_add_rmsnorm if offset else norm.fused_add_rmsnorm)(x, residual, weight, eps)
-        return x, residual
+        (norm.gemma_fused_add_rmsnorm if offset else norm.fused_add_rmsnorm)(rows, residual, weight, eps)
+        return rows, residual
 
-    def silu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
-        if delta is not None and self._after_product is not None and self._after_product.gates(gate_up):
-            return self._after_product.gated(gate_up, delta, abi.SILU)
-        gate_up = Product(gate_up, delta).whole()
-        if self._flashinfer is None or not self._vectors(gate_up.shape[1] // 2) or not gate_up.numel():
-            return super().silu_mul(gate_up)
-        product: Tensor = self._flashinfer.activation.silu_and_mul(gate_up)
+    def silu_mul(self, gate_up: Product) -> Tensor:
+        if (gated := self._gated(gate_up, abi.SILU)) is not None:
+            return gated
+        both = gate_up.whole()
+        if self._flashinfer is None or not self._gates(both):
+            return super().silu_mul(Product(both))
+        product: Tensor = self._flashinfer.activation.silu_and_mul(both)
         return product
 
-    def gelu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
-        if delta is not None and self._after_product is not None and self._after_product.gates(gate_up):
-            return self._after_product.gated(gate_up, delta, abi.GELU)
-        gate_up = Product(gate_up, delta).whole()
-        if self._flashinfer is None or not self._vectors(gate_up.shape[1] // 2) or not gate_up.numel():
-            return super().gelu_mul(gate_up)
-        product: Tensor = self._flashinfer.activation.gelu_tanh_and_mul(gate_up)
+    def gelu_mul(self, gate_up: Product) -> Tensor:
+        if (gated := self._gated(gate_up, abi.GELU)) is not None:
+            return gated
+        both = gate_up.whole()
+        if self._flashinfer is None or not self._gates(both):
+            return super().gelu_mul(Product(both))
+        product: Tensor = self._flashinfer.activation.gelu_tanh_and_mul(both)
         return product
 
     def rope_and_cache(
-        self,
-        qkv: Tensor,
-        layer: AttentionLayer,
-        positions: Tensor,
-        slot_mapping: Tensor,
-        delta: Tensor | None = None,
+        self, qkv: Product, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor
     ) -> None:
         if self._rope_and_cache is not None and self._rope_and_cache.supports(layer, self.dtype):
-            self._rope_and_cache(qkv, layer, positions, slot_mapping, delta)
+            self._rope_and_cache(qkv, layer, positions, slot_mapping)
         else:
-            super().rope_and_cache(qkv, layer, positions, slot_mapping, delta)
+            super().rope_and_cache(qkv, layer, positions, slot_mapping)
 
     def plan(
         self,
@@ -213,6 +177,17 @@ class CudaKernels(ReferenceKernels):
 
     def _attends(self, shapes: Sequence[AttentionShape]) -> bool:
         return self._flashinfer is not None and all(map(FlashInferAttention.supports, shapes))
+
+    def _gated(self, gate_up: Product, activation: int) -> Tensor | None:
+        """By the kernel that adds a delta, if there is one."""
+        ours, delta = self._after_product, gate_up.delta
+        if ours is None or delta is None or not ours.gates(gate_up.y):
+            return None
+        return ours.gated(gate_up.y, delta, activation)
+
+    def _gates(self, gate_up: Tensor) -> bool:
+        """Whether FlashInfer does."""
+        return self._vectors(gate_up.shape[1] // 2) and gate_up.numel() > 0
 
     def _norms(self, x: Tensor, offset: float) -> bool:
         """Whether FlashInfer does; it knows no other offset than Gemma's."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.cuda import abi
 from lorikeet_server.kernels.cuda.launches import FORMATS, can_overlap, check_rows, check_whole, stream_of
+from lorikeet_server.kernels.product import Product
 
 WIDTH_UNIT = 16  # of a head: a thread has 8 columns of each half
 
@@ -27,14 +28,7 @@ class RopeAndCache:
         same = layer.k_cache.dtype == layer.v_cache.dtype == dtype
         return dtype in FORMATS and same and layer.shape.head_dim % WIDTH_UNIT == 0
 
-    def __call__(
-        self,
-        qkv: Tensor,
-        layer: AttentionLayer,
-        positions: Tensor,
-        slot_mapping: Tensor,
-        delta: Tensor | None = None,
-    ) -> None:
+    def __call__(self, qkv: Product, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor) -> None:
         """Rows of `qkv` may be strided. Enqueues one kernel on the current stream.
 
         The kernel reads `positions` and `slot_mapping` while the one before it may still run, so that must
@@ -43,11 +37,12 @@ class RopeAndCache:
         `TypeError`.
         """
         native, dtype, rows = self._native(layer), layer.k_cache.dtype, len(positions)
-        check_rows(qkv, "qkv", (rows, layer.shape.qkv_width), dtype, self._device)
+        y, delta = qkv
+        check_rows(y, "qkv", (rows, layer.shape.qkv_width), dtype, self._device)
         for tensor, name in ((positions, "positions"), (slot_mapping, "slot_mapping")):
             check_whole(tensor, name, (rows,), torch.int64, self._device)
         call = abi.RopeAndCache(layer=native, rows=rows, format=FORMATS[dtype], dependent=self._dependent)
-        call.qkv, call.qkv_stride = qkv.data_ptr(), qkv.stride(0) if rows > 1 else qkv.shape[1]
+        call.qkv, call.qkv_stride = y.data_ptr(), y.stride(0) if rows > 1 else y.shape[1]
         if delta is not None:
             check_whole(delta, "delta", (rows, layer.shape.qkv_width), dtype, self._device)
             call.delta = delta.data_ptr()

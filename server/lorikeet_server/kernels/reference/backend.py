@@ -6,7 +6,6 @@ are taken in float32 and rounded once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -18,63 +17,19 @@ from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.attention_plan import AttentionPlan
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
-from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments, RowSlots
+from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
 from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, LoraModule
-from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraTable, LoraTables
+from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 from lorikeet_server.kernels.ops import Greedy
 from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
 from lorikeet_server.kernels.product import Product
 from lorikeet_server.kernels.reference.attention import Planner, ReferencePlan, attend
+from lorikeet_server.kernels.reference.linear import ReferenceLinear, round_weight
+from lorikeet_server.kernels.reference.lora_tables import TorchLoraTables
 from lorikeet_server.kernels.reference.row_ops import TorchRowOps
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceLinear:
-    """A rounded weight in the dtype of activations."""
-
-    weight: Tensor  # [out, in]
-    mode: LinearMode
-
-    @property
-    def in_features(self) -> int:
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        return self.weight.shape[0]
-
-
-def round_weight(weight: Tensor, mode: LinearMode) -> Tensor:
-    """`weight` [out, in] in the dtype that `mode` names. Raises `ValueError` if a finite one would
-    overflow."""
-    if weight.dim() != 2 or mode not in ("float32", "float16", "bfloat16"):
-        raise ValueError(f"cannot pack a weight of shape {list(weight.shape)} as {mode}")
-    rounded = weight.to(getattr(torch, mode))
-    if mode == "float16" and bool((rounded.isinf() & weight.isfinite()).any()):
-        raise ValueError("a weight is beyond the range of float16; use bfloat16 or float32")
-    return rounded
-
-
-class TorchLoraTables(LoraTables):
-    """Tables that are read on the host, for adapters on any device."""
-
-    def __init__(
-        self, modules: Sequence[LoraModule], num_slots: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        super().__init__(modules, num_slots, dtype)
-        self._device = device
-
-    def batcher(self, parcel: Parcel | None = None) -> LoraBatcher:
-        parcel = parcel or Singly(self._device)
-
-        def build(row_slots: RowSlots, most: int | None = None) -> LoraBatch:
-            segments = LoraSegments.build(row_slots)
-            return replace(segments, permutation=parcel.add(segments.permutation.numpy()))
-
-        return build
 
 
 class ReferenceKernels(TorchRowOps):
@@ -109,24 +64,20 @@ class ReferenceKernels(TorchRowOps):
         return F.rms_norm(x.float(), weight.shape, weight.float() + offset, eps).to(x.dtype)
 
     def add_rms_norm(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        weight: Tensor,
-        eps: float,
-        offset: float = 0.0,
-        delta: Tensor | None = None,
+        self, x: Product, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        residual = Product(x, delta).whole() + residual
+        residual = x.whole() + residual
         return self.rms_norm(residual, weight, eps, offset), residual
 
-    def silu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
-        gate, up = Product(gate_up, delta).whole().float().chunk(2, dim=-1)
-        return (F.silu(gate) * up).to(gate_up.dtype)
+    def silu_mul(self, gate_up: Product) -> Tensor:
+        both = gate_up.whole()
+        gate, up = both.float().chunk(2, dim=-1)
+        return (F.silu(gate) * up).to(both.dtype)
 
-    def gelu_mul(self, gate_up: Tensor, delta: Tensor | None = None) -> Tensor:
-        gate, up = Product(gate_up, delta).whole().float().chunk(2, dim=-1)
-        return (F.gelu(gate, approximate="tanh") * up).to(gate_up.dtype)
+    def gelu_mul(self, gate_up: Product) -> Tensor:
+        both = gate_up.whole()
+        gate, up = both.float().chunk(2, dim=-1)
+        return (F.gelu(gate, approximate="tanh") * up).to(both.dtype)
 
     def kv_dtype(self, mode: LinearMode, *, quantised: bool) -> torch.dtype:
         return self.dtype
@@ -141,19 +92,15 @@ class ReferenceKernels(TorchRowOps):
         return num_blocks * block_size
 
     def rope_and_cache(
-        self,
-        qkv: Tensor,
-        layer: AttentionLayer,
-        positions: Tensor,
-        slot_mapping: Tensor,
-        delta: Tensor | None = None,
+        self, qkv: Product, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor
     ) -> None:
-        self.rotate(Product(qkv, delta).whole(), layer, positions)
+        rows = qkv.whole()
+        self.rotate(rows, layer, positions)
         shape = layer.shape
-        heads = qkv.view(qkv.shape[0], -1, shape.head_dim)  # [T, H + 2K, D]
+        heads = rows.view(rows.shape[0], -1, shape.head_dim)  # [T, H + 2K, D]
         k_v = heads[:, shape.num_heads :].chunk(2, dim=1)
-        for cache, rows in zip((layer.k_cache, layer.v_cache), k_v, strict=True):
-            cache.view(-1, *cache.shape[2:])[slot_mapping] = rows.to(cache.dtype)
+        for cache, new in zip((layer.k_cache, layer.v_cache), k_v, strict=True):
+            cache.view(-1, *cache.shape[2:])[slot_mapping] = new.to(cache.dtype)
 
     def rotate(self, qkv: Tensor, layer: AttentionLayer, positions: Tensor) -> None:
         """The first half of `rope_and_cache`."""

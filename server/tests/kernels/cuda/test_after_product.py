@@ -32,7 +32,7 @@ def test_gated(
         before = y.clone()
         result = kernels.gated(y, delta, activation)
         of = REFERENCE.silu_mul if activation == abi.SILU else REFERENCE.gelu_mul
-        expected = of((y.double() + delta.double()).float().cpu())
+        expected = of(Product((y.double() + delta.double()).float().cpu()))
         assert result.dtype == dtype and torch.equal(y, before)
         torch.testing.assert_close(result.float().cpu(), expected, rtol=ULP[dtype], atol=1e-5)
 
@@ -47,7 +47,9 @@ def test_add_norm(
         x, delta, residual = torch.randn(3, rows, width).to(target.device, dtype)
         weight = torch.randn(width).to(target.device, dtype)
         exact = (x.double() + delta.double() + residual.double()).float().cpu()
-        normed, _ = REFERENCE.add_rms_norm(exact, torch.zeros_like(exact), weight.float().cpu(), 1e-5, offset)
+        normed, _ = REFERENCE.add_rms_norm(
+            Product(exact), torch.zeros_like(exact), weight.float().cpu(), 1e-5, offset
+        )
         kernels.add_norm(x, delta, residual, weight, 1e-5, offset)
         torch.testing.assert_close(residual.float().cpu(), exact, rtol=ULP[dtype], atol=1e-6)
         torch.testing.assert_close(x.float().cpu(), normed, rtol=ULP[dtype], atol=1e-5)

@@ -118,13 +118,13 @@ def test_what_reads_a_delta_adds_it(kernels: Kernels) -> None:
     for width in (64, 36):
         y, delta = torch.randn(2, 3, 2 * width).half()
         for name in ("silu_mul", "gelu_mul"):
-            expected = getattr(reference, name)(y.clone(), delta)
-            torch.testing.assert_close(
-                getattr(kernels, name)(y.clone(), delta), expected, rtol=0.01, atol=0.01
+            result, expected = (
+                getattr(each, name)(Product(y.clone(), delta)) for each in (kernels, reference)
             )
+            torch.testing.assert_close(result, expected, rtol=0.01, atol=0.01)
         x, more, residual = torch.randn(3, 3, width).half()
         found, wanted = (
-            each.add_rms_norm(x.clone(), residual.clone(), more[0].clone(), 1e-5, 0.0, more)
+            each.add_rms_norm(Product(x.clone(), more), residual.clone(), more[0].clone(), 1e-5)
             for each in (kernels, reference)
         )
         for pair in zip(found, wanted, strict=True):
@@ -140,7 +140,7 @@ def test_heads_of_every_width_are_rotated(kernels: Kernels, width: int) -> None:
     results = []
     for each in (kernels, select("reference", dtype=torch.float16)):
         rows = qkv.clone()
-        each.rope_and_cache(rows, layer, torch.tensor([0, 8, 3]), places)
+        each.rope_and_cache(Product(rows), layer, torch.tensor([0, 8, 3]), places)
         results.append((rows, caches.clone()))
         caches.zero_()
     for result, expected in zip(*results, strict=True):
@@ -152,8 +152,8 @@ def test_norms_are_those_of_the_reference(kernels: Kernels, offset: float) -> No
     x, residual, weight = torch.randn(3, 64).half(), torch.randn(3, 64).half(), torch.randn(64).half()
     reference = select("reference", dtype=torch.float16)
     assert torch.equal(kernels.rms_norm(x, weight, 1e-6, offset), reference.rms_norm(x, weight, 1e-6, offset))
-    expected = reference.add_rms_norm(x, residual.clone(), weight, 1e-6, offset)
-    assert all(map(torch.equal, kernels.add_rms_norm(x, residual, weight, 1e-6, offset), expected))
+    expected = reference.add_rms_norm(Product(x), residual.clone(), weight, 1e-6, offset)
+    assert all(map(torch.equal, kernels.add_rms_norm(Product(x), residual, weight, 1e-6, offset), expected))
 
 
 def test_top_p_is_what_the_reference_leaves(kernels: Kernels) -> None:

@@ -12,7 +12,7 @@ import torch
 from cuda_target import Target
 from torch import Tensor
 
-from lorikeet_server.kernels import AttentionLayer, AttentionShape, select
+from lorikeet_server.kernels import AttentionLayer, AttentionShape, Product, select
 from lorikeet_server.kernels.cuda.rope_and_cache import RopeAndCache
 
 DTYPES = [torch.bfloat16, torch.float16]
@@ -51,7 +51,7 @@ class Case:
 
     def run(self, target: Target, delta: Tensor | None = None) -> None:
         kernel = RopeAndCache(target.library, target.device)
-        kernel(self.qkv, self.layer, self.positions, self.places, delta)
+        kernel(Product(self.qkv, delta), self.layer, self.positions, self.places)
 
     def copy(self) -> Case:
         layer = replace(self.layer, k_cache=self.layer.k_cache.clone(), v_cache=self.layer.v_cache.clone())
@@ -62,7 +62,7 @@ class Case:
         made = self.copy()
         if len(made.qkv):
             kernels = select("reference", device=made.qkv.device, dtype=made.qkv.dtype)
-            kernels.rope_and_cache(made.qkv, made.layer, made.positions, made.places)
+            kernels.rope_and_cache(Product(made.qkv), made.layer, made.positions, made.places)
         return made
 
     def check(self, expected: Case) -> None:
@@ -109,7 +109,7 @@ def test_what_adapters_add_is_rotated_too(target: Target, dtype: torch.dtype) ->
     exact = case.copy()
     exact.qkv = (case.qkv.double() + delta.double()).float()
     kernels = select("reference", device=exact.qkv.device)
-    kernels.rope_and_cache(exact.qkv, exact.layer, exact.positions, exact.places)
+    kernels.rope_and_cache(Product(exact.qkv), exact.layer, exact.positions, exact.places)
     case.run(target, delta)
     values = case.layer.shape.num_kv_heads * case.layer.shape.head_dim
     assert torch.equal(case.qkv[:, -values:], exact.qkv[:, -values:].to(dtype))
@@ -231,7 +231,7 @@ def test_a_captured_graph_reads_where_rows_belong_anew(on_device: Target) -> Non
     def step() -> None:
         torch.mul(rows, 2, out=case.qkv)
         for _ in range(3):
-            kernel(case.qkv, case.layer, case.positions, case.places)
+            kernel(Product(case.qkv), case.layer, case.positions, case.places)
 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
