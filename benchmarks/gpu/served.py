@@ -79,6 +79,10 @@ def numbered(count: int, below: str = "") -> tuple[str, ...]:
     return tuple(f"{below}adapter-{index:04d}" for index in range(count))
 
 
+def number(adapters: int) -> str:
+    return "1 adapter" if adapters == 1 else f"{adapters} adapters"
+
+
 def distinct(machine: Machine, scale: Scale) -> Iterator[Row]:
     """Throughput while 1, 2, ... adapters on all linear layers are in every batch, beside the base model's,
     which is the mean of a run before and a run after them: clocks change as a device warms. The goals come
@@ -141,7 +145,9 @@ def popular(machine: Machine, scale: Scale) -> Iterator[Row]:
 
 
 def host(machine: Machine, scale: Scale) -> Iterator[Row]:
-    """A decode step beside the kernels in it: in the shard alone, and between a client's tokens."""
+    """Of the shard alone, a decode step beside its kernels, and steps with adapters beside those without;
+    then a decode step between a client's tokens.
+    """
     model, script = scale.model(machine.large), ROOT / "benchmarks" / "gpu" / "step_profile.py"
     sizes = {
         "--model": model,
@@ -150,17 +156,21 @@ def host(machine: Machine, scale: Scale) -> Iterator[Row]:
         "--device": machine.device,
     }
     words = [str(word) for pair in sizes.items() for word in pair]
-    most = 1 / 0.97
+    most, counts = 1 / 0.97, (0, 1, scale.distinct[-1])
     with scratch(machine) as work:
-        adapters = random_adapters(machine, model, work / "adapters", scale.distinct[-1], str(scale.rank))
-        for count in (0, scale.distinct[-1]):
-            counted = ["--adapter-root", str(adapters), "--adapters", str(count)]
-            printed = machine.python(script, *words, *counted).stdout.splitlines()
-            step = json.loads(next(line for line in reversed(printed) if line.startswith("{")))
-            ours, kernels = step["step_ms"], step["kernel_ms"]
-            yield Row(f"decode step, {count} adapters ÷ its kernels", ours, kernels, "ms", most, at_most=True)
+        adapters = random_adapters(machine, model, work / "adapters", counts[-1], str(scale.rank))
+        counted = ["--adapter-root", str(adapters), "--adapters", *map(str, counts)]
+        printed = machine.python(script, *words, *counted).stdout.splitlines()
+        found = json.loads(next(line for line in reversed(printed) if line.startswith("{")))
+        none, *others = (found[str(count)] for count in counts)
+        for count, step in zip(counts, (none, *others), strict=True):
+            what = f"decode step, {number(count)} ÷ its kernels"
+            yield Row(what, step["step_ms"], step["kernel_ms"], "ms", most, at_most=True)
+        for count, step in zip(counts[1:], others, strict=True):
+            yield Row(f"decode step, {number(count)} ÷ none", step["step_ms"], none["step_ms"], "ms")
+            what = f"{scale.streams * scale.prompt} tokens of prompts, {number(count)} ÷ none"
+            yield Row(what, step["prompts_ms"], none["prompts_ms"], "ms")
         with serving(machine, scale, adapters) as target:
-            between = measured(scale, target, numbered(count))["itl_p50_ms"]
-    yield Row(
-        f"between a client's tokens, {count} adapters ÷ kernels", between, kernels, "ms", most, at_most=True
-    )
+            between = measured(scale, target, numbered(counts[-1]))["itl_p50_ms"]
+    what = f"between a client's tokens, {number(counts[-1])} ÷ kernels"
+    yield Row(what, between, others[-1]["kernel_ms"], "ms", most, at_most=True)

@@ -59,6 +59,8 @@ class Sgmv:
             )
         native = of.native.get(table)
         if native is None:  # nothing can be in it
+            if alone:
+                raise ValueError("a module whose widths are not multiples of 8 has no product to be written")
             return
         rows, dtype = batch.num_rows, of.form.dtype
         call = abi.Call(tables=native, tiles=batch.native, v=of.scratch.data_ptr())

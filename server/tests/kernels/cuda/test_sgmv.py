@@ -114,8 +114,11 @@ def test_a_width_that_cannot_be_adapted_is_left_alone(target: Target) -> None:
         torch.randn(2, 64).to(target.device, torch.bfloat16),
         torch.zeros(2, 36).to(target.device, torch.bfloat16),
     )
-    case.sgmv(y, x, tables.tables[0], tables.batcher()([0, 0]))
-    assert not y.any()
+    tiles, table = tables.batcher()([0, 0]), tables.tables[0]
+    case.sgmv(y, x, table, tiles)
+    assert not y.any() and not case.sgmv.can_write(table, tiles)
+    with pytest.raises(ValueError, match="not multiples of 8 has no product to be written"):
+        case.sgmv.write(y, x, table, tiles)
 
 
 def test_rows_may_be_strided(target: Target) -> None:
