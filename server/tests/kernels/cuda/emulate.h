@@ -207,8 +207,11 @@ const char* load(void (*)(Parameters...), int = 0) {
   return nullptr;
 }
 
-// Few, so that blocks have to share the work of even a small step.
-inline int multiprocessors() { return 3; }
+// Few, so that blocks have to share the work of even a small step; or many, so that some find none.
+#ifndef LORIKEET_MULTIPROCESSORS
+#define LORIKEET_MULTIPROCESSORS 3
+#endif
+inline int multiprocessors() { return LORIKEET_MULTIPROCESSORS; }
 template <class... Parameters>
 int resident_blocks(void (*)(Parameters...), int, int, int most) {
   return most;
