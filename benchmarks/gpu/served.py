@@ -79,7 +79,7 @@ def numbered(count: int, below: str = "") -> tuple[str, ...]:
     return tuple(f"{below}adapter-{index:04d}" for index in range(count))
 
 
-def number(adapters: int) -> str:
+def plural(adapters: int) -> str:
     return "1 adapter" if adapters == 1 else f"{adapters} adapters"
 
 
@@ -164,13 +164,13 @@ def host(machine: Machine, scale: Scale) -> Iterator[Row]:
         found = json.loads(next(line for line in reversed(printed) if line.startswith("{")))
         none, *others = (found[str(count)] for count in counts)
         for count, step in zip(counts, (none, *others), strict=True):
-            what = f"decode step, {number(count)} ÷ its kernels"
+            what = f"decode step, {plural(count)} ÷ its kernels"
             yield Row(what, step["step_ms"], step["kernel_ms"], "ms", most, at_most=True)
         for count, step in zip(counts[1:], others, strict=True):
-            yield Row(f"decode step, {number(count)} ÷ none", step["step_ms"], none["step_ms"], "ms")
-            what = f"{scale.streams * scale.prompt} tokens of prompts, {number(count)} ÷ none"
+            yield Row(f"decode step, {plural(count)} ÷ none", step["step_ms"], none["step_ms"], "ms")
+            what = f"{scale.streams * scale.prompt} tokens of prompts, {plural(count)} ÷ none"
             yield Row(what, step["prompts_ms"], none["prompts_ms"], "ms")
         with serving(machine, scale, adapters) as target:
             between = measured(scale, target, numbered(counts[-1]))["itl_p50_ms"]
-    what = f"between a client's tokens, {number(counts[-1])} ÷ kernels"
+    what = f"between a client's tokens, {plural(counts[-1])} ÷ kernels"
     yield Row(what, between, others[-1]["kernel_ms"], "ms", most, at_most=True)

@@ -123,11 +123,12 @@ class Layers:
 
         def run(layer: int) -> None:
             table, weight = self.tables.tables[layer], weights[layer % len(weights)]
-            y, delta = kernels.adapted_linear(self.x, weight, table, self.tiles)
-            if delta is None:
-                torch.neg(y, out=read)
+            product = kernels.adapted_linear(self.x, weight, table, self.tiles)
+            assert product is not None, "captured, or of many rows"
+            if product.delta is None:
+                torch.neg(product.y, out=read)
             else:
-                torch.add(y, delta, out=read)
+                torch.add(product.y, product.delta, out=read)
 
         return run
 

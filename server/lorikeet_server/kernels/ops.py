@@ -72,8 +72,11 @@ class Kernels(RowOps, Protocol):
     def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         """`x` act [T, in] -> act [T, out]."""
 
-    def adapted_linear(self, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraBatch) -> Product:
-        """`linear`, and `lora` on what it gives; or the two side by side."""
+    def adapted_linear(
+        self, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraBatch
+    ) -> Product | None:
+        """What `linear`, and `lora` on what it gives, come to, where there is a better way than one after the
+        other; else None, and nothing was computed."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         """`x` act [T, n], times `offset` + `weight` act [n], added in float32 -> act [T, n]. Rows may also be

@@ -41,10 +41,11 @@ class Linear:
     def product(self, x: torch.Tensor, batch: LoraBatch | None) -> Product:
         """As a call, but what adapters add may be left to whoever reads it, which cannot be where ranks have
         to sum it."""
-        table = self.site.table
-        if batch is None or table is None or self._all_reduce is not None:
+        table, product = self.site.table, None
+        if batch is not None and table is not None and self._all_reduce is None:
+            product = self._kernels.adapted_linear(x, self.packed, table, batch)
+        if product is None:
             return Product(self(x, batch))
-        product = self._kernels.adapted_linear(x, self.packed, table, batch)
         if self.bias is not None:
             product.y.add_(self.bias)
         return product

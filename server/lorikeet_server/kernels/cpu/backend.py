@@ -116,11 +116,6 @@ class CpuKernels(CpuRowOps, HostOps):
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return kv_shapes(num_blocks, block_size, kv_heads, head_dim, kv_dtype)
 
-    def adapted_linear(self, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraBatch) -> Product:
-        y = self.linear(x, packed)
-        self.lora(y, x, table, batch)
-        return Product(y)
-
     def rope_and_cache(
         self, qkv: Product, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor
     ) -> None:

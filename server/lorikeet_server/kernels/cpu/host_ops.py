@@ -10,6 +10,9 @@ from torch import Tensor
 from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels.attention_plan import AttentionPlan
 from lorikeet_server.kernels.attention_shape import AttentionShape
+from lorikeet_server.kernels.lora_batch import LoraBatch
+from lorikeet_server.kernels.lora_tables import LoraTable
+from lorikeet_server.kernels.packed_linear import PackedLinear
 from lorikeet_server.kernels.product import Product
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
@@ -26,6 +29,11 @@ class HostOps:
 
     def pack_vector(self, values: Tensor) -> Tensor:
         return values.float()
+
+    def adapted_linear(
+        self, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraBatch
+    ) -> Product | None:
+        return None
 
     def gelu_mul(self, gate_up: Product) -> Tensor:
         gate, up = gate_up.whole().chunk(2, dim=-1)

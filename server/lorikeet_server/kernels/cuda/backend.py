@@ -76,9 +76,10 @@ class CudaKernels(ReferenceKernels):
     def captures(self, shapes: Sequence[AttentionShape]) -> bool:
         return self._sgmv is not None and self._attends(shapes)
 
-    def adapted_linear(self, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraBatch) -> Product:
-        found = self._beside_base(x, packed, table, batch) if self._beside_base is not None else None
-        return super().adapted_linear(x, packed, table, batch) if found is None else found
+    def adapted_linear(
+        self, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraBatch
+    ) -> Product | None:
+        return None if self._beside_base is None else self._beside_base(x, packed, table, batch)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         if self._flashinfer is None or not self._norms(x, offset):
@@ -93,30 +94,19 @@ class CudaKernels(ReferenceKernels):
         if x.delta is not None and self._after_product is not None and self._after_product.norms(x.y):
             self._after_product.add_norm(x.y, x.delta, residual, weight, eps, offset)
             return x.y, residual
-        rows = x.whole()
-        if self._flashinfer is None or not self._norms(rows, offset):
-            return super().add_rms_norm(Product(rows), residual, weight, eps, offset)
-        norm = self._flashinfer.norm
+        if self._flashinfer is None or not self._norms(x.y, offset):
+            return super().add_rms_norm(x, residual, weight, eps, offset)
+        norm, rows = self._flashinfer.norm, x.whole()
         (norm.gemma_fused_add_rmsnorm if offset else norm.fused_add_rmsnorm)(rows, residual, weight, eps)
         return rows, residual
 
     def silu_mul(self, gate_up: Product) -> Tensor:
-        if (gated := self._gated(gate_up, abi.SILU)) is not None:
-            return gated
-        both = gate_up.whole()
-        if self._flashinfer is None or not self._gates(both):
-            return super().silu_mul(Product(both))
-        product: Tensor = self._flashinfer.activation.silu_and_mul(both)
-        return product
+        gated = self._gated(gate_up, abi.SILU, "silu_and_mul")
+        return super().silu_mul(gate_up) if gated is None else gated
 
     def gelu_mul(self, gate_up: Product) -> Tensor:
-        if (gated := self._gated(gate_up, abi.GELU)) is not None:
-            return gated
-        both = gate_up.whole()
-        if self._flashinfer is None or not self._gates(both):
-            return super().gelu_mul(Product(both))
-        product: Tensor = self._flashinfer.activation.gelu_tanh_and_mul(both)
-        return product
+        gated = self._gated(gate_up, abi.GELU, "gelu_tanh_and_mul")
+        return super().gelu_mul(gate_up) if gated is None else gated
 
     def rope_and_cache(
         self, qkv: Product, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor
@@ -178,16 +168,15 @@ class CudaKernels(ReferenceKernels):
     def _attends(self, shapes: Sequence[AttentionShape]) -> bool:
         return self._flashinfer is not None and all(map(FlashInferAttention.supports, shapes))
 
-    def _gated(self, gate_up: Product, activation: int) -> Tensor | None:
-        """By the kernel that adds a delta, if there is one."""
-        ours, delta = self._after_product, gate_up.delta
-        if ours is None or delta is None or not ours.gates(gate_up.y):
+    def _gated(self, gate_up: Product, ours: int, theirs: str) -> Tensor | None:
+        """By our kernel, which adds a delta, or FlashInfer's; None if neither has such rows."""
+        y, delta = gate_up
+        if delta is not None and self._after_product is not None and self._after_product.gates(y):
+            return self._after_product.gated(y, delta, ours)
+        if self._flashinfer is None or not self._vectors(y.shape[1] // 2) or not y.numel():
             return None
-        return ours.gated(gate_up.y, delta, activation)
-
-    def _gates(self, gate_up: Tensor) -> bool:
-        """Whether FlashInfer does."""
-        return self._vectors(gate_up.shape[1] // 2) and gate_up.numel() > 0
+        gated: Tensor = getattr(self._flashinfer.activation, theirs)(gate_up.whole())
+        return gated
 
     def _norms(self, x: Tensor, offset: float) -> bool:
         """Whether FlashInfer does; it knows no other offset than Gemma's."""

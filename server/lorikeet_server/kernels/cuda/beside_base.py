@@ -19,13 +19,13 @@ FEW_TILES = 32  # of an adapter's rows each, whose product is short beside the b
 
 
 class BesideBase:
-    """`Kernels.adapted_linear` for captured decodes, and for steps of many rows."""
+    """`Kernels.adapted_linear`, for captured decodes and for steps of many rows."""
 
     def __init__(self, sgmv: Sgmv, beside: Beside) -> None:
         self._sgmv, self._beside = sgmv, beside
 
     def __call__(self, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraBatch) -> Product | None:
-        """None for others: of few rows, a host would take longer to part streams than a device to add."""
+        """None for other steps: of few rows, the host takes longer to part streams than the device to add."""
         assert isinstance(packed, ReferenceLinear)
         if not isinstance(batch, LoraTiles) or not self._sgmv.can_write(table, batch):
             return None

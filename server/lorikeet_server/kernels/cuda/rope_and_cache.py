@@ -29,7 +29,7 @@ class RopeAndCache:
         return dtype in FORMATS and same and layer.shape.head_dim % WIDTH_UNIT == 0
 
     def __call__(self, qkv: Product, layer: AttentionLayer, positions: Tensor, slot_mapping: Tensor) -> None:
-        """Rows of `qkv` may be strided. Enqueues one kernel on the current stream.
+        """Rows of `qkv` may be strided, its delta has no gaps. Enqueues one kernel on the current stream.
 
         The kernel reads `positions` and `slot_mapping` while the one before it may still run, so that must
         not be what writes them. A row where either is out of range is not cached, and its queries and keys

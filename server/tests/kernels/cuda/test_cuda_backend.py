@@ -105,11 +105,14 @@ def test_adapters_beside_the_base_add_what_they_add_behind_it(
     packed = kernels.pack_linear(torch.randn(88, 72) / 9, "float16")
     x, (table,) = torch.randn(rows, 72).half(), tables.tables
     slots = [(-1, 0, 1)[row % 3] for row in range(rows)]
-    y, delta = kernels.adapted_linear(x, packed, table, tables.batcher()(slots, most))
-    assert (delta is not None) == (most is not None)
+    product = kernels.adapted_linear(x, packed, table, tables.batcher()(slots, most))
+    if rows == 5 and most is None:
+        assert product is None  # one after the other
+        return
+    assert product is not None and (product.delta is not None) == (most is not None)
     expected = kernels.linear(x, packed)
     kernels.lora(expected, x, table, tables.batcher()(slots))
-    torch.testing.assert_close(Product(y, delta).whole(), expected, rtol=2.0**-9, atol=2.0**-8)
+    torch.testing.assert_close(product.whole(), expected, rtol=2.0**-9, atol=2.0**-8)
 
 
 def test_what_reads_a_delta_adds_it(kernels: Kernels) -> None:

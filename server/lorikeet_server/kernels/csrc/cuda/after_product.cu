@@ -10,9 +10,6 @@
 namespace lorikeet {
 namespace {
 
-// They stand where streams meet, which programmatic launches do not cross.
-constexpr bool kDependent = false;
-
 int64_t blocks_of_row(const LorikeetGated& call) { return (call.width / 8 + kGatedThreads - 1) / kGatedThreads; }
 
 const char* fault(const LorikeetGated& call) {
@@ -39,7 +36,7 @@ const char* fault(const LorikeetAddNorm& call) {
 
 template <class T, class Act>
 const char* launch_gated(const LorikeetGated& call, void* stream) {
-  const Launch launch = {{call.rows, static_cast<int>(blocks_of_row(call)), 1}, kGatedThreads, stream, kDependent};
+  const Launch launch = {{call.rows, static_cast<int>(blocks_of_row(call)), 1}, kGatedThreads, stream, false};
   return enqueue(launch, gated<T, Act>, call.y, call.delta, call.width, call.out);
 }
 
@@ -50,7 +47,7 @@ const char* launch(const LorikeetGated& call, void* stream) {
 
 template <class T, int kParts>
 const char* launch_norm(const LorikeetAddNorm& call, void* stream) {
-  const Launch launch = {{call.rows, 1, 1}, kNormThreads, stream, kDependent};
+  const Launch launch = {{call.rows, 1, 1}, kNormThreads, stream, false};
   return enqueue(launch, add_norm<T, kParts>, call.y, call.delta, call.residual, call.weight, call.width, call.eps, call.offset);
 }
 

@@ -14,8 +14,8 @@ enum LorikeetFormat { kLorikeetBf16 = 0, kLorikeetFp16 = 1 };
 // Shrink needs x alone, so it can run on another stream beside the base's own product. Bits of `phases`.
 enum LorikeetPhase { kLorikeetShrink = 1, kLorikeetExpand = 2 };
 
-// y = g (y + scale * (x A^T) B^T), each row under its own adapter; all arrays on the device of the stream. Alone: y = scale * (x A^T) B^T,
-// zeros for what no adapter targets, and NaN for DoRA, for whoever adds it to the base's product.
+// y = g (y + scale * (x A^T) B^T), each row under its own adapter; all arrays on the device of the stream. Alone:
+// y = scale * (x A^T) B^T, zeros for what no adapter targets, and NaN for DoRA, for whoever adds it to the base's product.
 struct LorikeetSgmv {
   lorikeet::LoraTables tables;
   lorikeet::LoraTiles tiles;
@@ -27,14 +27,14 @@ struct LorikeetSgmv {
   int32_t rows;
   int32_t tile_rows;  // what the tiles were cut for: 8 or 64
   int32_t format;     // LorikeetFormat
-  int32_t dependent;  // 1: each kernel may begin while the one before it ends (sm_90); alone, the second of the two
+  int32_t dependent;  // 1: each kernel may begin while the one before it ends (sm_90); of few rows alone, the second of two
   int32_t phases;     // LorikeetPhase; x is read by shrink only, y by expand only
   int32_t most_tiles; // of the steps for which this launch is to do, with those of rows without adapter if alone
   int32_t alone;      // 1: y is written and not added to
 };
 
-// Bytes of LoraEntry, LoraTile, TileLayout, LorikeetSgmv, LorikeetRopeAndCache, LorikeetGated, LorikeetAddNorm, by index; 0 beyond. To be compared before anything
-// is called.
+// Bytes of LoraEntry, LoraTile, TileLayout, LorikeetSgmv, LorikeetRopeAndCache, LorikeetGated, LorikeetAddNorm, by index; 0 beyond.
+// To be compared before anything is called.
 int lorikeet_struct_bytes(int index);
 
 // Brings all kernels of the library to the current device, so that their first launch may be captured in a graph. Null, or what CUDA says.

@@ -1,4 +1,5 @@
-// The residual stream takes a base product and what an adapter adds to it; then its RMS norm.
+// The residual stream takes a base product and what an adapter adds to it; then its RMS norm. For a place where streams meet, which
+// programmatic launches do not cross.
 //
 // A block has a row, and a thread 8 columns at a time, which stay in registers between the sum and the norm.
 #pragma once
@@ -26,8 +27,6 @@ __global__ void __launch_bounds__(kNormThreads)
   for (int part = 0; part < kParts; ++part) {
     if (column(part) < width) scale[part] = load_cached(reinterpret_cast<const Quad*>(weight + column(part)));
   }
-  release_next();
-  wait_for_previous();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * width;
   Quad read[kParts][3] = {};
 #pragma unroll

@@ -168,7 +168,7 @@ __device__ __forceinline__ void multiply_strip(float (&sum)[kTokenTiles][kStripT
 
 // Eight columns of row 2 t + `row` of a token tile: y before becomes y after. kAlone: nothing was there before, and DoRA, which
 // would have to scale what was, gives NaN.
-template <class T, bool kAlone = false>
+template <class T, bool kAlone>
 __device__ __forceinline__ Quad added(const Quad& before, const float (&sum)[kStripTiles][4], int row, const ExpandItem& item, int g) {
   const auto* dora = reinterpret_cast<const Quad*>(item.entry.g != 0 ? item.entry.g + 4 * (item.strip.first + 8 * g) : 0);
   Quad factor[2] = {};
