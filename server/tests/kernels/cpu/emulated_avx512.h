@@ -10,7 +10,9 @@
 #undef _mm512_cmp_ps_mask
 #undef _mm512_cvtps_ph
 #undef _mm512_extractf32x8_ps
+#undef _mm512_permute_ps
 #undef _mm512_roundscale_ps
+#undef _mm512_shuffle_f32x4
 #undef _mm512_slli_epi32
 #undef _mm512_srai_epi32
 #undef _mm512_srli_epi32
@@ -34,6 +36,7 @@ PAIR(__m512, _mm512_div_ps, _mm256_div_ps)
 PAIR(__m512, _mm512_max_ps, _mm256_max_ps)
 PAIR(__m512, _mm512_min_ps, _mm256_min_ps)
 PAIR(__m512, _mm512_fmadd_ps, _mm256_fmadd_ps)
+PAIR(__m512, _mm512_movehdup_ps, _mm256_movehdup_ps)
 PAIR(__m512, _mm512_cvtepi32_ps, _mm256_cvtepi32_ps)
 PAIR(__m512, _mm512_castsi512_ps, _mm256_castsi256_ps)
 PAIR(__m512i, _mm512_castps_si512, _mm256_castps_si256)
@@ -68,6 +71,7 @@ inline __m512i _mm512_loadu_si512(const void* p) {
   return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
 }
 inline void _mm512_storeu_ps(float* p, __m512 a) { _mm256_storeu_ps(p, a.low), _mm256_storeu_ps(p + 8, a.high); }
+inline void _mm512_store_ps(float* p, __m512 a) { _mm512_storeu_ps(p, a); }
 
 inline __m512i lanes_of(__mmask16 mask) {  // all ones where its bit is set
   const auto half = [](unsigned bits) {
@@ -118,6 +122,18 @@ inline __m512 _mm512_permutexvar_ps(__m512i index, __m512 a) {
   };
   return {half(index.low), half(index.high)};
 }
+inline __m512 _mm512_permute_ps(__m512 a, int) {  // halves of each four change places
+  return {_mm256_permute_ps(a.low, 0x4e), _mm256_permute_ps(a.high, 0x4e)};
+}
+inline __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int places) {
+  float fours[2][4][4];
+  _mm512_storeu_ps(fours[0][0], a), _mm512_storeu_ps(fours[1][0], b);
+  const auto half = [&](int from, int two) {
+    const auto four = [&](int place) { return _mm_loadu_ps(fours[from][place & 3]); };
+    return _mm256_set_m128(four(two >> 2), four(two));
+  };
+  return {half(0, places), half(1, places >> 4)};
+}
 inline __m512 _mm512_scalef_ps(__m512 a, __m512 n) {
   float value[16], power[16];
   _mm512_storeu_ps(value, a), _mm512_storeu_ps(power, n);
@@ -133,6 +149,9 @@ inline float _mm512_reduce_max_ps(__m512 a) {
 
 inline __m128i low_of(__m256i a) { return _mm256_castsi256_si128(a); }
 inline __m128i high_of(__m256i a) { return _mm256_extracti128_si256(a, 1); }
+inline __m512i _mm512_cvtepi16_epi32(__m256i a) {
+  return {_mm256_cvtepi16_epi32(low_of(a)), _mm256_cvtepi16_epi32(high_of(a))};
+}
 inline __m512 _mm512_cvtph_ps(__m256i a) { return {_mm256_cvtph_ps(low_of(a)), _mm256_cvtph_ps(high_of(a))}; }
 inline __m256i _mm512_cvtps_ph(__m512 a, int) {
   const auto half = [](__m256 each) { return _mm256_cvtps_ph(each, _MM_FROUND_TO_NEAREST_INT); };

@@ -129,10 +129,9 @@ inline Vec keep_from(Vec kept, Vec tested, Vec bound) {
   return {_mm256_and_ps(kept.v, _mm256_cmp_ps(tested.v, bound.v, _CMP_NLT_UQ))};
 }
 
-// How many lanes of `tested` are >= bound or NaN
-inline int count_from(Vec tested, Vec bound) {
-  const int lanes = _mm256_movemask_ps(_mm256_cmp_ps(tested.v, bound.v, _CMP_NLT_UQ));
-  return __builtin_popcount(unsigned(lanes));
+// The lanes in which `tested` is >= bound or NaN, a bit for each
+inline uint32_t lanes_from(Vec tested, Vec bound) {
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(tested.v, bound.v, _CMP_NLT_UQ)));
 }
 
 inline float sum_lanes(Vec a) {
@@ -144,6 +143,27 @@ inline float max_lanes(Vec a) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+// Of four vectors at once, in the same tree: what is left of each, a quarter, side by side.
+template <typename Join>
+inline void join_lanes(const Vec (&a)[4], Join join, float* results) {
+  const auto halves = [&](__m256 first, __m256 second) {
+    return join(_mm256_permute2f128_ps(first, second, 0x20),
+                _mm256_permute2f128_ps(first, second, 0x31));
+  };
+  const __m256 left = halves(a[0].v, a[1].v), right = halves(a[2].v, a[3].v);
+  const __m256 two = join(_mm256_shuffle_ps(left, right, 0x44),
+                          _mm256_shuffle_ps(left, right, 0xee));
+  alignas(32) float lanes[8];
+  _mm256_store_ps(lanes, join(two, _mm256_movehdup_ps(two)));
+  for (int i = 0; i < 4; ++i) results[i] = lanes[i % 2 * 4 + i / 2 * 2];
+}
+inline void sum_lanes(const Vec (&a)[4], float* sums) {
+  join_lanes(a, [](__m256 x, __m256 y) { return _mm256_add_ps(x, y); }, sums);
+}
+inline void max_lanes(const Vec (&a)[4], float* largest) {
+  join_lanes(a, [](__m256 x, __m256 y) { return _mm256_max_ps(x, y); }, largest);
 }
 
 }  // namespace lorikeet::avx2

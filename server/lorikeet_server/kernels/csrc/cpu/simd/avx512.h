@@ -136,9 +136,9 @@ inline Vec keep_from(Vec kept, Vec tested, Vec bound) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(tested.v, bound.v, _CMP_NLT_UQ), kept.v)};
 }
 
-// How many lanes of `tested` are >= bound or NaN
-inline int count_from(Vec tested, Vec bound) {
-  return __builtin_popcount(_mm512_cmp_ps_mask(tested.v, bound.v, _CMP_NLT_UQ));
+// The lanes in which `tested` is >= bound or NaN, a bit for each
+inline uint32_t lanes_from(Vec tested, Vec bound) {
+  return _mm512_cmp_ps_mask(tested.v, bound.v, _CMP_NLT_UQ);
 }
 
 // The same tree as the compiler's reduce, written out so that it never changes.
@@ -149,5 +149,27 @@ inline float sum_lanes(Vec a) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 inline float max_lanes(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
+// Of four vectors at once, in the same tree: what is left of each, a quarter, side by side.
+template <typename Join>
+inline void join_lanes(const Vec (&a)[4], Join join, float* results) {
+  const auto halves = [&](__m512 first, __m512 second) {
+    return join(_mm512_shuffle_f32x4(first, second, 0x44),
+                _mm512_shuffle_f32x4(first, second, 0xee));
+  };
+  const __m512 left = halves(a[0].v, a[1].v), right = halves(a[2].v, a[3].v);
+  const __m512 four = join(_mm512_shuffle_f32x4(left, right, 0x88),
+                           _mm512_shuffle_f32x4(left, right, 0xdd));
+  const __m512 two = join(four, _mm512_permute_ps(four, 0x4e));
+  alignas(64) float lanes[16];
+  _mm512_store_ps(lanes, join(two, _mm512_movehdup_ps(two)));
+  for (int i = 0; i < 4; ++i) results[i] = lanes[4 * i];
+}
+inline void sum_lanes(const Vec (&a)[4], float* sums) {
+  join_lanes(a, [](__m512 x, __m512 y) { return _mm512_add_ps(x, y); }, sums);
+}
+inline void max_lanes(const Vec (&a)[4], float* largest) {
+  join_lanes(a, [](__m512 x, __m512 y) { return _mm512_max_ps(x, y); }, largest);
+}
 
 }  // namespace lorikeet::avx512

@@ -137,6 +137,13 @@ inline Vec keep_from(Vec kept, Vec tested, Vec bound) {
   return kept;
 }
 
+// The lanes in which `tested` is >= bound or NaN, a bit for each
+inline uint32_t lanes_from(Vec tested, Vec bound) {
+  uint32_t lanes = 0;
+  for (int i = 0; i < Vec::kWidth; ++i) lanes |= uint32_t(!(tested.lane[i] < bound.lane[i])) << i;
+  return lanes;
+}
+
 inline float sum_lanes(Vec a) {
   const float* x = a.lane;
   return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));

@@ -6,6 +6,7 @@
 // all that share their scale. So a value is off by at most 2^-16 of the largest but them. Dettmers et
 // al., "LLM.int8()" (2022), keeps whole columns apart.
 #pragma once
+#include <bit>
 
 namespace lorikeet::LORIKEET_ISA {
 
@@ -20,53 +21,74 @@ constexpr float kOutlying = 3.0f;
 // Below this a block counts as zeros: its reciprocal would not be finite.
 constexpr float kSmallestBlock = 1e-30f;
 
-// Takes the largest value out of a block; returns the size of the next.
-inline float take_outlier(const float* x, float top, Vec* values, BlockOfRow* block) {
+inline Vec size_of(Vec value) { return max_of(value, Vec::zero() - value); }
+
+// Takes a value out of a block; returns the size of the largest that is left.
+inline float take_outlier(int place, Vec (&values)[kBlockDepth / kWidth], BlockOfRow* block) {
   alignas(64) float rest[kBlockDepth];
-  float next = 0.0f;
-  for (int i = 0; i < kBlockDepth; ++i) {
-    const float size = __builtin_fabsf(x[i]);
-    if (size == top) {
-      block->outlier = i;
-      block->outlying = x[i];
-      rest[i] = 0.0f;
-    } else {
-      rest[i] = x[i];
-      if (size > next) next = size;
-    }
+  for (int i = 0; i < kBlockDepth / kWidth; ++i) values[i].store(rest + i * kWidth);
+  block->outlier = place;
+  block->outlying = rest[place];
+  rest[place] = 0.0f;
+  Vec largest = Vec::zero();
+  for (int i = 0; i < kBlockDepth / kWidth; ++i) {
+    values[i] = Vec::load(rest + i * kWidth);
+    largest = max_of(largest, size_of(values[i]));
   }
-  for (int i = 0; i < kBlockDepth / kWidth; ++i) values[i] = Vec::load(rest + i * kWidth);
-  return next;
+  return max_lanes(largest);
 }
 
-inline void block_to_integers(const float* x, int16_t* codes, BlockOfRow* block) {
+inline void sum_lanes(const Vec (&a)[1], float* sum) { *sum = sum_lanes(a[0]); }
+inline void max_lanes(const Vec (&a)[1], float* largest) { *largest = max_lanes(a[0]); }
+
+// Several blocks side by side: one alone spends most of its time on the way from lanes to a number.
+template <int kBlocks>
+inline void blocks_to_integers(const float* x, int16_t* codes, BlockOfRow* blocks) {
   constexpr int kVectors = kBlockDepth / kWidth;
-  Vec values[kVectors], sizes[kVectors], sum = Vec::zero(), largest = Vec::zero();
-  for (int i = 0; i < kVectors; ++i) {
-    values[i] = Vec::load(x + i * kWidth);
-    sizes[i] = max_of(values[i], Vec::zero() - values[i]);
-    sum = sum + values[i];
-    largest = max_of(largest, sizes[i]);
-  }
-  *block = {0.0f, sum_lanes(sum), 0, -1, 0.0f};
-  // Not a number where one of the values is not finite: so is every product with the block.
-  float top = max_lanes(largest) + 0.0f * block->sum;
-  int large = 0;
-  for (const Vec size : sizes) large += count_from(size * Vec::set(kOutlying), Vec::set(top));
-  if (large == 1) top = take_outlier(x, top, values, block);
-  block->scale = top / kLargestCode;
-  const Vec factor = Vec::set(top > kSmallestBlock ? kLargestCode / top : 0.0f);
-  Vec code_sum = Vec::zero();
-  for (int i = 0; i < kVectors; ++i) {
-    const Vec rounded = round_nearest(values[i] * factor);
-    code_sum = code_sum + rounded;  // exact: below 2^24
-    rounded.store_pairs(codes + i * kWidth);
-  }
-  block->code_sum = int32_t(sum_lanes(code_sum));
+  Vec values[kBlocks][kVectors], sums[kBlocks], largest[kBlocks];
+  unrolled<kBlocks>([&](auto b) LORIKEET_INLINED {
+    sums[b] = largest[b] = Vec::zero();
+    unrolled<kVectors>([&](auto i) LORIKEET_INLINED {
+      values[b][i] = Vec::load(x + b * kBlockDepth + i * kWidth);
+      sums[b] = sums[b] + values[b][i];
+      largest[b] = max_of(largest[b], size_of(values[b][i]));
+    });
+  });
+  float sum[kBlocks], top[kBlocks];
+  sum_lanes(sums, sum);
+  max_lanes(largest, top);
+  unrolled<kBlocks>([&](auto b) LORIKEET_INLINED {
+    blocks[b] = {0.0f, sum[b], 0, -1, 0.0f};
+    // Not a number where one of the values is not finite: so is every product with the block.
+    top[b] += 0.0f * sum[b];
+    uint32_t large = 0;
+    unrolled<kVectors>([&](auto i) LORIKEET_INLINED {
+      const Vec outlying = size_of(values[b][i]) * Vec::set(kOutlying);
+      large |= lanes_from(outlying, Vec::set(top[b])) << (i * kWidth);
+    });
+    if (std::has_single_bit(large)) {
+      top[b] = take_outlier(std::countr_zero(large), values[b], &blocks[b]);
+    }
+    blocks[b].scale = top[b] / kLargestCode;
+    const Vec factor = Vec::set(top[b] > kSmallestBlock ? kLargestCode / top[b] : 0.0f);
+    sums[b] = Vec::zero();
+    unrolled<kVectors>([&](auto i) LORIKEET_INLINED {
+      const Vec rounded = round_nearest(values[b][i] * factor);
+      sums[b] = sums[b] + rounded;  // exact: below 2^24
+      rounded.store_pairs(codes + b * kBlockDepth + i * kWidth);
+    });
+  });
+  sum_lanes(sums, sum);
+  for (int b = 0; b < kBlocks; ++b) blocks[b].code_sum = int32_t(sum[b]);
 }
 
 void to_integers(const float* x, int in, int16_t* codes, BlockOfRow* blocks) {
-  for (int k = 0; k < in; k += kBlockDepth) block_to_integers(x + k, codes + k, blocks++);
+  constexpr int kAtOnce = 4, kDepth = kAtOnce * kBlockDepth;
+  int k = 0;
+  for (; k + kDepth <= in; k += kDepth, blocks += kAtOnce) {
+    blocks_to_integers<kAtOnce>(x + k, codes + k, blocks);
+  }
+  for (; k < in; k += kBlockDepth) blocks_to_integers<1>(x + k, codes + k, blocks++);
 }
 
 // Calls visit(p, weights) for every p-th pair of a block.

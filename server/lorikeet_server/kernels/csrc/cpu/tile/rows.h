@@ -119,16 +119,29 @@ void silu_mul(const float* gate, const float* up, int n, float* out) {
   });
 }
 
+// Of those that are numbers.
 inline float largest_of(const float* x, int n) {
-  Vec largest = Vec::set(-__builtin_inff());
-  for_vectors(n, [&](int i, int count) {
-    if (count == kWidth) {
-      largest = max_of(Vec::load(x + i), largest);
-    } else {
-      for (int j = i; j < n; ++j) largest = max_of(Vec::set(x[j]), largest);
-    }
-  });
-  return max_lanes(largest);
+  constexpr int kChains = 4;  // each waits for its last comparison
+  const Vec lowest = Vec::set(-__builtin_inff());
+  Vec largest[kChains] = {lowest, lowest, lowest, lowest};
+  int i = 0;
+  for (; i + kChains * kWidth <= n; i += kChains * kWidth) {
+    unrolled<kChains>([&](auto c) LORIKEET_INLINED {
+      largest[c] = max_of(Vec::load(x + i + c * kWidth), largest[c]);
+    });
+  }
+  for (; i < n; ++i) largest[0] = max_of(Vec::set(x[i]), largest[0]);
+  return max_lanes(max_of(max_of(largest[0], largest[1]), max_of(largest[2], largest[3])));
+}
+
+// Where the first `value` is, or 0 if there is none.
+inline int first_of(const float* x, int n, float value) {
+  int i = 0;
+  while (i + kWidth <= n && lanes_from(Vec::load(x + i), Vec::set(value)) == 0) i += kWidth;
+  for (; i < n; ++i) {  // from the first that may be it: what is not a number is none
+    if (x[i] == value) return i;
+  }
+  return 0;
 }
 
 void weigh(const float* scores, int n, float temperature, float* weights) {
@@ -141,13 +154,7 @@ void weigh(const float* scores, int n, float temperature, float* weights) {
 
 void greedy(const float* logits, int n, float* maximum, int* index, float* sum) {
   *maximum = largest_of(logits, n);
-  *index = 0;
-  for (int i = 0; i < n; ++i) {
-    if (logits[i] == *maximum) {
-      *index = i;
-      break;
-    }
-  }
+  *index = first_of(logits, n, *maximum);
   const Vec shift = Vec::set(*maximum == -__builtin_inff() ? 0.0f : *maximum);
   Vec total = Vec::zero();
   float rest = 0.0f;
