@@ -71,7 +71,6 @@ inline __m512i _mm512_loadu_si512(const void* p) {
   return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
 }
 inline void _mm512_storeu_ps(float* p, __m512 a) { _mm256_storeu_ps(p, a.low), _mm256_storeu_ps(p + 8, a.high); }
-inline void _mm512_store_ps(float* p, __m512 a) { _mm512_storeu_ps(p, a); }
 
 inline __m512i lanes_of(__mmask16 mask) {  // all ones where its bit is set
   const auto half = [](unsigned bits) {

@@ -145,25 +145,18 @@ inline float max_lanes(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
-// Of four vectors at once, in the same tree: what is left of each, a quarter, side by side.
+// Joins the lanes of each of four vectors, in the tree of sum_lanes: `results`, four.
 template <typename Join>
 inline void join_lanes(const Vec (&a)[4], Join join, float* results) {
-  const auto halves = [&](__m256 first, __m256 second) {
-    return join(_mm256_permute2f128_ps(first, second, 0x20),
-                _mm256_permute2f128_ps(first, second, 0x31));
+  const auto halves = [&](Vec x, Vec y) {
+    return join({_mm256_permute2f128_ps(x.v, y.v, 0x20)}, {_mm256_permute2f128_ps(x.v, y.v, 0x31)});
   };
-  const __m256 left = halves(a[0].v, a[1].v), right = halves(a[2].v, a[3].v);
-  const __m256 two = join(_mm256_shuffle_ps(left, right, 0x44),
-                          _mm256_shuffle_ps(left, right, 0xee));
+  const Vec left = halves(a[0], a[1]), right = halves(a[2], a[3]);
+  const Vec two = join({_mm256_shuffle_ps(left.v, right.v, 0x44)},
+                       {_mm256_shuffle_ps(left.v, right.v, 0xee)});
   alignas(32) float lanes[8];
-  _mm256_store_ps(lanes, join(two, _mm256_movehdup_ps(two)));
+  join(two, {_mm256_movehdup_ps(two.v)}).store(lanes);
   for (int i = 0; i < 4; ++i) results[i] = lanes[i % 2 * 4 + i / 2 * 2];
-}
-inline void sum_lanes(const Vec (&a)[4], float* sums) {
-  join_lanes(a, [](__m256 x, __m256 y) { return _mm256_add_ps(x, y); }, sums);
-}
-inline void max_lanes(const Vec (&a)[4], float* largest) {
-  join_lanes(a, [](__m256 x, __m256 y) { return _mm256_max_ps(x, y); }, largest);
 }
 
 }  // namespace lorikeet::avx2

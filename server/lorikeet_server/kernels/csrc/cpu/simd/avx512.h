@@ -150,26 +150,19 @@ inline float sum_lanes(Vec a) {
 }
 inline float max_lanes(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
-// Of four vectors at once, in the same tree: what is left of each, a quarter, side by side.
+// Joins the lanes of each of four vectors, in the tree of sum_lanes: `results`, four.
 template <typename Join>
 inline void join_lanes(const Vec (&a)[4], Join join, float* results) {
-  const auto halves = [&](__m512 first, __m512 second) {
-    return join(_mm512_shuffle_f32x4(first, second, 0x44),
-                _mm512_shuffle_f32x4(first, second, 0xee));
+  const auto halves = [&](Vec x, Vec y) {
+    return join({_mm512_shuffle_f32x4(x.v, y.v, 0x44)}, {_mm512_shuffle_f32x4(x.v, y.v, 0xee)});
   };
-  const __m512 left = halves(a[0].v, a[1].v), right = halves(a[2].v, a[3].v);
-  const __m512 four = join(_mm512_shuffle_f32x4(left, right, 0x88),
-                           _mm512_shuffle_f32x4(left, right, 0xdd));
-  const __m512 two = join(four, _mm512_permute_ps(four, 0x4e));
+  const Vec left = halves(a[0], a[1]), right = halves(a[2], a[3]);
+  const Vec four = join({_mm512_shuffle_f32x4(left.v, right.v, 0x88)},
+                        {_mm512_shuffle_f32x4(left.v, right.v, 0xdd)});
+  const Vec two = join(four, {_mm512_permute_ps(four.v, 0x4e)});
   alignas(64) float lanes[16];
-  _mm512_store_ps(lanes, join(two, _mm512_movehdup_ps(two)));
+  join(two, {_mm512_movehdup_ps(two.v)}).store(lanes);
   for (int i = 0; i < 4; ++i) results[i] = lanes[4 * i];
-}
-inline void sum_lanes(const Vec (&a)[4], float* sums) {
-  join_lanes(a, [](__m512 x, __m512 y) { return _mm512_add_ps(x, y); }, sums);
-}
-inline void max_lanes(const Vec (&a)[4], float* largest) {
-  join_lanes(a, [](__m512 x, __m512 y) { return _mm512_max_ps(x, y); }, largest);
 }
 
 }  // namespace lorikeet::avx512

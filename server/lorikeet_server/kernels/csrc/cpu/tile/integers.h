@@ -39,7 +39,13 @@ inline float take_outlier(int place, Vec (&values)[kBlockDepth / kWidth], BlockO
 }
 
 inline void sum_lanes(const Vec (&a)[1], float* sum) { *sum = sum_lanes(a[0]); }
+inline void sum_lanes(const Vec (&a)[4], float* sums) {
+  join_lanes(a, [](Vec x, Vec y) { return x + y; }, sums);
+}
 inline void max_lanes(const Vec (&a)[1], float* largest) { *largest = max_lanes(a[0]); }
+inline void max_lanes(const Vec (&a)[4], float* largest) {
+  join_lanes(a, [](Vec x, Vec y) { return max_of(x, y); }, largest);
+}
 
 // Several blocks side by side: one alone spends most of its time on the way from lanes to a number.
 template <int kBlocks>
