@@ -8,7 +8,7 @@ import pytest
 import torch
 from emulated_avx512 import emulated_kernels, flags
 from test_attention import Paged, tables
-from test_blocks import quantised
+from test_blocks import TYPES, quantised
 from torch import Tensor
 
 from lorikeet_server.kernels import Kernels, Product, select
@@ -25,7 +25,7 @@ def test_stands_in_for_every_intrinsic() -> None:
 
 def linear(storage: str) -> Callable[[Kernels], Tensor]:
     def of(kernels: Kernels) -> Tensor:
-        weight = quantised(storage, 70, 288) if storage in ("block4", "block8") else torch.randn(70, 288)
+        weight = quantised(storage, 70, 288) if storage in TYPES else torch.randn(70, 288)
         packed = kernels.pack_linear(weight, "bfloat16" if storage == "bfloat16" else "float16")
         return kernels.linear(torch.randn(19, 288) * torch.logspace(-3, 3, 288), packed)
 
@@ -40,7 +40,7 @@ def attention(kernels: Kernels) -> Tensor:
 
 
 OPS: dict[str, Callable[[Kernels], Tensor]] = {
-    **{storage: linear(storage) for storage in ("float16", "bfloat16", "block4", "block8")},
+    **{storage: linear(storage) for storage in ("float16", "bfloat16", *TYPES)},
     "attention": attention,
     "greedy": lambda kernels: kernels.greedy(torch.randn(3, 9001)).logsumexp,
     "silu_mul": lambda kernels: kernels.silu_mul(Product(torch.randn(3, 200))),
