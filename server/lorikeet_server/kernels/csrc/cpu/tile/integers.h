@@ -13,15 +13,10 @@ namespace lorikeet::LORIKEET_ISA {
 // As many as leave registers for the weights of a pair, and the words they come from.
 constexpr int kMaxIntegerRows = kWidth == 16 ? 12 : 4;
 
-constexpr float kLargestCode = 32767.0f;
 // An outlier is so many times as large as the next. Among normal values hardly any is. Measured with
 // SmolLM2, of whose weights some are rounded to float16: its log-probabilities were off by 2e-4 on
 // average without integers, by 3e-4 with them, be it 1.5 or 3, and by 6e-4 without outliers.
 constexpr float kOutlying = 3.0f;
-// Below this a block counts as zeros: its reciprocal would not be finite.
-constexpr float kSmallestBlock = 1e-30f;
-
-inline Vec size_of(Vec value) { return max_of(value, Vec::zero() - value); }
 
 // Takes a value out of a block; returns the size of the largest that is left.
 inline float take_outlier(int place, Vec (&values)[kBlockDepth / kWidth], BlockOfRow* block) {
@@ -76,7 +71,7 @@ inline void blocks_to_integers(const float* x, int16_t* codes, BlockOfRow* block
       top[b] = take_outlier(std::countr_zero(large), values[b], &blocks[b]);
     }
     blocks[b].scale = top[b] / kLargestCode;
-    const Vec factor = Vec::set(top[b] > kSmallestBlock ? kLargestCode / top[b] : 0.0f);
+    const Vec factor = Vec::set(top[b] > kSmallestScaled ? kLargestCode / top[b] : 0.0f);
     sums[b] = Vec::zero();
     unrolled<kVectors>([&](auto i) LORIKEET_INLINED {
       const Vec rounded = round_nearest(values[b][i] * factor);

@@ -33,6 +33,13 @@ inline float exp_of(float x) {
   return lanes[0];
 }
 
+inline Vec size_of(Vec value) { return max_of(value, Vec::zero() - value); }
+
+// Of 16-bit integers that share a scale.
+constexpr float kLargestCode = 32767.0f;
+// Where no value is larger all count as zeros: the reciprocal of the scale would not be finite.
+constexpr float kSmallestScaled = 1e-30f;
+
 // Calls visit(offset, count) for whole vectors with the constant kWidth, then once for the rest.
 template <typename Visit>
 LORIKEET_INLINED inline void for_vectors(int n, Visit visit) {

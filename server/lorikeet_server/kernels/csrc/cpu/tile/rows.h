@@ -1,5 +1,7 @@
 // Work on one row: norms, rotation, activation, cache writes, the arg max.
 #pragma once
+#include <array>
+#include <bit>
 
 namespace lorikeet::LORIKEET_ISA {
 
@@ -71,28 +73,35 @@ void write_kv_as(const float* k, const float* v, const KvCache& cache, int64_t s
   });
 }
 
-// Rounds a vector to integers, 32767 for its largest element, and returns their scale. What is not
-// finite makes the scale so.
-inline float to_codes(const float* x, int n, int16_t* codes, int stride) {
-  constexpr float kMost = 32767.0f, kLeast = 1e-30f;
-  float largest = 0.0f, poison = 0.0f;
-  for (int i = 0; i < n; ++i) {
-    const float size = __builtin_fabsf(x[i]);
-    largest = size > largest ? size : largest;
-    poison += 0.0f * x[i];
-  }
-  const float factor = largest > kLeast && poison == 0.0f ? kMost / largest : 0.0f;
-  for (int i = 0; i < n; ++i) {
-    codes[i * stride] = factor > 0.0f ? int16_t(__builtin_rintf(x[i] * factor)) : int16_t{0};
-  }
-  return largest / kMost + poison;
+// Rounds a vector to integers, kLargestCode for its largest element, kStride apart, and returns their
+// scale. What is not finite makes the scale so.
+template <int kStride>
+inline float to_codes(const float* x, int n, int16_t* codes) {
+  Vec sizes = Vec::zero(), poison = Vec::zero();
+  for_vectors(n, [&](int i, int count) {
+    const Vec value = load_up_to(x + i, count);
+    sizes = max_of(size_of(value), sizes);
+    poison = fma(value, Vec::zero(), poison);
+  });
+  const float largest = max_lanes(sizes), poisoned = sum_lanes(poison);
+  const bool any = largest > kSmallestScaled && poisoned == 0.0f;
+  const Vec factor = Vec::set(any ? kLargestCode / largest : 0.0f);
+  // Added to so small a number, 1.5 * 2^23 leaves the nearest integer in the low bits.
+  const Vec shift = Vec::set(12582912.0f);
+  for_vectors(n, [&](int i, int count) {
+    float shifted[kWidth];
+    (any ? load_up_to(x + i, count) * factor + shift : shift).store(shifted);
+    const auto bits = std::bit_cast<std::array<uint32_t, kWidth>>(shifted);
+    for (int d = 0; d < count; ++d) codes[(i + d) * kStride] = int16_t(bits[d]);
+  });
+  return largest / kLargestCode + poisoned;
 }
 
 void write_kv_in_integers(const float* k, const float* v, const KvCache& cache, int64_t slot,
                           int kv_head, int kv_heads, int head_dim) {
   const KvPlace<int16_t> to(cache, slot, kv_head, kv_heads, head_dim);
-  *to.key_scale = to_codes(k, head_dim, to.key, kKeyTile);
-  *to.value_scale = to_codes(v, head_dim, to.value, 1);
+  *to.key_scale = to_codes<kKeyTile>(k, head_dim, to.key);
+  *to.value_scale = to_codes<1>(v, head_dim, to.value);
 }
 
 void write_kv(const float* k, const float* v, const KvCache& cache, int64_t slot, int kv_head,
