@@ -37,17 +37,15 @@ __device__ __forceinline__ void shrink_by_units(const LoraTables& tables, int fi
   Quad* const stages = reinterpret_cast<Quad*>(dynamic_shared()) + thread;
   const auto place = [&](int step, int quad) { return stages + (step % kStages * Stages::kQuads + quad) * kPrefillThreads; };
   const auto copy = [&](int step) {
+    if (step >= steps) return commit_copies();
     const int column = first_column + step * kStep;
-    const bool live = step < steps && column < tables.in;
     const auto bring = [&](int quad, int64_t from) {
-      copy_async(place(step, quad), reinterpret_cast<const void*>(from + 2 * column), from != 0 && live);
+      copy_async(place(step, quad), reinterpret_cast<const void*>(from + 2 * column), from != 0 && column < tables.in);
     };
-    if (step < steps) {
 #pragma unroll
-      for (int n = 0; n < kTokens; ++n) bring(n, places.x[first_row + n * 8 + g]);
+    for (int n = 0; n < kTokens; ++n) bring(n, places.x[first_row + n * 8 + g]);
 #pragma unroll
-      for (int i = 0; i < 2 * kTiles; ++i) bring(kTokens + i, places.a[i * 8 + g]);
-    }
+    for (int i = 0; i < 2 * kTiles; ++i) bring(kTokens + i, places.a[i * 8 + g]);
     commit_copies();
   };
 

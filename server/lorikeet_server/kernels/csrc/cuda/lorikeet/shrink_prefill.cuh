@@ -22,10 +22,10 @@ __device__ __forceinline__ void shrink_places(const LoraTables& tables, const Sh
       shrink_by_units<T, decltype(rank_tiles)::value, kHalf>(tables, first, places);
     }
   };
-  const bool half = places.tile.count <= kHalf * 8;
+  const auto fewest = [&](auto rank_tiles) { places.tile.count <= kHalf * 8 ? halves(rank_tiles) : all_rows(rank_tiles); };
   switch (places.live()) {
-    case 1: return half ? halves(std::integral_constant<int, 1>()) : all_rows(std::integral_constant<int, 1>());
-    case 2: return half ? halves(std::integral_constant<int, 2>()) : all_rows(std::integral_constant<int, 2>());
+    case 1: return fewest(std::integral_constant<int, 1>());
+    case 2: return fewest(std::integral_constant<int, 2>());
     // Sums of more rank tiles for all rows do not fit into registers.
     case 3: return halves(std::integral_constant<int, 3>());
     case 4: return halves(std::integral_constant<int, 4>());
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks)
     wait_for_previous();
     shrink_places<T>(tables, places);
   }
-  wait_for_previous();
+  wait_for_previous();  // blocks without a rank tile too
 }
 
 }  // namespace lorikeet
