@@ -63,7 +63,7 @@ class Model:
     def make(kernels: Kernels, mode: LinearMode, adapters: int, rank: int) -> Model:
         weights = [[torch.randn(shape) * 0.02 for shape in LINEARS] for _ in range(LAYERS)]
         packed = [[kernels.pack_linear(weight, mode) for weight in layer] for layer in weights]
-        every = _tables(adapters, rank, getattr(torch, mode)).tables
+        every = _tables(kernels, adapters, rank, getattr(torch, mode)).tables
         tables = [every[at : at + len(LINEARS)] for at in range(0, len(every), len(LINEARS))]
         cos_sin = torch.randn(4096, WIDTH)
         layers = tuple(_layer(kernels, *each, cos_sin) for each in zip(packed, tables, strict=True))
@@ -116,9 +116,9 @@ def _through_q4(weight: Tensor) -> Tensor:
     return torch.from_numpy(dequantize(quantize(weight.numpy(), kind), kind).astype(np.float32))
 
 
-def _tables(adapters: int, rank: int, dtype: torch.dtype) -> LoraTables:
+def _tables(kernels: Kernels, adapters: int, rank: int, dtype: torch.dtype) -> LoraTables:
     modules = [LoraModule(shape[1], outs) for shape, outs in zip(LINEARS, SLICES, strict=True)] * LAYERS
-    tables = LoraTables(modules, SLOTS, dtype)
+    tables = LoraTables(modules, SLOTS, dtype, kernels.lora_layout)
     widths = list(zip(tables.form.inputs, tables.form.outputs, strict=True))
     for slot in range(adapters):
         matrices = {

@@ -26,7 +26,7 @@ from lorikeet_server.adapters.targets import LoraTarget
 from lorikeet_server.adapters.tiers import HostTier
 from lorikeet_server.config import MAX_LORA_RANK
 from lorikeet_server.errors import DataLossError, InvalidAdapterError, SourceUnavailableError
-from lorikeet_server.kernels import RANK_MAJOR, LoraForm, LoraLayout
+from lorikeet_server.kernels import PLAIN, LoraForm, LoraLayout
 
 # A plan of hundreds of tensors takes milliseconds. It is asked for when an adapter is fetched and again when
 # it is staged, and adapters of one recipe have the same.
@@ -51,7 +51,7 @@ class ServedModel:
     adapter_dtype: torch.dtype
     base_weights: Mapping[str, BaseWeight]  # that an adapter may repeat, by module as PEFT names it
     max_rank: int = MAX_LORA_RANK
-    layout: LoraLayout = RANK_MAJOR  # as the kernels want it
+    layout: LoraLayout = PLAIN  # as the kernels want it
     pinned_memory: bool = False  # host memory that a GPU can copy from by itself
 
     @property

@@ -15,6 +15,7 @@ from lorikeet_server.adapters import values
 from lorikeet_server.adapters.base_weights import BaseWeight
 from lorikeet_server.adapters.header import LENGTH_BYTES, TensorInfo, header_bytes
 from lorikeet_server.adapters.plan import PlannedPair
+from lorikeet_server.device.huge_pages import HUGE_PAGE, filling, mapping
 from lorikeet_server.errors import NoRoomError
 from lorikeet_server.kernels import LoraAdapter, LoraForm
 
@@ -25,7 +26,7 @@ _RUN_BYTES = 1 << 18
 
 
 class Place(NamedTuple):
-    """Where a part of a tensor goes, in the tensor's own shape."""
+    """Where a part of a tensor goes, in as many dimensions as it takes."""
 
     to: values.Bits
     rows: slice
@@ -65,15 +66,7 @@ def load(
     for pair in planned:
         ranks[pair.slice_index], scales[pair.slice_index] = pair.rank, pair.scale
 
-    def take(size: int) -> Tensor:
-        try:
-            memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-        except (RuntimeError, MemoryError):
-            raise NoRoomError(f"the adapter needs {size} bytes of host memory, which are not there") from None
-        memory.numpy().fill(0)  # on one thread: torch.zeros would take those of the steps
-        return memory
-
-    adapter = LoraAdapter.allocate(form, ranks, scales, take)
+    adapter = LoraAdapter.allocate(form, ranks, scales, lambda size: _memory(size, pinned=pinned))
     places = dict(_places(adapter, planned))
     # In file order, by `parse_header`.
     for (base, dtype, _), run in groupby(
@@ -84,9 +77,22 @@ def load(
                 base.check(name, dtype, _digest(reader, info.end - info.begin))
             continue
         for name, given in _read(reader, list(run), values.KINDS[dtype], form.dtype):
-            to, rows, columns = places[name]
-            to[...] = given[rows, columns]
+            for to, rows, columns in places[name]:
+                to[...] = given[rows, columns].reshape(to.shape)
     return adapter
+
+
+def _memory(size: int, *, pinned: bool) -> Tensor:
+    """Zero bytes, `size` or a few more. Raises `NoRoomError`."""
+    try:
+        if pinned or filling(size) < HUGE_PAGE:
+            memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        else:
+            memory = mapping(filling(size))
+    except (RuntimeError, MemoryError, OSError):
+        raise NoRoomError(f"the adapter needs {size} bytes of host memory, which are not there") from None
+    memory.numpy().fill(0)  # now and on one thread: torch.zeros would take those of the steps
+    return memory
 
 
 def _digest(reader: Reader, size: int) -> str:
@@ -96,7 +102,7 @@ def _digest(reader: Reader, size: int) -> str:
     return running.hexdigest()
 
 
-def _places(adapter: LoraAdapter, planned: Sequence[PlannedPair]) -> Iterator[tuple[str, Place]]:
+def _places(adapter: LoraAdapter, planned: Sequence[PlannedPair]) -> Iterator[tuple[str, list[Place]]]:
     """Where each tensor of the file goes, by name."""
     form, everything = adapter.form, slice(None)
     size = form.dtype.itemsize
@@ -108,9 +114,15 @@ def _places(adapter: LoraAdapter, planned: Sequence[PlannedPair]) -> Iterator[tu
         stored = int(adapter.entries["rank"][index])
         a = memory[at_a[index] : at_a[index] + stored * len(inputs)].reshape(stored, -1)
         b = memory[at_b[index] : at_b[index] + stored * len(outputs)]
-        b = b.reshape(stored, -1).T if form.layout.b_by_rank else b.reshape(-1, stored)
-        yield pair.a, Place(a[:rank], everything, slice(inputs.start, inputs.stop))
-        yield pair.b, Place(b[:, :rank], slice(outputs.start, outputs.stop), everything)
+        yield pair.a, [Place(a[:rank], everything, slice(inputs.start, inputs.stop))]
+        parts = form.layout.b_parts(b, stored)
+        yield (
+            pair.b,
+            [
+                Place(to[..., :rank], slice(outputs.start + of.start, outputs.start + of.stop), everything)
+                for of, to in parts
+            ],
+        )
 
 
 def _read(

@@ -11,7 +11,7 @@ from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.decoder import Decoder, DecoderLayer, DecoderSpec, StepTensors
 from lorikeet_server.kernels.lora_adapter import LoraAdapter, LoraMatrices
 from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
-from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraForm, LoraLayout, LoraModule
+from lorikeet_server.kernels.lora_layout import PLAIN, LoraForm, LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraBatcher, LoraTable, LoraTables
 from lorikeet_server.kernels.ops import Greedy, Kernels
 from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
@@ -21,7 +21,7 @@ from lorikeet_server.kernels.row_ops import Filters, Penalties
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 __all__ = [
-    "RANK_MAJOR",
+    "PLAIN",
     "AttentionLayer",
     "AttentionPlan",
     "AttentionShape",

@@ -3,7 +3,7 @@
 It knows nothing of files, names or LRU, and a slot of the tables is filled by copying its `entries`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -62,7 +62,7 @@ class LoraAdapter:
         dora: npt.NDArray[np.bool_] | None = None,
     ) -> Self:
         """Room for an adapter whose slices have these `ranks` (0: not targeted) and `scales` [slices]; `dora`
-        says which have a scale per channel. `take` gives as many bytes as it is asked for."""
+        says which have a scale per channel. `take` gives at least as many bytes as it is asked for."""
         unit, size = form.layout.rank_unit, form.dtype.itemsize
         stored = -(-ranks // unit) * unit
         outputs = np.array(form.outputs)
@@ -94,7 +94,8 @@ class LoraAdapter:
             held = adapter.get(index)
             assert held is not None
             held.a[: len(a)].copy_(a)
-            held.b[:, : len(a)].copy_(b)
+            for outputs, part in adapter._b_parts(index):
+                part[..., : len(a)] = b[outputs].reshape(*part.shape[:2], len(a))
             if held.channel_scale is not None and g is not None:
                 held.channel_scale.copy_(g)
         return adapter
@@ -107,16 +108,22 @@ class LoraAdapter:
         return replace(self, memory=memory, entries=entries)
 
     def get(self, index: int) -> LoraMatrices | None:
-        """Views of the matrices of a slice, the stored rank high and wide; None if it is not targeted."""
+        """The matrices of a slice, the stored rank high and wide; None if it is not targeted. Views, but for
+        a B in panels."""
         entry, form = self.entries[index], self.form
         if not entry["a"]:
             return None
         rank, out = int(entry["rank"]), form.outputs[index]
         a = self._view(entry["a"], (rank, form.inputs[index]), form.dtype)
-        by_rank = form.layout.b_by_rank
-        b = self._view(entry["b"], (rank, out) if by_rank else (out, rank), form.dtype)
+        parts = [part.reshape(-1, rank) for _, part in self._b_parts(index)]
+        b = parts[0] if len(parts) == 1 else torch.cat(parts)
         g = self._view(entry["g"], (out,), torch.float32) if entry["g"] else None
-        return LoraMatrices(a, b.t() if by_rank else b, float(entry["scale"]), g)
+        return LoraMatrices(a, b, float(entry["scale"]), g)
+
+    def _b_parts(self, index: int) -> Iterator[tuple[slice, Tensor]]:
+        entry, form = self.entries[index], self.form
+        rank = int(entry["rank"])
+        return form.layout.b_parts(self._view(entry["b"], (form.outputs[index] * rank,), form.dtype), rank)
 
     def _view(self, address: np.int64, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         at = int(address) - self.memory.data_ptr()

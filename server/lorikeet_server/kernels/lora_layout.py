@@ -5,11 +5,15 @@ An adapter is brought into this form once, when it is staged, off the token path
 a few kilobytes of addresses and no matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
+import numpy.typing as npt
 import torch
+from torch import Tensor
+
+Elements = TypeVar("Elements", Tensor, npt.NDArray[Any])
 
 dtype_codes = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -24,13 +28,24 @@ class LoraModule(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LoraLayout:
-    """A is always [rank, in], row by row. B is [out, rank], by rows or by columns."""
+    """A is always [rank, in], row by row. B is [out, rank], in panels of some outputs, each rank by rank, the
+    last as narrow as it comes. With panels of one output it lies row by row too."""
 
-    rank_unit: int  # ranks are padded with zeros to a multiple of it
-    b_by_rank: bool  # B is stored rank by rank, as a CPU streams it; else output by output
+    rank_unit: int = 1  # ranks are padded with zeros to a multiple of it
+    panel: int = 1  # outputs
+
+    def b_parts(self, memory: Elements, rank: int) -> Iterator[tuple[slice, Elements]]:
+        """B where it lies in [out * rank] elements: outputs, and the view [panels, outputs of a panel, rank]
+        of them, of all full panels and of the last if that is narrower."""
+        out = memory.shape[0] // rank
+        full = out - out % self.panel
+        for outputs, width in ((slice(0, full), self.panel), (slice(full, out), out - full)):
+            if outputs.start < outputs.stop:
+                part = memory[outputs.start * rank : outputs.stop * rank]
+                yield outputs, part.reshape(-1, rank, width).swapaxes(1, 2)
 
 
-RANK_MAJOR = LoraLayout(rank_unit=1, b_by_rank=True)
+PLAIN = LoraLayout()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +55,14 @@ class LoraForm:
     inputs: tuple[int, ...]  # [slices], widths
     outputs: tuple[int, ...]
     dtype: torch.dtype
-    layout: LoraLayout = RANK_MAJOR
+    layout: LoraLayout = PLAIN
 
     def __post_init__(self) -> None:
         if self.dtype not in dtype_codes:
             raise TypeError(f"adapters are float32, float16 or bfloat16, not {self.dtype}")
 
     @classmethod
-    def of(cls, modules: Sequence[LoraModule], dtype: torch.dtype, layout: LoraLayout = RANK_MAJOR) -> Self:
+    def of(cls, modules: Sequence[LoraModule], dtype: torch.dtype, layout: LoraLayout = PLAIN) -> Self:
         """Raises `TypeError` for a dtype that no kernel reads."""
         inputs = tuple(width for width, outs in modules for _ in outs)
         return cls(inputs, tuple(out for _, outs in modules for out in outs), dtype, layout)

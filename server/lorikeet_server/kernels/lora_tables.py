@@ -14,7 +14,7 @@ import torch
 from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels.lora_adapter import ENTRY, Entries, LoraAdapter, LoraMatrices
 from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments, RowSlots
-from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraForm, LoraLayout, LoraModule
+from lorikeet_server.kernels.lora_layout import PLAIN, LoraForm, LoraLayout, LoraModule
 
 
 class LoraBatcher(Protocol):
@@ -54,7 +54,7 @@ class LoraTables:
         modules: Sequence[LoraModule],
         num_slots: int,
         dtype: torch.dtype,
-        layout: LoraLayout = RANK_MAJOR,
+        layout: LoraLayout = PLAIN,
     ) -> None:
         """For adapters that are staged in this dtype and layout."""
         self.form = LoraForm.of(modules, dtype, layout)

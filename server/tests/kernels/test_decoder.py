@@ -41,7 +41,7 @@ def spec_of(kernels: Kernels, mode: LinearMode, *, full: bool) -> DecoderSpec:
         return kernels.pack_linear(random(out, width), mode)
 
     def table(width: int, *outs: int) -> LoraTable:
-        tables = LoraTables([LoraModule(width, outs)], 4, torch.float32)
+        tables = LoraTables([LoraModule(width, outs)], 4, torch.float32, kernels.lora_layout)
         for slot in range(4):
             matrices = {
                 index: LoraMatrices(random(2 + slot, width), random(out, 2 + slot), 1.5)

@@ -9,6 +9,7 @@ import torch
 from lorikeet_server.kernels import (
     Kernels,
     LoraAdapter,
+    LoraLayout,
     LoraMatrices,
     LoraModule,
     LoraSegments,
@@ -39,9 +40,11 @@ def popularity(kind: str, rows: int) -> list[int]:
     }[kind]
 
 
-def filled(hidden: int, out: tuple[int, ...], ranks: tuple[int, ...], dtype: torch.dtype) -> LoraTable:
+def filled(
+    layout: LoraLayout, hidden: int, out: tuple[int, ...], ranks: tuple[int, ...], dtype: torch.dtype
+) -> LoraTable:
     """A table with mixed ranks and absent modules; every third adapter scales its channels as DoRA does."""
-    tables = LoraTables([LoraModule(hidden, out)], SLOTS, dtype)
+    tables = LoraTables([LoraModule(hidden, out)], SLOTS, dtype, layout)
     for slot in range(SLOTS):
         rank, matrices = ranks[slot % len(ranks)], {}
         for index, width in enumerate(out):
@@ -73,7 +76,7 @@ filled_once = cache(filled)  # for tests that change nothing
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_matrix(kernels: Kernels, reference: Kernels, dtype: torch.dtype, kind: str) -> None:
     for hidden, ranks, rows in product(HIDDEN, RANKS, ROWS):
-        table = filled_once(hidden, (hidden, 3, 70), ranks, dtype)
+        table = filled_once(kernels.lora_layout, hidden, (hidden, 3, 70), ranks, dtype)
         assert_same(kernels, reference, table, popularity(kind, rows))
 
 
@@ -82,7 +85,7 @@ def test_matrix(kernels: Kernels, reference: Kernels, dtype: torch.dtype, kind: 
 def test_odd_and_large_sizes(
     kernels: Kernels, reference: Kernels, dtype: torch.dtype, hidden: int, rank: int
 ) -> None:
-    table = filled_once(hidden, (64, 33), (rank,), dtype)
+    table = filled_once(kernels.lora_layout, hidden, (64, 33), (rank,), dtype)
     for rows in (1, 12):
         assert_same(kernels, reference, table, popularity("uniform", rows))
 
@@ -90,12 +93,12 @@ def test_odd_and_large_sizes(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 255, 256, 257])
 def test_batch_sizes(kernels: Kernels, reference: Kernels, kind: str, rows: int) -> None:
-    table = filled_once(64, (64, 16, 16), (1, 8, 16, 5, 64), torch.float16)
+    table = filled_once(kernels.lora_layout, 64, (64, 16, 16), (1, 8, 16, 5, 64), torch.float16)
     assert_same(kernels, reference, table, popularity(kind, rows))
 
 
 def test_a_row_does_not_depend_on_its_batch(kernels: Kernels) -> None:
-    table = filled(576, (576, 192, 192), (8, 64, 16, 3), torch.float16)
+    table = filled(kernels.lora_layout, 576, (576, 192, 192), (8, 64, 16, 3), torch.float16)
     slots = popularity("uniform", 70)
     x, y = torch.randn(70, 576), torch.randn(70, 960)
     whole = y.clone()
@@ -106,8 +109,22 @@ def test_a_row_does_not_depend_on_its_batch(kernels: Kernels) -> None:
         assert torch.equal(alone[0], whole[row])
 
 
+@pytest.mark.parametrize("panel", [1, 5, 16, 32, 64])
+def test_panels_of_any_width_give_the_same(kernels: Kernels, panel: int) -> None:
+    slots, x, y = popularity("uniform", 21), torch.randn(21, 100), torch.randn(21, 207)
+    own = filled(kernels.lora_layout, 100, (100, 37, 70), (8, 5, 1), torch.float16)
+    other = LoraTables([LoraModule(100, (100, 37, 70))], SLOTS, torch.float16, LoraLayout(panel=panel))
+    for slot in range(SLOTS):
+        matrices = {index: held for index in range(3) if (held := own.get(slot, index)) is not None}
+        other.put(slot, LoraAdapter.of(other.form, matrices))
+    expected, result = y.clone(), y.clone()
+    for to, table in ((expected, own), (result, other.tables[0])):
+        kernels.lora(to, x, table, LoraSegments.build(slots))
+    assert torch.equal(result, expected) and not torch.equal(result, y)
+
+
 def test_a_slot_may_change_between_calls(kernels: Kernels, reference: Kernels) -> None:
-    table = filled(32, (32,), (4,), torch.float32)
+    table = filled(kernels.lora_layout, 32, (32,), (4,), torch.float32)
     assert_same(kernels, reference, table, [0, 1, 2])
     changed = {0: LoraMatrices(torch.randn(6, 32), torch.randn(32, 6), 2.0)}
     table.of.put(1, LoraAdapter.of(table.of.form, changed))
@@ -116,7 +133,7 @@ def test_a_slot_may_change_between_calls(kernels: Kernels, reference: Kernels) -
 
 
 def test_wrong_arguments(kernels: Kernels) -> None:
-    table, batch = filled(32, (32,), (4,), torch.float32), LoraSegments.build([0, 1])
+    table, batch = filled(kernels.lora_layout, 32, (32,), (4,), torch.float32), LoraSegments.build([0, 1])
     x, y = torch.randn(2, 32), torch.randn(2, 32)
     for bad_y, bad_x in [(y, x[:1]), (y[:1], x), (y, torch.randn(2, 31)), (torch.randn(2, 33), x)]:
         with pytest.raises(ValueError, match="must be"):

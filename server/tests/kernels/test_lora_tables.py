@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lorikeet_server.kernels import (
-    RANK_MAJOR,
+    PLAIN,
     LoraAdapter,
     LoraForm,
     LoraLayout,
@@ -75,7 +75,7 @@ def test_a_slot_is_one_row_at_an_address_that_stays() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("layout", [RANK_MAJOR, LoraLayout(rank_unit=8, b_by_rank=False)])
+@pytest.mark.parametrize("layout", [PLAIN, LoraLayout(rank_unit=8), LoraLayout(8, panel=3)])
 def test_matrices_are_stored_as_the_layout_says(layout: LoraLayout, dtype: torch.dtype) -> None:
     form = LoraForm.of([LoraModule(6, (4, 10)), LoraModule(5, (3,))], dtype, layout)
     given = {index: matrices(form, index, 3 + 7 * index, 1.5, dora=index == 1) for index in range(3)}
@@ -86,7 +86,10 @@ def test_matrices_are_stored_as_the_layout_says(layout: LoraLayout, dtype: torch
         held = adapter.get(index)
         assert same(held, each)
         assert held is not None and held.a.is_contiguous()
-        assert (held.b.t() if layout.b_by_rank else held.b).is_contiguous()
+        at = int(adapter.entries["b"][index]) - adapter.memory.data_ptr()
+        stored = adapter.memory[at : at + held.b.nbytes].view(dtype)
+        panels = held.b.split(layout.panel)
+        assert torch.equal(stored, torch.cat([panel.t().flatten() for panel in panels]))
     addresses = np.concatenate([adapter.entries[side] for side in "abg"])
     assert not (addresses % 64).any()
 
@@ -123,7 +126,7 @@ def test_refuses_what_does_not_fit() -> None:
             tables.clear(slot)
     for other in (
         LoraForm.of([LoraModule(8, (4,))], torch.float16),
-        LoraForm.of([LoraModule(8, (4,))], torch.float32, LoraLayout(1, b_by_rank=False)),
+        LoraForm.of([LoraModule(8, (4,))], torch.float32, LoraLayout(panel=2)),
         LoraForm.of([LoraModule(8, (4, 4))], torch.float32),
     ):
         with pytest.raises(ValueError, match="the tables hold adapters of"):

@@ -21,7 +21,9 @@ class Linear(Structure):
 class LoraTable(Structure):
     _fields_: ClassVar[list[tuple[Any, ...]]] = [
         *((name, c_void_p) for name in ("entries", "columns")),
-        *((name, c_int32) for name in ("stride", "slices", "slots", "in_features", "out_features", "dtype")),
+        *((name, c_int32) for name in ("stride", "slices", "slots", "in_features", "out_features")),
+        ("panel", c_int32),
+        ("dtype", c_int32),
     ]
 
 
@@ -132,6 +134,7 @@ FUNCTIONS: Functions = {
     "lk_struct_bytes": (c_int, [c_int]),
     "lk_open": (c_void_p, [c_char_p]),
     "lk_set_threads": (None, [c_int]),
+    "lk_panel": (c_int, [c_void_p]),
     "lk_packed_bytes": (c_int64, [c_void_p, c_int, c_int, c_int]),
     "lk_pack_blocks": (c_bool, [c_void_p, c_void_p, c_int, c_int, c_int, c_void_p]),
     "lk_pack_linear": (None, [c_void_p, c_void_p, c_int, c_int, c_int, c_void_p]),

@@ -30,7 +30,7 @@ from lorikeet_server.kernels.cpu.row_ops import CpuRowOps
 from lorikeet_server.kernels.cpu.slab import Slabs
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch
-from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraModule
+from lorikeet_server.kernels.lora_layout import LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 from lorikeet_server.kernels.ops import Greedy
 from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
@@ -42,8 +42,6 @@ from lorikeet_server.kernels.sequence_tables import SequenceTables
 class CpuKernels(CpuRowOps, HostOps):
     """See `ops.Kernels`. One instance drives one instruction set; all share one pool of threads."""
 
-    lora_layout = RANK_MAJOR
-
     def __init__(self, isa: str = "auto") -> None:
         if isa not in ("auto", *INSTRUCTION_SETS):
             raise ValueError(f"unknown instruction set {isa!r}, known: auto, {', '.join(INSTRUCTION_SETS)}")
@@ -51,6 +49,7 @@ class CpuKernels(CpuRowOps, HostOps):
         self.isa, self.handle = open_isa(self.library, isa)
         self.library.lk_set_threads(torch.get_num_threads())
         self.name = f"cpu-{self.isa}"
+        self.lora_layout = LoraLayout(panel=self.library.lk_panel(self.handle))
         self._slabs = Slabs()
 
     def pack_linear(self, weight: Tensor, mode: LinearMode) -> PackedLinear:
@@ -142,7 +141,7 @@ class CpuKernels(CpuRowOps, HostOps):
         self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, max_rank: int, dtype: torch.dtype
     ) -> LoraTables:
         del max_rows, max_rank  # the host needs nothing ahead
-        return LoraTables(modules, num_slots, dtype)
+        return LoraTables(modules, num_slots, dtype, self.lora_layout)
 
     def lora(self, y: Tensor, x: Tensor, table: LoraTable, batch: LoraBatch) -> None:
         check(x, "x", (batch.num_rows, table.in_features))

@@ -140,7 +140,7 @@ def native_table(table: LoraTable) -> abi.LoraTable:
         slots, slices = entries.shape
         sizes = (entries.strides[0] // entries.itemsize, slices, slots, table.in_features, columns.sum())
         pointers = (entries.ctypes.data, columns.ctypes.data)
-        native = abi.LoraTable(*pointers, *sizes, dtype_codes[table.dtype])
+        native = abi.LoraTable(*pointers, *sizes, table.of.form.layout.panel, dtype_codes[table.dtype])
         _tables[table] = native
     return native
 

@@ -1,13 +1,9 @@
-"""Memory for packed weights: contiguous, and on huge pages where the system gives them.
-
-A step reads every weight once, so with small pages it misses the address cache all the time: huge pages took
-15 to 25 % off the linears of a step (Sapphire Rapids, one thread).
-"""
-
-import mmap
+"""Memory for packed weights: contiguous, and on huge pages."""
 
 import torch
 from torch import Tensor
+
+from lorikeet_server.device.huge_pages import mapping
 
 ALIGNMENT = 64  # a cache line
 SLAB_BYTES = 64 << 20
@@ -23,13 +19,6 @@ class Slabs:
         """`size` bytes at the start of a cache line."""
         padded = -(-size // ALIGNMENT) * ALIGNMENT
         if padded > self._free.shape[0]:
-            self._free = _mapping(max(padded, SLAB_BYTES))
+            self._free = mapping(max(padded, SLAB_BYTES))
         piece, self._free = self._free[:size], self._free[padded:]
         return piece
-
-
-def _mapping(size: int) -> Tensor:
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -28,7 +28,7 @@ from lorikeet_server.kernels.cuda.sgmv import Sgmv
 from lorikeet_server.kernels.cuda.tables import LAYOUT, DeviceLoraTables
 from lorikeet_server.kernels.cuda.tiles import LoraTiles
 from lorikeet_server.kernels.lora_batch import LoraBatch
-from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, LoraModule
+from lorikeet_server.kernels.lora_layout import PLAIN, LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 from lorikeet_server.kernels.packed_linear import PackedLinear
 from lorikeet_server.kernels.product import Product
@@ -140,7 +140,7 @@ class CudaKernels(ReferenceKernels):
 
     @property
     def lora_layout(self) -> LoraLayout:
-        return LAYOUT if self._sgmv is not None else RANK_MAJOR
+        return LAYOUT if self._sgmv is not None else PLAIN
 
     def lora_tables(
         self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, max_rank: int, dtype: torch.dtype

@@ -20,7 +20,7 @@ from lorikeet_server.kernels.lora_adapter import ENTRY, LoraAdapter
 from lorikeet_server.kernels.lora_layout import LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 
-LAYOUT = LoraLayout(rank_unit=abi.RANK_UNIT, b_by_rank=False)
+LAYOUT = LoraLayout(rank_unit=abi.RANK_UNIT, panel=1)
 
 
 class DeviceLoraTables(LoraTables):

@@ -18,7 +18,7 @@ from lorikeet_server.kernels.attention_plan import AttentionPlan
 from lorikeet_server.kernels.attention_shape import AttentionShape
 from lorikeet_server.kernels.decoder import Decoder, DecoderSpec
 from lorikeet_server.kernels.lora_batch import LoraBatch, LoraSegments
-from lorikeet_server.kernels.lora_layout import RANK_MAJOR, LoraLayout, LoraModule
+from lorikeet_server.kernels.lora_layout import PLAIN, LoraLayout, LoraModule
 from lorikeet_server.kernels.lora_tables import LoraTable, LoraTables
 from lorikeet_server.kernels.ops import Greedy
 from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
@@ -132,7 +132,7 @@ class ReferenceKernels(TorchRowOps):
 
     @property
     def lora_layout(self) -> LoraLayout:
-        return RANK_MAJOR
+        return PLAIN
 
     def lora_tables(
         self, modules: Sequence[LoraModule], num_slots: int, max_rows: int, max_rank: int, dtype: torch.dtype

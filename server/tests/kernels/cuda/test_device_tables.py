@@ -57,7 +57,7 @@ def test_a_move_is_seen_after_the_commit(emulated: Target) -> None:
 
 def test_what_the_kernels_cannot_read_is_refused(emulated: Target) -> None:
     found = tables(emulated, [LoraModule(32, (32,)), LoraModule(36, (32,)), LoraModule(32, (32, 12))])
-    assert found.form.layout == LoraLayout(rank_unit=8, b_by_rank=False)
+    assert found.form.layout == LoraLayout(rank_unit=8)
     with pytest.raises(ValueError, match="rank 40 is above the 32"):
         fill(found, 0, {0: 33})
     with pytest.raises(ValueError, match="multiples of 8, not 36 -> 32"):

@@ -49,6 +49,9 @@ EXPORT Ops* lk_open(const char* isa) {
 
 EXPORT void lk_set_threads(int count) { Pool::instance().set_threads(count); }
 
+// Columns of a panel, of weights and of an adapter's B.
+EXPORT int lk_panel(const Ops* ops) { return ops->panel(); }
+
 EXPORT int64_t lk_packed_bytes(const Ops* ops, int out, int in, int dtype) {
   return packed_bytes(out, in, ops->panel(), DType(dtype));
 }

@@ -4,20 +4,20 @@
 
 namespace lorikeet {
 
-void Lines::add(const void* first, int64_t count, int64_t stride) {
-  const int64_t before = this->count();
-  const auto base = reinterpret_cast<uintptr_t>(first) - uintptr_t(before * stride);
-  stretches_.push_back({base, stride, before + count});
+void Lines::add(const void* first, int64_t bytes) {
+  const int64_t before = count();
+  const auto base = reinterpret_cast<uintptr_t>(first) - uintptr_t(before * kLine);
+  stretches_.push_back({base, bytes, before + (bytes + kLine - 1) / kLine});
 }
 
-Lines::Part Lines::range(int64_t first, int64_t end, int64_t offset) const {
+Lines::Part Lines::range(int64_t first, int64_t end, int64_t index) const {
   const auto in = std::partition_point(stretches_.begin(), stretches_.end(),
                                        [&](const Stretch& each) { return each.end <= first; });
   Part part;
   part.stretch_ = stretches_.data() + (in - stretches_.begin());
   part.line_ = first;
   part.end_ = end;
-  part.offset_ = offset;
+  part.index_ = index;
   return part;
 }
 
@@ -29,10 +29,10 @@ int64_t Lines::Part::fetch(int64_t most) {
   const int64_t before = line_, end = std::min(end_, line_ + most);
   while (line_ < end) {
     const Stretch& in = *stretch_;
-    const int64_t here = std::min(end, in.end), stride = in.stride;
-    auto* address = reinterpret_cast<const char*>(in.base + uintptr_t(line_ * stride + offset_));
-    for (int64_t left = here - line_; left > 0; --left, address += stride) {
-      __builtin_prefetch(address, 0, 2);
+    const int64_t here = std::min(end, in.end);
+    const uintptr_t base = in.base + uintptr_t(index_ * in.bytes);
+    for (int64_t line = line_; line < here; ++line) {
+      __builtin_prefetch(reinterpret_cast<const char*>(base + uintptr_t(line * kLine)), 0, 2);
     }
     line_ = here;
     if (line_ == in.end) ++stretch_;

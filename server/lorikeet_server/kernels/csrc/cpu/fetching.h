@@ -14,18 +14,18 @@ class Lines {
   class Part;
 
   void clear() { stretches_.clear(); }
-  // `count` lines, `stride` bytes apart.
-  void add(const void* first, int64_t count, int64_t stride = kLine);
+  void add(const void* first, int64_t bytes);
   int64_t count() const { return stretches_.empty() ? 0 : stretches_.back().end; }
-  // Lines `first` to before `end`, each `offset` bytes further on. Valid until something is added.
-  Part range(int64_t first, int64_t end, int64_t offset = 0) const;
+  // Lines `first` to before `end`, or those of the index-th stretches of the same lengths, where
+  // each has others behind it. Valid until something is added.
+  Part range(int64_t first, int64_t end, int64_t index = 0) const;
   // The index-th of `count` equal parts.
   Part part(int index, int count) const;
 
  private:
   struct Stretch {
-    uintptr_t base;  // line i lies at base + i * stride
-    int64_t stride, end;
+    uintptr_t base;  // line i lies at base + i * kLine
+    int64_t bytes, end;
   };
 
   std::vector<Stretch> stretches_;
@@ -40,7 +40,7 @@ class Lines::Part {
  private:
   friend class Lines;
   const Stretch* stretch_ = nullptr;
-  int64_t line_ = 0, end_ = 0, offset_ = 0;
+  int64_t line_ = 0, end_ = 0, index_ = 0;
 };
 
 // What one tile fetches: some lines with every step of its loop, for a burst would fill the queue

@@ -100,13 +100,11 @@ void LoraProduct::cut_expansions(int rows, int rows_per_tile) {
 }
 
 void LoraProduct::list_expand_lines(int columns) {
-  const int size = element_size(table_->dtype);
+  tile_columns_ = columns;
+  const int64_t bytes = int64_t{columns} * element_size(table_->dtype);
   for (int slice = 0; slice < table_->slices; ++slice) {
     of_slice(*table_, *batch_, slice, [&](int, const LoraEntry& entry) {
-      const auto* b = reinterpret_cast<const char*>(entry.b);
-      for (int byte = 0; byte < columns * size; byte += kLine) {
-        lines_.add(b + byte, entry.rank, int64_t{table_->columns[slice]} * size);
-      }
+      lines_.add(reinterpret_cast<const void*>(entry.b), entry.rank * bytes);
     });
     line_ends_.push_back(lines_.count());
   }
@@ -131,8 +129,8 @@ void LoraProduct::expand(const KernelTable& kernels, int row_tile, int first, in
     const int part = row_tile * table_->slices + slice, begin = begin_of(expansion_ends_, part);
     const int count = expansion_ends_[size_t(part)] - begin;
     if (from >= to || count == 0) continue;
-    kernels.expand({expansions_.data() + begin, count, v_stride_, width, table_->dtype, from,
-                    to - from, y + offset, table_->out});
+    kernels.expand({expansions_.data() + begin, count, v_stride_, width, table_->panel,
+                    table_->dtype, from, to - from, y + offset, table_->out});
   }
 }
 
@@ -141,13 +139,12 @@ Lines::Part LoraProduct::expand_lines(int first) const {
   int slice = 0, offset = 0;
   while (first >= offset + table_->columns[slice]) offset += table_->columns[slice++];
   return lines_.range(begin_of(line_ends_, slice), line_ends_[size_t(slice)],
-                      int64_t{first - offset} * element_size(table_->dtype));
+                      (first - offset) / tile_columns_);
 }
 
 void add_shrink_lines(const LoraTable& table, const LoraBatch& batch, Lines* lines) {
   by_segment(table, batch, [&](int, int, const LoraEntry& entry) {
-    const int64_t bytes = entry.rank * row_bytes(table);
-    lines->add(reinterpret_cast<const void*>(entry.a), (bytes + kLine - 1) / kLine);
+    lines->add(reinterpret_cast<const void*>(entry.a), entry.rank * row_bytes(table));
   });
 }
 

@@ -44,8 +44,9 @@ class LoraProduct {
   std::vector<int> shrink_ends_;       // [tile], in shrinks_
   std::vector<Expansion> expansions_;  // [row tile][slice][segment], those that there are
   std::vector<int> expansion_ends_;    // [row tile][slice], in expansions_
-  Lines lines_;                        // of B^T, of a tile at the first column of each slice
+  Lines lines_;                        // of B, of a tile at the first column of each slice
   std::vector<int64_t> line_ends_;     // [slice], in lines_
+  int tile_columns_ = 1;
   mutable std::vector<float> v_;       // [slice][row of the permutation][widest rank]
   int64_t v_stride_ = 0;
 };

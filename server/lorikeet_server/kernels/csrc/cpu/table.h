@@ -28,7 +28,8 @@ struct Expansion {  // y[rows[i]] = g * (y + scale * v[i] B^T)
 struct ExpandTile {  // some columns of the expansions of one slice
   const Expansion* expansions;
   int count;
-  int64_t v_stride, b_stride;
+  int64_t v_stride;
+  int width, panel;  // of B
   DType dtype;
   int first, columns;
   float* y;  // row 0, the slice's first column

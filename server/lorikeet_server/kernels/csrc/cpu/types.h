@@ -92,7 +92,7 @@ struct Linear {
 
 struct LoraEntry {  // one slice of one adapter
   int64_t a;        // address of A [rank][in], 0 = absent
-  int64_t b;        // address of B^T [rank][columns]
+  int64_t b;        // address of B, in panels of its columns: [panels][rank][columns of a panel]
   int64_t g;        // address of DoRA's scale [columns], 0 = none
   int32_t rank;
   float scale;
@@ -102,7 +102,8 @@ struct LoraTable {
   const LoraEntry* entries;  // [slots][stride], the first `slices` of each slot are this module's
   const int32_t* columns;    // [slices], output width of each slice
   int32_t stride, slices, slots, in, out;
-  DType dtype;  // of A and B
+  int32_t panel;  // columns of a panel of B; a slice's last may have fewer
+  DType dtype;    // of A and B
 };
 
 struct LoraBatch {

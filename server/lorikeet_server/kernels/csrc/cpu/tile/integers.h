@@ -229,11 +229,19 @@ inline void block(const IntegerArguments& p, const Block* panel) {
 template <typename Block>
 void linear_panel_of_integers_as(const RowsOfIntegers& x, int rows, const Block* panel, int in,
                                  float* y, int64_t y_stride, int columns, Fetching* fetching) {
-  if (fetching->left > 0) fetching->spread(ceil_div(rows, kMaxIntegerRows) * (in / kBlockDepth));
+  // The first rows bring the weights in, which is as much as the queue of misses holds.
+  const int blocks = ceil_div(rows, kMaxIntegerRows), fetching_blocks = blocks == 1 ? 1 : blocks - 1;
+  if (fetching->left > 0) fetching->spread(fetching_blocks * (in / kBlockDepth));
+  Fetching nothing;
   over_row_blocks<kMaxIntegerRows>(rows, [&](int row, int count) {
-    const int ahead = row == 0 ? kBlocksAhead : 0;
-    const IntegerArguments arguments{x.from(row),        in / kBlockDepth, ahead,  fetching,
-                                     y + row * y_stride, y_stride,         columns};
+    const bool first = row == 0;
+    const IntegerArguments arguments{x.from(row),
+                                     in / kBlockDepth,
+                                     first ? kBlocksAhead : 0,
+                                     first && blocks > 1 ? &nothing : fetching,
+                                     y + row * y_stride,
+                                     y_stride,
+                                     columns};
     row_block<kMaxIntegerRows>(count, arguments, panel);
   });
 }

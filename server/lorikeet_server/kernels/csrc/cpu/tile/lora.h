@@ -59,19 +59,27 @@ void shrink(const ShrinkTile& t) {
   }
 }
 
-// Columns from `column` on of kRows rows of an expansion: kVectors full vectors, or one of `count`.
+// Columns of B that lie in one panel: kVectors full vectors from `column` on, or one of `count`.
+struct PanelColumns {
+  int column, count;
+  int panel, width;  // the panel's first column, and how many it has
+};
+
+// Those of kRows rows of an expansion.
 template <int kRows, int kVectors, typename T>
 LORIKEET_INLINED inline void expand_block(const ExpandTile& t, const Expansion& e, int first,
-                                          int column, int count) {
-  const T* b = reinterpret_cast<const T*>(e.entry->b) + column;
+                                          const PanelColumns& columns) {
+  const int column = columns.column, count = columns.count;
   const auto* g = reinterpret_cast<const float*>(e.entry->g);
   const float* v = e.v + first * t.v_stride;
   const int rank = e.entry->rank;
+  const T* b = reinterpret_cast<const T*>(e.entry->b) + int64_t{columns.panel} * rank +
+               (column - columns.panel);
   Vec sum[kRows][kVectors];
   unrolled<kRows>([&](auto r) LORIKEET_INLINED {
     unrolled<kVectors>([&](auto c) LORIKEET_INLINED { sum[r][c] = Vec::zero(); });
   });
-  for (int j = 0; j < rank; ++j, b += t.b_stride) {
+  for (int j = 0; j < rank; ++j, b += columns.width) {
     Vec bj[kVectors];
     unrolled<kVectors>(
         [&](auto c) LORIKEET_INLINED { bj[c] = load_up_to(b + c * kWidth, count); });
@@ -93,24 +101,29 @@ LORIKEET_INLINED inline void expand_block(const ExpandTile& t, const Expansion& 
 
 // The same of all rows of all expansions.
 template <int kVectors, typename T>
-LORIKEET_INLINED inline void expand_columns(const ExpandTile& tile, int column, int count) {
+LORIKEET_INLINED inline void expand_columns(const ExpandTile& tile, const PanelColumns& columns) {
   const ExpandTile t = tile;  // else read again after every store
   for (int i = 0; i < t.count; ++i) {
     const Expansion e = t.expansions[i];
     int row = 0;
     for (; row + 4 <= e.row_count; row += 4)
-      expand_block<4, kVectors, T>(t, e, row, column, count);
-    for (; row < e.row_count; ++row) expand_block<1, kVectors, T>(t, e, row, column, count);
+      expand_block<4, kVectors, T>(t, e, row, columns);
+    for (; row < e.row_count; ++row) expand_block<1, kVectors, T>(t, e, row, columns);
   }
 }
 
+inline int least(int a, int b) { return a < b ? a : b; }
+
 template <typename T>
 void expand_as(const ExpandTile& t) {
-  int column = t.first;
   const int end = t.first + t.columns;
-  for (; column + kPanel <= end; column += kPanel) expand_columns<kColumns, T>(t, column, kWidth);
-  for (; column < end; column += kWidth) {
-    expand_columns<1, T>(t, column, end - column < kWidth ? end - column : kWidth);
+  for (int column = t.first, next; column < end; column = next) {
+    const int panel = column - column % t.panel, panel_end = least(panel + t.panel, t.width);
+    const int last = least(panel_end, end), width = panel_end - panel;
+    const bool full = last - column >= kPanel;
+    next = least(column + (full ? kPanel : kWidth), last);
+    const PanelColumns columns{column, least(next - column, kWidth), panel, width};
+    full ? expand_columns<kColumns, T>(t, columns) : expand_columns<1, T>(t, columns);
   }
 }
 
