@@ -115,14 +115,11 @@ def _places(adapter: LoraAdapter, planned: Sequence[PlannedPair]) -> Iterator[tu
         a = memory[at_a[index] : at_a[index] + stored * len(inputs)].reshape(stored, -1)
         b = memory[at_b[index] : at_b[index] + stored * len(outputs)]
         yield pair.a, [Place(a[:rank], everything, slice(inputs.start, inputs.stop))]
-        parts = form.layout.b_parts(b, stored)
-        yield (
-            pair.b,
-            [
-                Place(to[..., :rank], slice(outputs.start + of.start, outputs.start + of.stop), everything)
-                for of, to in parts
-            ],
-        )
+        to_b = [
+            Place(to[..., :rank], slice(outputs.start + of.start, outputs.start + of.stop), everything)
+            for of, to in form.layout.b_parts(b, stored)
+        ]
+        yield pair.b, to_b
 
 
 def _read(

@@ -16,10 +16,11 @@ HUGE_PAGE = 2 << 20  # bytes, on x86 and on most others
 def mapping(size: int) -> Tensor:
     """`size` zero bytes, from the start of a page. Raises `MemoryError` or `OSError`."""
     memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     start = -whole.data_ptr() % HUGE_PAGE  # what is cut off at both ends is never touched and takes nothing
+    full = size - size % HUGE_PAGE  # a last page that is begun would be taken whole
+    if full and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE, start, full)
     return whole[start : start + size]
 
 

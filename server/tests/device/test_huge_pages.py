@@ -1,5 +1,8 @@
 """Mappings that begin with a huge page."""
 
+import mmap
+from pathlib import Path
+
 import pytest
 
 from lorikeet_server.device.huge_pages import HUGE_PAGE, filling, mapping
@@ -20,6 +23,14 @@ def test_mappings_are_apart_and_outlive_each_other() -> None:
     del first
     third = mapping(HUGE_PAGE).fill_(3)
     assert bool((second == 2).all()) and bool((third == 3).all())
+
+
+def test_a_page_that_is_begun_is_not_taken_whole() -> None:
+    size, pages = HUGE_PAGE * 3 // 2, Path("/proc/self/statm")
+    before = int(pages.read_text().split()[1])
+    held = [mapping(size).fill_(1) for _ in range(16)]
+    taken = (int(pages.read_text().split()[1]) - before) * mmap.PAGESIZE
+    assert taken < len(held) * size + HUGE_PAGE
 
 
 @pytest.mark.parametrize(

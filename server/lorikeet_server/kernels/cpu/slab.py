@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lorikeet_server.device.huge_pages import mapping
+from lorikeet_server.device.huge_pages import filling, mapping
 
 ALIGNMENT = 64  # a cache line
 SLAB_BYTES = 64 << 20
@@ -19,6 +19,6 @@ class Slabs:
         """`size` bytes at the start of a cache line."""
         padded = -(-size // ALIGNMENT) * ALIGNMENT
         if padded > self._free.shape[0]:
-            self._free = mapping(max(padded, SLAB_BYTES))
+            self._free = mapping(filling(max(padded, SLAB_BYTES)))
         piece, self._free = self._free[:size], self._free[padded:]
         return piece
