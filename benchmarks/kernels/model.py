@@ -11,6 +11,7 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from torch import Tensor
 
+from lorikeet_server.device.huge_pages import filling, mapping
 from lorikeet_server.kernels import (
     AttentionLayer,
     AttentionShape,
@@ -60,10 +61,13 @@ class Model:
         return replace(self.spec, layers=layers)
 
     @staticmethod
-    def make(kernels: Kernels, mode: LinearMode, adapters: int, rank: int) -> Model:
+    def make(
+        kernels: Kernels, mode: LinearMode, adapters: int, rank: int, targets: Sequence[int] = range(4)
+    ) -> Model:
+        """Adapters of one rank on the `targets` among `LINEARS`."""
         weights = [[torch.randn(shape) * 0.02 for shape in LINEARS] for _ in range(LAYERS)]
         packed = [[kernels.pack_linear(weight, mode) for weight in layer] for layer in weights]
-        every = _tables(kernels, adapters, rank, getattr(torch, mode)).tables
+        every = _tables(kernels, adapters, rank, targets, getattr(torch, mode)).tables
         tables = [every[at : at + len(LINEARS)] for at in range(0, len(every), len(LINEARS))]
         cos_sin = torch.randn(4096, WIDTH)
         layers = tuple(_layer(kernels, *each, cos_sin) for each in zip(packed, tables, strict=True))
@@ -116,17 +120,28 @@ def _through_q4(weight: Tensor) -> Tensor:
     return torch.from_numpy(dequantize(quantize(weight.numpy(), kind), kind).astype(np.float32))
 
 
-def _tables(kernels: Kernels, adapters: int, rank: int, dtype: torch.dtype) -> LoraTables:
+def _tables(
+    kernels: Kernels, adapters: int, rank: int, targets: Sequence[int], dtype: torch.dtype
+) -> LoraTables:
     modules = [LoraModule(shape[1], outs) for shape, outs in zip(LINEARS, SLICES, strict=True)] * LAYERS
     tables = LoraTables(modules, SLOTS, dtype, kernels.lora_layout)
-    widths = list(zip(tables.form.inputs, tables.form.outputs, strict=True))
+    widths = zip(tables.form.inputs, tables.form.outputs, strict=True)
+    targeted = [linear in targets for linear, outs in enumerate(SLICES) for _ in outs] * LAYERS
+    shapes = {index: shape for index, shape in enumerate(widths) if targeted[index]}
     for slot in range(adapters):
         matrices = {
             index: LoraMatrices(torch.randn(rank, width) * 0.02, torch.randn(out, rank) * 0.02, 2.0)
-            for index, (width, out) in enumerate(widths)
+            for index, (width, out) in shapes.items()
         }
-        tables.put(slot, LoraAdapter.of(tables.form, matrices))
+        tables.put(slot, _staged(LoraAdapter.of(tables.form, matrices)))
     return tables
+
+
+def _staged(adapter: LoraAdapter) -> LoraAdapter:
+    """On such pages as a server's."""
+    size = len(adapter.memory)
+    memory = mapping(filling(size))[:size]
+    return adapter.at(memory.copy_(adapter.memory))
 
 
 def _layer(

@@ -118,13 +118,9 @@ inline void block(const PanelArguments& p, const T* panel) {
   });
 }
 
-template <int kRows, typename Arguments, typename T>
+template <int kMost, typename Arguments, typename T>
 inline void row_block(int rows, const Arguments& p, const T* panel) {
-  if (rows == kRows) {
-    block<kRows>(p, panel);
-  } else if constexpr (kRows > 1) {
-    row_block<kRows - 1>(rows, p, panel);
-  }
+  as_constant<kMost>(rows, [&](auto count) LORIKEET_INLINED { block<count>(p, panel); });
 }
 
 // Calls visit(row, count) for as few and as even blocks of rows as registers allow.

@@ -26,10 +26,14 @@ inline void shrink_block(const ShrinkTile& t, const T* a, const int32_t* rows, f
   });
 }
 
+// Rows that share what is read of an adapter, as many as leave registers.
+constexpr int kShrinkRows = kWidth == 16 ? 4 : 2;
+constexpr int kExpandRows = 4;
+
 template <int kRows, typename T>
 inline void shrink_rows(const ShrinkTile& t, int first) {
   const T* a = static_cast<const T*>(t.a);
-  constexpr int kRanks = kRows == 1 ? 8 : 4;
+  constexpr int kRanks = kRows < kShrinkRows ? 8 : 4;
   const int32_t* rows = t.rows + first;
   float* v = t.v + first * t.v_stride;
   int j = 0;
@@ -40,10 +44,9 @@ inline void shrink_rows(const ShrinkTile& t, int first) {
 
 template <typename T>
 void shrink_as(const ShrinkTile& t) {
-  constexpr int kRows = kWidth == 16 ? 4 : 2;
-  int i = 0;
-  for (; i + kRows <= t.row_count; i += kRows) shrink_rows<kRows, T>(t, i);
-  for (; i < t.row_count; ++i) shrink_rows<1, T>(t, i);
+  in_blocks_of<kShrinkRows>(t.row_count, [&](int row, auto count) LORIKEET_INLINED {
+    shrink_rows<count, T>(t, row);
+  });
 }
 
 void shrink(const ShrinkTile& t) {
@@ -69,7 +72,8 @@ struct PanelColumns {
 template <int kRows, int kVectors, typename T>
 LORIKEET_INLINED inline void expand_block(const ExpandTile& t, const Expansion& e, int first,
                                           const PanelColumns& columns) {
-  const int column = columns.column, count = columns.count;
+  const int column = columns.column;
+  const int count = kVectors > 1 ? kWidth : columns.count;  // else asked at every vector
   const auto* g = reinterpret_cast<const float*>(e.entry->g);
   const float* v = e.v + first * t.v_stride;
   const int rank = e.entry->rank;
@@ -105,10 +109,9 @@ LORIKEET_INLINED inline void expand_columns(const ExpandTile& tile, const PanelC
   const ExpandTile t = tile;  // else read again after every store
   for (int i = 0; i < t.count; ++i) {
     const Expansion e = t.expansions[i];
-    int row = 0;
-    for (; row + 4 <= e.row_count; row += 4)
-      expand_block<4, kVectors, T>(t, e, row, columns);
-    for (; row < e.row_count; ++row) expand_block<1, kVectors, T>(t, e, row, columns);
+    in_blocks_of<kExpandRows>(e.row_count, [&](int row, auto count) LORIKEET_INLINED {
+      expand_block<count, kVectors, T>(t, e, row, columns);
+    });
   }
 }
 

@@ -18,4 +18,24 @@ LORIKEET_INLINED inline void unrolled(Visit visit) {
   each(std::make_integer_sequence<int, kCount>());
 }
 
+// Calls visit with `count`, of 1 to kMost, as a constant.
+template <int kMost, typename Visit>
+LORIKEET_INLINED inline void as_constant(int count, Visit visit) {
+  if (count == kMost) {
+    visit(std::integral_constant<int, kMost>());
+  } else if constexpr (kMost > 1) {
+    as_constant<kMost - 1>(count, visit);
+  }
+}
+
+// Calls visit(first, count) for blocks of kMost, then for what is left: `count` is a constant.
+template <int kMost, typename Visit>
+LORIKEET_INLINED inline void in_blocks_of(int all, Visit visit) {
+  int first = 0;
+  for (; first + kMost <= all; first += kMost) visit(first, std::integral_constant<int, kMost>());
+  if (first == all) return;
+  as_constant<kMost - 1>(all - first,
+                         [&](auto count) LORIKEET_INLINED { visit(first, count); });
+}
+
 }  // namespace lorikeet::LORIKEET_ISA

@@ -1,0 +1,78 @@
+"""The steps that `step` compares, run for it one after the other in a process of their own.
+
+Reads names of steps, a line each, and answers each with the median of a few times that it took, in seconds.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.kernels.model import BLOCKS, HIDDEN, Model, step
+from lorikeet_server.kernels import LoraSegments, SequenceTables, StepTensors, select
+
+ADAPTERS, RANK, ATTENTION = 50, 8, (0, 1)  # of the linears: q, k and v in one, o
+ROWS, CONTEXT, PROMPT = 20, 100, 62
+REPEATS = 6  # at once: the first of them finds the caches as another process left them
+
+
+def with_prompt() -> StepTensors:
+    """All but one row decode as in `step`, and one sequence begins."""
+    blocks = torch.randperm(BLOCKS)[: ROWS * 7].reshape(ROWS, 7).int()
+    decoding = ROWS - 1
+    positions = torch.cat([torch.full((decoding,), CONTEXT - 1), torch.arange(PROMPT)])
+    sequences = torch.cat([torch.arange(decoding), torch.full((PROMPT,), decoding)])
+    slots = blocks[sequences, positions // 16].long() * 16 + positions % 16
+    starts = torch.tensor([*range(ROWS), decoding + PROMPT]).int()
+    contexts = torch.tensor([CONTEXT] * decoding + [PROMPT]).int()
+    return StepTensors(positions, slots, SequenceTables(blocks, starts, contexts))
+
+
+def steps() -> dict[str, Callable[[], object]]:
+    """Layers, lm_head and arg max of 20 rows, weights as a GGUF has them, adapters on q, k, v and o."""
+    kernels = select("cpu")
+    model = Model.make(kernels, "float16", ADAPTERS, RANK, ATTENTION)
+    decoder = kernels.decoder(model.quantised_spec)
+    assert decoder is not None
+    drawn = random.Random(1).choices(range(ADAPTERS), k=ROWS)
+
+    def run(places: StepTensors, slots: list[int]) -> Callable[[], object]:
+        hidden, segments = torch.randn(len(slots), HIDDEN), LoraSegments.build(slots)
+        heads = torch.tensor([*range(ROWS - 1), len(slots) - 1])  # whose next token is asked for
+        return lambda: kernels.greedy(
+            kernels.linear(decoder(hidden.clone(), places, segments)[heads], model.head)
+        )
+
+    decode, mixed = step(ROWS, CONTEXT), with_prompt()
+    return {
+        "base": run(decode, [-1] * ROWS),
+        "one": run(decode, [0] * ROWS),
+        "random": run(decode, drawn),
+        "distinct": run(decode, list(range(ROWS))),
+        "prompt-one": run(mixed, [0] * (ROWS - 1 + PROMPT)),
+        "prompt-random": run(mixed, drawn[:-1] + drawn[-1:] * PROMPT),
+    }
+
+
+def main() -> None:
+    torch.set_grad_enabled(False)
+    runs = steps()
+    for run in runs.values():
+        run()
+    print("ready", *runs, flush=True)
+    for line in sys.stdin:
+        run, times = runs[line.strip()], []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        print(statistics.median(times), flush=True)
+
+
+if __name__ == "__main__":
+    main()
