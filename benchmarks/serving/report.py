@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 @dataclass(frozen=True)
 class Row:
     """A figure as a ratio to a peer measured in the same run. `goal` is the ratio to reach; `at_most`
-    turns it around.
+    turns it around. `spread`: the least and the largest of the ratios whose median it is.
     """
 
     what: str
@@ -24,6 +24,7 @@ class Row:
     unit: str
     goal: float | None = None
     at_most: bool = False
+    spread: tuple[float, float] | None = None
 
     @property
     def ratio(self) -> float:
@@ -44,9 +45,9 @@ def markdown(rows: list[Row], facts: dict[str, str]) -> str:
             if row.goal is None
             else f"{'≤' if row.at_most else '≥'} {row.goal:g} {'✓' if row.reached else '✗'}"
         )
-        lines.append(
-            f"| {row.what} | **{row.ratio:.2f}** | {goal} | {row.ours:.4g} | {row.peer:.4g} | {row.unit} |"
-        )
+        spread = "" if row.spread is None else " ({:.2f} to {:.2f})".format(*row.spread)
+        cells = f"**{row.ratio:.2f}**{spread}", goal, f"{row.ours:.4g}", f"{row.peer:.4g}", row.unit
+        lines.append(f"| {row.what} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {key}: {value}" for key, value in facts.items()), ""])
 
 

@@ -79,7 +79,7 @@ def against_peft(bench: Bench) -> Iterator[Row]:
 def retention(bench: Bench) -> Iterator[Row]:
     def in_turn(name: str, many: Load, few: Load, goal: float) -> Row:
         rounds = in_turns(bench, {"many": many, "few": few}, "tokens_per_second")
-        return Row(name, *middle(rounds, "many", "few"), "tok/s", goal)
+        return middle(name, rounds, "many", "few", "tok/s", goal)
 
     for clients in (8, 16):
         base, distinct = (
@@ -106,11 +106,20 @@ def in_turns(bench: Bench, loads: Mapping[str, Load], figure: str) -> list[Round
     return rounds
 
 
-def middle(rounds: list[Round], over: str, under: str) -> tuple[float, float]:
-    """Both figures of the round whose ratio is the median."""
-    by_ratio = sorted(rounds, key=lambda figures: figures[over] / figures[under])
-    figures = by_ratio[len(by_ratio) // 2]
-    return figures[over], figures[under]
+def middle(
+    what: str,
+    rounds: list[Round],
+    over: str,
+    under: str,
+    unit: str,
+    goal: float | None,
+    at_most: bool = False,
+) -> Row:
+    """The round whose ratio is the median."""
+    ratios = sorted((figures[over] / figures[under], index) for index, figures in enumerate(rounds))
+    chosen = rounds[ratios[len(ratios) // 2][1]]
+    spread = (ratios[0][0], ratios[-1][0])
+    return Row(what, chosen[over], chosen[under], unit, goal, at_most, spread)
 
 
 def thousand_staged(bench: Bench) -> tuple[str, ...]:
@@ -129,7 +138,7 @@ def many_adapters(bench: Bench) -> Iterator[Row]:
     rounds = in_turns(bench, loads, "latency_p50_ms")
     for count in ("10", "100", "1000"):
         what = f"latency, {count} adapters ÷ one"
-        yield Row(what, *middle(rounds, count, "1"), "ms", 1.05, at_most=True)
+        yield middle(what, rounds, count, "1", "ms", 1.05, at_most=True)
 
 
 def popular_adapters(bench: Bench) -> Iterator[Row]:
@@ -143,7 +152,7 @@ def popular_adapters(bench: Bench) -> Iterator[Row]:
     rounds = in_turns(bench, loads, "tokens_per_second")
     for name, goal in (("Zipf 1.0", 0.85), ("at random", None)):
         what = f"20 clients, 1,000 adapters ({name}) on 64 slots ÷ one"
-        yield Row(what, *middle(rounds, name, "one"), "tok/s", goal)
+        yield middle(what, rounds, name, "one", "tok/s", goal)
 
 
 def share_of_limit(bench: Bench) -> Iterator[Row]:
