@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from torch import Tensor
@@ -81,14 +82,19 @@ class Model:
 
 def step(sequences: int, context: int, queries: int = 1) -> StepTensors:
     """Sequences of one length in scattered blocks."""
-    needed = -(-context // 16)
-    blocks = torch.randperm(BLOCKS)[: sequences * needed].reshape(sequences, needed).int()
-    positions = torch.arange(context - queries, context)
-    slots = blocks[:, positions // 16].long() * 16 + positions % 16
-    starts = torch.arange(0, sequences * queries + 1, queries).int()
-    contexts = torch.full((sequences,), context).int()
-    tables = SequenceTables(blocks, starts, contexts)
-    return StepTensors(positions.repeat(sequences), slots.flatten(), tables)
+    return mixed_step([queries] * sequences, [context] * sequences)
+
+
+def mixed_step(queries: Sequence[int], contexts: Sequence[int]) -> StepTensors:
+    """A sequence for each of `contexts`, in scattered blocks; its last `queries` are rows of the step."""
+    counts, ends = torch.tensor(queries), torch.tensor(contexts)
+    needed = -(-max(contexts) // 16)
+    blocks = torch.randperm(BLOCKS)[: len(contexts) * needed].reshape(len(contexts), needed).int()
+    starts = F.pad(counts.cumsum(0), (1, 0))
+    sequence = torch.arange(len(contexts)).repeat_interleave(counts)
+    positions = torch.arange(len(sequence)) + (ends - starts[1:])[sequence]
+    slots = blocks[sequence, positions // 16].long() * 16 + positions % 16
+    return StepTensors(positions, slots, SequenceTables(blocks, starts.int(), ends.int()))
 
 
 def lora_loop(table: LoraTable, adapters: int) -> Callable[[Tensor, Tensor, LoraSegments], None]:

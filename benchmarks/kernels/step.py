@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BESIDE = {"random": "one", "distinct": "one", "prompt-random": "prompt-one"}
-Times = dict[tuple[str, str], list[float]]  # seconds by (commit, step)
+Times = dict[tuple[str, str], list[float]]  # milliseconds by (commit, step)
 
 
 class Worker:
@@ -39,7 +39,7 @@ class Worker:
         word, *self.steps = self._answer().split()
         assert word == "ready"
 
-    def seconds(self, step: str) -> float:
+    def milliseconds(self, step: str) -> float:
         assert self._process.stdin is not None
         self._process.stdin.write(step + "\n")
         self._process.stdin.flush()
@@ -63,7 +63,7 @@ def measure(workers: dict[str, Worker], steps: list[str], seconds: float) -> Tim
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for commit, step in turn:
-            times[commit, step].append(workers[commit].seconds(step))
+            times[commit, step].append(workers[commit].milliseconds(step))
         turn.reverse()
     return times
 
@@ -92,7 +92,7 @@ def main() -> None:
     for worker in workers.values():
         worker.end()
     for step in steps:
-        line = f"{step:13} {statistics.median(times['now', step]) * 1e3:7.2f} ms"
+        line = f"{step:13} {statistics.median(times['now', step]):7.2f} ms"
         if arguments.before:
             line += f"  now / before {ratio(times['now', step], times['before', step])}"
         if (one := BESIDE.get(step)) in steps:

@@ -1,36 +1,23 @@
 """The steps that `step` compares, run for it one after the other in a process of their own.
 
-Reads names of steps, a line each, and answers each with the median of a few times that it took, in seconds.
+Reads names of steps, a line each, and answers each with the milliseconds that it took, the median of a few.
 """
 
 from __future__ import annotations
 
 import random
-import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
 
-from benchmarks.kernels.model import BLOCKS, HIDDEN, Model, step
-from lorikeet_server.kernels import LoraSegments, SequenceTables, StepTensors, select
+from benchmarks.kernels.model import HIDDEN, Model, mixed_step, step
+from benchmarks.kernels.timing import measure
+from lorikeet_server.kernels import LoraSegments, StepTensors, select
 
 ADAPTERS, RANK, ATTENTION = 50, 8, (0, 1)  # of the linears: q, k and v in one, o
 ROWS, CONTEXT, PROMPT = 20, 100, 62
-REPEATS = 6  # at once: the first of them finds the caches as another process left them
-
-
-def with_prompt() -> StepTensors:
-    """All but one row decode as in `step`, and one sequence begins."""
-    blocks = torch.randperm(BLOCKS)[: ROWS * 7].reshape(ROWS, 7).int()
-    decoding = ROWS - 1
-    positions = torch.cat([torch.full((decoding,), CONTEXT - 1), torch.arange(PROMPT)])
-    sequences = torch.cat([torch.arange(decoding), torch.full((PROMPT,), decoding)])
-    slots = blocks[sequences, positions // 16].long() * 16 + positions % 16
-    starts = torch.tensor([*range(ROWS), decoding + PROMPT]).int()
-    contexts = torch.tensor([CONTEXT] * decoding + [PROMPT]).int()
-    return StepTensors(positions, slots, SequenceTables(blocks, starts, contexts))
+REPEATS = 5  # after one that finds the caches as another process left them
 
 
 def steps() -> dict[str, Callable[[], object]]:
@@ -48,7 +35,8 @@ def steps() -> dict[str, Callable[[], object]]:
             kernels.linear(decoder(hidden.clone(), places, segments)[heads], model.head)
         )
 
-    decode, mixed = step(ROWS, CONTEXT), with_prompt()
+    decode = step(ROWS, CONTEXT)
+    mixed = mixed_step([1] * (ROWS - 1) + [PROMPT], [CONTEXT] * (ROWS - 1) + [PROMPT])
     return {
         "base": run(decode, [-1] * ROWS),
         "one": run(decode, [0] * ROWS),
@@ -66,12 +54,8 @@ def main() -> None:
         run()
     print("ready", *runs, flush=True)
     for line in sys.stdin:
-        run, times = runs[line.strip()], []
-        for _ in range(REPEATS):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        print(statistics.median(times), flush=True)
+        name = line.strip()
+        print(measure({name: runs[name]}, REPEATS)[name].median, flush=True)
 
 
 if __name__ == "__main__":

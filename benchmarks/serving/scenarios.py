@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,6 +18,7 @@ from load import Load, Target
 from peft_peer import PeftPeer
 from report import Row
 from support.server import BINARY
+from turns import in_turns, middle
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 PROMPT, TOKENS = 42, 64
@@ -78,7 +79,7 @@ def against_peft(bench: Bench) -> Iterator[Row]:
 
 def retention(bench: Bench) -> Iterator[Row]:
     def in_turn(name: str, many: Load, few: Load, goal: float) -> Row:
-        rounds = in_turns(bench, {"many": many, "few": few}, "tokens_per_second")
+        rounds = in_turns(bench.ours, bench.runs, {"many": many, "few": few}, "tokens_per_second")
         return middle(name, rounds, "many", "few", "tok/s", goal)
 
     for clients in (8, 16):
@@ -89,37 +90,6 @@ def retention(bench: Bench) -> Iterator[Row]:
     one = Load(20, bench.names(1), "identical", requests=100, prompt_tokens=62)
     fifty = Load(20, bench.names(50), "uniform", requests=100, prompt_tokens=62)
     yield in_turn("20 clients, 50 adapters at random ÷ one", fifty, one, 0.97)
-
-
-Round = dict[str, float]
-
-
-def in_turns(bench: Bench, loads: Mapping[str, Load], figure: str) -> list[Round]:
-    """A figure of loads that take turns, forwards and backwards: a machine's speed drifts by more than they
-    differ.
-    """
-    names = list(loads)
-    rounds = []
-    for seed in range(2 * bench.runs + 1):
-        rounds.append({name: loads[name].once(bench.ours, seed)[figure] for name in names})
-        names.reverse()
-    return rounds
-
-
-def middle(
-    what: str,
-    rounds: list[Round],
-    over: str,
-    under: str,
-    unit: str,
-    goal: float | None,
-    at_most: bool = False,
-) -> Row:
-    """The round whose ratio is the median."""
-    ratios = sorted((figures[over] / figures[under], index) for index, figures in enumerate(rounds))
-    chosen = rounds[ratios[len(ratios) // 2][1]]
-    spread = (ratios[0][0], ratios[-1][0])
-    return Row(what, chosen[over], chosen[under], unit, goal, at_most, spread)
 
 
 def thousand_staged(bench: Bench) -> tuple[str, ...]:
@@ -135,7 +105,7 @@ def many_adapters(bench: Bench) -> Iterator[Row]:
         str(count): Load(1, names[:count], "distinct", requests=max(10, min(count, 40)), tokens=16)
         for count in (1, 10, 100, 1000)
     }
-    rounds = in_turns(bench, loads, "latency_p50_ms")
+    rounds = in_turns(bench.ours, bench.runs, loads, "latency_p50_ms")
     for count in ("10", "100", "1000"):
         what = f"latency, {count} adapters ÷ one"
         yield middle(what, rounds, count, "1", "ms", 1.05, at_most=True)
@@ -149,7 +119,7 @@ def popular_adapters(bench: Bench) -> Iterator[Row]:
         "Zipf 1.0": Load(20, names, "zipf:1.0", requests=60),
         "at random": Load(20, names, "uniform", requests=60),
     }
-    rounds = in_turns(bench, loads, "tokens_per_second")
+    rounds = in_turns(bench.ours, bench.runs, loads, "tokens_per_second")
     for name, goal in (("Zipf 1.0", 0.85), ("at random", None)):
         what = f"20 clients, 1,000 adapters ({name}) on 64 slots ÷ one"
         yield middle(what, rounds, name, "one", "tok/s", goal)
