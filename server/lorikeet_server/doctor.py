@@ -87,7 +87,7 @@ def _kernels() -> Finding:
     try:
         return Finding("kernels", select("cpu").name)
     except Exception as error:
-        remedy = "install a C++ compiler (e.g. apt-get install g++) and ninja (pip install ninja)"
+        remedy = "install a C++ compiler (e.g. apt-get install g++)"
         return Finding("kernels", f"reference only, several times slower ({error})", remedy)
 
 
@@ -117,10 +117,12 @@ def _nvcc() -> Finding:
 
 
 def _flashinfer() -> Finding:
+    from lorikeet_server.kernels.cuda import toolkit
+
     try:
         return Finding("flashinfer", version("flashinfer-python"))
     except PackageNotFoundError:
-        return Finding("flashinfer", "not installed", "pip install 'lorikeet[cuda]'" if _has_gpu() else "")
+        return Finding("flashinfer", "not installed", toolkit.INSTALL if _has_gpu() else "")
 
 
 def _has_gpu() -> bool:

@@ -250,7 +250,8 @@ pub struct StepResult {
     pub prompt_logprobs: ::prost::alloc::vec::Vec<PromptLogprobs>,
     #[prost(message, repeated, tag = "9")]
     pub errors: ::prost::alloc::vec::Vec<RowError>,
-    /// Adapter slots whose moves have completed since the last result.
+    /// Adapter slots whose adapters have come since the last result. Slots that were emptied are not among them: the same
+    /// step may have begun to fill them again.
     #[prost(uint32, repeated, tag = "10")]
     pub adapter_slots_ready: ::prost::alloc::vec::Vec<u32>,
     /// Moves that failed: the slot stays empty.

@@ -48,7 +48,9 @@ class DevicePool:
         self._device, self._regions = device, Regions(size)
         self._memory = torch.empty(size, dtype=torch.uint8, device=device.where)
         self._placed: dict[int, Placed] = {}
+        self._bounce = torch.empty(min(BOUNCE_BYTES, size), dtype=torch.uint8, device=device.where)
         self._released: Event | None = None
+        self._copied: Event | None = None  # the last copy called for; they are done in order
 
     def place(self, slot: int, staged: StagedAdapter) -> dict[int, Placed]:
         size, regions = staged.memory_bytes, self._regions
@@ -66,6 +68,7 @@ class DevicePool:
         target = self._memory[at : at + size]
         # What last lay there may still be read by a step that runs.
         done = self._device.copy_beside(target, staged.matrices.memory, self._released)
+        self._copied = done
         placed = Placed(staged.at(target), done)
         self._placed[slot] = placed
         return moved | {slot: placed}
@@ -76,10 +79,10 @@ class DevicePool:
             self._released = self._device.record()
 
     def _compact(self) -> dict[int, Placed]:
-        """Closes the gaps, in the order of the steps, after all copies that are on their way."""
-        for placed in self._placed.values():
-            if placed.done is not None:
-                placed.done.join()
+        """Closes the gaps, in the order of the steps, after all copies that are on their way: also those into
+        slots that were emptied since, whose regions others may now move to."""
+        if self._copied is not None:
+            self._copied.join()
         moved = {}
         for slot, shift in self._regions.compact():
             self._shift(shift)
@@ -95,5 +98,5 @@ class DevicePool:
         for first in range(0, shift.size, BOUNCE_BYTES):
             size = min(BOUNCE_BYTES, shift.size - first)
             source, target = shift.source + first, shift.target + first
-            piece = self._memory[source : source + size].clone()
+            piece = self._bounce[:size].copy_(self._memory[source : source + size])
             self._memory[target : target + size].copy_(piece)

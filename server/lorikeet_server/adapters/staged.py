@@ -18,8 +18,14 @@ class StagedAdapter:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes held in this tier, padding included; the same on the host and on a device."""
+        """Bytes of its matrices, padding included; the same on the host and on a device."""
         return self.matrices.memory.nbytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes held in host memory: torch hands out pinned memory in powers of two."""
+        size = self.memory_bytes
+        return 1 << (size - 1).bit_length() if self.matrices.memory.is_pinned() else size
 
     @property
     def modules(self) -> int:

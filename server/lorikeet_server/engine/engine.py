@@ -13,12 +13,13 @@ from lorikeet_server.adapters.library import AdapterLibrary
 from lorikeet_server.adapters.slots import AdapterSlots
 from lorikeet_server.device.base import Device
 from lorikeet_server.dist import TensorParallel
+from lorikeet_server.engine.limits import Limits, check
 from lorikeet_server.engine.memory import GPU, HOST, divide
 from lorikeet_server.engine.result import PendingResult
 from lorikeet_server.engine.runner import Runner
-from lorikeet_server.engine.sequences import Limits, Sequences
+from lorikeet_server.engine.sequences import Sequences
 from lorikeet_server.engine.warmup import exercise, largest_steps, smallest_steps
-from lorikeet_server.errors import ConfigError, NotReadyError
+from lorikeet_server.errors import NotReadyError
 from lorikeet_server.kernels import Kernels
 from lorikeet_server.kvcache.fresh_pages import FreshPages
 from lorikeet_server.kvcache.pool import KvPool, KvShape, count_blocks
@@ -97,7 +98,7 @@ class Engine:
     def warmup(self, request: pb.WarmupRequest) -> pb.WarmupResponse:
         """Allocates the KV pool and the adapter tables, and runs every kernel once. The same request again
         keeps what there is, with every slot emptied. Raises ConfigError."""
-        _check(request, self._model.config.max_positions)
+        check(request, self._model.config.max_positions)
         if self._warm is not None and self._warm.request == request:
             self._warm.runner.reset()
             return self._warm.response
@@ -154,18 +155,12 @@ class Engine:
         return self._warm.runner
 
     def _allocate(self, request: pb.WarmupRequest, num_blocks: int, adapter_bytes: int) -> Runner:
-        limits = Limits(
-            block_size=request.block_size,
-            num_blocks=num_blocks,
-            max_sequences=request.max_sequences,
-            max_step_tokens=request.max_step_tokens,
-            adapter_slots=request.adapter_slots,
-            max_sequence_tokens=request.max_sequence_tokens,
-        )
+        limits = Limits.of(request, num_blocks)
         pool = KvPool.allocate(self._kernels, self.kv_shape, num_blocks, request.block_size)
         model, device = self._model, self._device
         sizes = request.adapter_slots, request.max_sequence_tokens, request.max_step_tokens
         model.prepare(pool, *sizes, self.library.model.max_rank)
+        self._kernels.reserve(model.attention_shapes, limits.max_decodes)
         sequences = Sequences(limits, model.config.vocab_size, device)
         memory = (
             DevicePool(device, adapter_bytes if request.adapter_slots else 0)
@@ -191,13 +186,3 @@ class Engine:
         peak = self._device.peak_bytes(largest)
         self._model.release()
         return max(0, peak - cache)
-
-
-def _check(request: pb.WarmupRequest, max_positions: int) -> None:
-    for name in ("block_size", "max_sequences", "max_step_tokens", "max_sequence_tokens"):
-        if (given := getattr(request, name)) < 1:
-            raise ConfigError(f"{name} is {given}, it must be at least 1")
-    if request.max_sequence_tokens > max_positions:
-        raise ConfigError(
-            f"max_sequence_tokens is {request.max_sequence_tokens}, the model has {max_positions} positions"
-        )

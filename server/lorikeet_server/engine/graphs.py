@@ -67,7 +67,7 @@ class DecodeGraphs:
         self._parcel = parcel
         self._batcher = model.adapters.batcher(parcel) if model.adapters is not None else None
         limits = sequences.limits
-        self._buckets = buckets(min(limits.max_sequences, limits.max_step_tokens))
+        self._buckets = buckets(limits.max_decodes)
         self._spare = kernels.spare_place(limits.num_blocks, limits.block_size)
         # One for all captures, or each would keep its own.
         shape = self._buckets[-1], model.config.vocab_size

@@ -14,7 +14,8 @@ from lorikeet_server.engine import result as results
 from lorikeet_server.engine.eager import Eager, Scored, Write
 from lorikeet_server.engine.graphs import DecodeGraphs
 from lorikeet_server.engine.inputs import StepInputs, build_inputs
-from lorikeet_server.engine.sequences import Limits, Sequences
+from lorikeet_server.engine.limits import Limits
+from lorikeet_server.engine.sequences import Sequences
 from lorikeet_server.errors import DeviceError, ProtocolError
 from lorikeet_server.kernels import Kernels
 from lorikeet_server.kvcache.fresh_pages import FreshPages
@@ -117,8 +118,6 @@ class Runner:
         self._moved = True
         if failed is not None:
             result.move_errors.append(pb.MoveError(slot=slot, digest=move.digest, message=failed.message))
-        elif not move.digest:
-            result.adapter_slots_ready.append(slot)
 
     def _await_copies(self) -> None:
         """An empty step asks how copies are getting on. One that is about to be done is worth waiting for,

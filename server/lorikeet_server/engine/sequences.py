@@ -1,33 +1,16 @@
 """The sequence slots: what this shard remembers of each running sequence between steps."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from lorikeet_server.device.base import Device
+from lorikeet_server.engine.limits import Limits
 from lorikeet_server.errors import ProtocolError
 from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.sampling.params import SamplingParams, SlotParams
 
 Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Sizes fixed by Warmup; every number in a step is checked against them before a kernel sees it."""
-
-    block_size: int
-    num_blocks: int
-    max_sequences: int
-    max_step_tokens: int
-    adapter_slots: int
-    max_sequence_tokens: int
-
-    @property
-    def blocks_per_sequence(self) -> int:
-        return -(-self.max_sequence_tokens // self.block_size)
 
 
 class Sequences:

@@ -3,8 +3,8 @@ the largest there can be, to measure their memory."""
 
 from collections.abc import Iterable
 
+from lorikeet_server.engine.limits import Limits
 from lorikeet_server.engine.runner import Runner
-from lorikeet_server.engine.sequences import Limits
 from lorikeet_server.pb import shard_pb2 as pb
 
 SAMPLING = pb.Sampling(temperature=1.0, top_p=0.9)

@@ -60,6 +60,10 @@ class Kernels(RowOps, Protocol):
         """Whether the ops of a step that is planned `fixed` may be captured once and replayed: they read
         everything that differs between steps from device memory, at addresses that stay."""
 
+    def reserve(self, shapes: Sequence[AttentionShape], sequences: int) -> None:
+        """Sets aside what attention needs beside its arguments, for steps of which up to `sequences` decodes
+        are planned `fixed`. What was captured for fewer must not be replayed afterwards."""
+
     def pack_vector(self, values: Tensor) -> Tensor:
         """A norm weight or a bias [n] as the ops take it: act, on the device."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,6 +71,7 @@ def pretended_cuda(patch: pytest.MonkeyPatch) -> Iterator[PretendedDevice]:
         "synchronize": lambda _=None: None,
         "empty_cache": lambda: None,
         "get_device_capability": lambda _=None: (9, 0),
+        "get_device_properties": lambda _=None: SimpleNamespace(multi_processor_count=132),
         "mem_get_info": lambda _=None: (MEMORY, MEMORY),
         "memory_allocated": lambda _=None: 0,
         "max_memory_allocated": lambda _=None: 0,

@@ -147,7 +147,8 @@ class LateDevice(HostDevice):
         return Later(self.steps, self._fail)
 
     def copy_beside(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event | None:
-        event = Later(self.copies, lambda: target.copy_(source))
+        before = self.beside[-1][0].join if self.beside else lambda: None
+        event = Later(self.copies, lambda: (before(), target.copy_(source)))
         self.beside.append((event, after))
         return event
 

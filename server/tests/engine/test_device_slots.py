@@ -133,3 +133,40 @@ def test_memory_in_use_is_not_overwritten(served: Served, monkeypatch: pytest.Mo
     }
     for name, run in runs.items():
         assert run.errors == [] and run.tokens == served.expected(name, run.prompt, 3), name
+
+
+def test_a_copy_that_nobody_wants_any_more_overwrites_nobody(served: Served) -> None:
+    device = LateDevice()
+    probe, digests = served.engine(device, 1 << 20)
+    budget = sum(served.bytes_of(probe, digests[name]) for name in "bd")
+    engine, _ = served.engine(device, budget)
+    driver = Driver(engine)
+
+    def move(slot: int, name: str) -> None:
+        step = pb.Step(moves=[pb.AdapterMove(slot=slot, digest=digests.get(name, ""))])
+        assert not driver.execute(step).move_errors
+
+    move(0, "a")
+    move(1, "b")
+    move(0, "none")
+    device.copies.clear()
+    move(3, "c")  # where `a` was
+    move(3, "none")
+    move(2, "d")  # `b` makes room for it, and comes to lie where `c` is still being copied to
+    device.copies.set()
+    with torch.inference_mode():
+        assert all(event.reached() for event, _ in device.beside)
+    run = generate(driver, 0, prompt_of(12, 2), 3, 1)
+    assert run.errors == [] and run.tokens == served.expected("b", run.prompt, 3)
+
+
+def test_an_adapter_that_replaces_another_is_ready_when_it_has_come(served: Served) -> None:
+    device = LateDevice()
+    engine, digests = served.engine(device, 1 << 20)
+    driver = Driver(engine)
+    driver.execute(pb.Step(moves=[pb.AdapterMove(slot=0, digest=digests["a"])]))
+    device.copies.clear()
+    replaced = pb.Step(moves=[pb.AdapterMove(slot=0), pb.AdapterMove(slot=0, digest=digests["b"])])
+    assert not driver.execute(replaced).adapter_slots_ready
+    device.copies.set()
+    assert list(driver.execute(pb.Step()).adapter_slots_ready) == [0]

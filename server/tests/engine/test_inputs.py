@@ -9,7 +9,8 @@ import torch
 
 from lorikeet_server.device.choose import open_device
 from lorikeet_server.engine.inputs import build_inputs, decode_inputs, mixed_inputs
-from lorikeet_server.engine.sequences import Limits, Sequences
+from lorikeet_server.engine.limits import Limits
+from lorikeet_server.engine.sequences import Sequences
 from lorikeet_server.errors import ProtocolError
 from lorikeet_server.pb import shard_pb2 as pb
 

@@ -27,6 +27,9 @@ class HostOps:
     def captures(self, shapes: Sequence[AttentionShape]) -> bool:
         return False
 
+    def reserve(self, shapes: Sequence[AttentionShape], sequences: int) -> None:
+        return None
+
     def pack_vector(self, values: Tensor) -> Tensor:
         return values.float()
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels.attention_layer import AttentionLayer
 from lorikeet_server.kernels.attention_shape import AttentionShape
+from lorikeet_server.kernels.cuda.attention_scratch import scratch_bytes
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 HEAD_DIMS = (64, 128, 256)  # that FlashInfer's templates are made for
-WORKSPACE_BYTES = 128 << 20  # as its documentation recommends
 PLAN_BYTES = 8 << 20
 # Those for Hopper are said to be half as fast again, which few prompts are long enough to notice beside the
 # base products; but one module of them compiles for 14 minutes of one core, of these for 2 (nvcc 13.2).
@@ -77,10 +77,11 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
 class FlashInferAttention:
     """Makes plans. `library` is the module `flashinfer`, or what behaves like it."""
 
-    def __init__(self, library: Any, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, library: Any, device: torch.device, dtype: torch.dtype, processors: int) -> None:
         self._library, self._device, self._dtype = library, device, dtype
+        self._processors = processors
         # One layer runs at a time, so all wrappers may share their scratch memory.
-        self._workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+        self._scratch = torch.zeros(0, dtype=torch.uint8, device=device)
         # One step runs at a time, so all wrappers of a shape may share the memory of their plans.
         self._plans: dict[AttentionShape, Tensor] = {}
         self._any: dict[AttentionShape, Any] = {}
@@ -91,6 +92,14 @@ class FlashInferAttention:
     def supports(shape: AttentionShape) -> bool:
         """Whether there are kernels for heads of this width."""
         return shape.head_dim in HEAD_DIMS
+
+    def reserve(self, shapes: Sequence[AttentionShape], sequences: int) -> None:
+        """See `ops.Kernels.reserve`."""
+        size = max(scratch_bytes(shape, sequences, self._processors) for shape in shapes)
+        if size > self._scratch.nbytes:
+            self._any.clear()
+            self._fixed.clear()
+            self._scratch = torch.zeros(size, dtype=torch.uint8, device=self._device)
 
     def plan(
         self,
@@ -105,6 +114,7 @@ class FlashInferAttention:
             # A wrapper writes its plan into one pinned buffer, whose copy for the last step must have begun.
             # The router sends a step once the step before the last is answered: this hardly ever waits.
             self._copied.synchronize()
+        self.reserve(shapes, sequences.context_len.numel() if fixed else 0)
         pages = Pages.of(sequences, block_size, parcel, self._device)
         if fixed:
             planned = FlashInferPlan({shape: self._plan_decodes(shape, sequences, pages) for shape in shapes})
@@ -123,7 +133,7 @@ class FlashInferAttention:
         """For sequences whose queries begin at `starts` [S + 1], at most `longest` of one."""
         if shape not in self._any:
             wrapper = self._library.BatchPrefillWithPagedKVCacheWrapper
-            self._any[shape] = self._shared(wrapper(self._workspace, "NHD", backend=TEMPLATES), shape)
+            self._any[shape] = self._shared(wrapper(self._scratch, "NHD", backend=TEMPLATES), shape)
         sizes = shape.num_heads, shape.num_kv_heads, shape.head_dim, pages.size
         options = {"causal": True, "max_token_per_sequence": longest, **self._options(shape, pages)}
         self._any[shape].plan(starts, *pages.tables, *sizes, **options)
@@ -144,7 +154,7 @@ class FlashInferAttention:
         """It would copy indices into a buffer of its own: this one is where they are, with room for more."""
         starts, ends = (torch.empty(n, dtype=torch.int32, device=self._device) for n in (count + 1, count))
         return self._library.BatchDecodeWithPagedKVCacheWrapper(
-            self._workspace,
+            self._scratch,
             "NHD",
             use_cuda_graph=True,
             use_tensor_cores=shape.num_heads // shape.num_kv_heads >= TENSOR_CORE_GROUP,
@@ -163,5 +173,5 @@ class FlashInferAttention:
     def _shared(self, wrapper: Any, shape: AttentionShape) -> Any:
         if shape not in self._plans:
             self._plans[shape] = torch.empty(PLAN_BYTES, dtype=torch.uint8, device=self._device)
-        wrapper.reset_workspace_buffer(self._workspace, self._plans[shape])
+        wrapper.reset_workspace_buffer(self._scratch, self._plans[shape])
         return wrapper

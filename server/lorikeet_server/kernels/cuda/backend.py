@@ -70,11 +70,16 @@ class CudaKernels(ReferenceKernels):
             )
         self._flashinfer = open_flashinfer(device, dtype)
         if self._flashinfer is not None:
-            self._attention = FlashInferAttention(self._flashinfer, device, dtype)
+            processors = torch.cuda.get_device_properties(device).multi_processor_count
+            self._attention = FlashInferAttention(self._flashinfer, device, dtype, processors)
             self.name += "-flashinfer"
 
     def captures(self, shapes: Sequence[AttentionShape]) -> bool:
         return self._sgmv is not None and self._attends(shapes)
+
+    def reserve(self, shapes: Sequence[AttentionShape], sequences: int) -> None:
+        if self._attends(shapes):
+            self._attention.reserve(shapes, sequences)
 
     def adapted_linear(
         self, x: Tensor, packed: PackedLinear, table: LoraTable, batch: LoraBatch

@@ -1,6 +1,7 @@
 """Finds nvcc: the toolkit named by CUDA_HOME, the one from PyPI, of torch's CUDA, or the one on the PATH."""
 
 import os
+import shlex
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,7 +10,9 @@ from pathlib import Path
 from lorikeet_server.config import CUDA_HOME, environment
 from lorikeet_server.kernels.compiled import BuildError
 
-INSTALL = "pip install 'lorikeet[cuda]'"
+# What the extra `cuda` of this package asks for. By the package's name pip would find somebody else's.
+EXTRA = "flashinfer-python==0.6.7.post3", "cuda-toolkit[cccl,crt,cublas,cudart,curand,nvcc,nvvm]>=13.0,<14"
+INSTALL = f"pip install {shlex.join(EXTRA)}"
 
 
 @dataclass(frozen=True, slots=True)

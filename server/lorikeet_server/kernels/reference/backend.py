@@ -45,6 +45,9 @@ class ReferenceKernels(TorchRowOps):
     def captures(self, shapes: Sequence[AttentionShape]) -> bool:
         return False
 
+    def reserve(self, shapes: Sequence[AttentionShape], sequences: int) -> None:
+        return None
+
     def pack_vector(self, values: Tensor) -> Tensor:
         return values.to(self.device, self.dtype)
 

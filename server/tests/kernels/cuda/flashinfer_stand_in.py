@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+PROCESSORS = 132  # of the device
+
 
 class Wrapper:
     """Attention as FlashInfer 0.6.7 documents it, from indptr, indices and last page lengths."""
@@ -28,13 +30,36 @@ class Wrapper:
 
     def reset_workspace_buffer(self, *args: Any) -> None:
         given = self.bound("reset_workspace_buffer", args, {})
-        self.plans = given["int_workspace_buffer"]
-        assert self.plans.dtype == torch.uint8
+        self.scratch, self.plans = given["float_workspace_buffer"], given["int_workspace_buffer"]
+        assert self.scratch.dtype == self.plans.dtype == torch.uint8
 
     def plan(self, *args: Any, **kwargs: Any) -> None:
         self.planned = self.bound("plan", args, kwargs)
         assert self.planned["pos_encoding_mode"] == "NONE"
         assert self.planned["q_data_type"] == self.planned["kv_data_type"] in (torch.bfloat16, torch.float16)
+
+    def split(self, queries: Tensor, *, captured: bool) -> None:
+        """Splits the keys of sequences with so many `queries` [S], as `scheduler.cuh` does for tensor cores,
+        and raises if the scratch memory is too small for it."""
+        planned = self.planned
+        heads, kv_heads, dim = planned["num_qo_heads"], planned["num_kv_heads"], planned.get("head_dim_qk")
+        dim = dim or planned["head_dim"]
+        rows = queries * (heads // kv_heads)
+        mean = int(rows.max()) if captured else int(rows.sum()) // len(rows)
+        tile = (128 if mean > 64 and dim < 256 else 64) if mean > 16 else 16
+        page, left = planned["page_size"], planned["window_left"]
+        pages = planned["paged_kv_indptr" if "paged_kv_indptr" in planned else "indptr"].diff()
+        seen = pages.clamp(1, -(-(left + tile) // page) if left >= 0 else None)
+        tiles, most, longest = -(-rows // tile), 2 * PROCESSORS // kv_heads, int(seen.max())
+        chunk = next(
+            (c for c in range(max(128 // page, 1), longest) if (tiles * -(-seen // c)).sum() <= most), longest
+        )
+        parts = int((tiles * -(-seen // chunk)).sum())
+        if captured:
+            parts = max(most, -(-int(rows.sum()) // tile) + len(rows) - 1)
+        self.needed = heads * parts * tile * (dim + 1) * 4 if captured or chunk < longest else 0
+        if self.needed > self.scratch.nbytes:
+            raise RuntimeError("Buffer overflow when allocating memory for batch_prefill_tmp_v")
 
     def attend(
         self, q: Tensor, cache: tuple[Tensor, Tensor], out: Tensor, queries: list[int], plan: Any
@@ -66,7 +91,8 @@ class Prefill(Wrapper):
         super().plan(*args, **kwargs)
         assert self.planned["causal"] is True
         starts = self.planned["qo_indptr"]
-        assert self.planned["max_token_per_sequence"] == int((starts[1:] - starts[:-1]).max())
+        assert self.planned["max_token_per_sequence"] == int(starts.diff().max())
+        self.split(starts.diff(), captured=False)
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         given, planned = self.bound("run", args, kwargs), self.planned
@@ -88,6 +114,8 @@ class Decode(Wrapper):
             buffer[: len(self.planned[name])] = self.planned[name]
         assert len(self.buffers[2]) == len(self.planned["last_page_len"])
         assert self.made["use_cuda_graph"]
+        if self.made["use_tensor_cores"]:
+            self.split(torch.ones_like(self.planned["last_page_len"]), captured=True)
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         given = self.bound("run", args, kwargs)

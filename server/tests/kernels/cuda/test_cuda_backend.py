@@ -3,6 +3,7 @@ stand-in, decodes through the memory that stays in its place."""
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,6 +37,9 @@ SIZES = {
 @pytest.fixture
 def kernels(emulated: Target, monkeypatch: pytest.MonkeyPatch) -> Kernels:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132)
+    )
     monkeypatch.setattr(backend, "open_library", lambda _: emulated.library)
     monkeypatch.setattr(backend, "open_flashinfer", lambda *_: LIBRARY)
     return backend.CudaKernels(CPU, torch.float16)

@@ -1,5 +1,5 @@
 """The CUDA sources compile for every architecture that is supported, and no kernel spills a register;
-FlashInfer compiles with what `lorikeet[cuda]` brings."""
+FlashInfer compiles with what the extra `cuda` brings."""
 
 from __future__ import annotations
 

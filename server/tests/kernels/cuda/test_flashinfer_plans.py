@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import torch
-from flashinfer_stand_in import LIBRARY, Decode, Prefill
+from flashinfer_stand_in import LIBRARY, PROCESSORS, Decode, Prefill
 from torch import Tensor
 
 from lorikeet_server.device.parcel import StepParcel
@@ -31,7 +31,7 @@ def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         real = pytest.importorskip("flashinfer", reason="FlashInfer is not installed")
         monkeypatch.setattr(Prefill, "real", real.BatchPrefillWithPagedKVCacheWrapper)
         monkeypatch.setattr(Decode, "real", real.BatchDecodeWithPagedKVCacheWrapper)
-    return FlashInferAttention(LIBRARY, CPU, torch.bfloat16)
+    return FlashInferAttention(LIBRARY, CPU, torch.bfloat16, PROCESSORS)
 
 
 def step(lengths: list[tuple[int, int]], width: int, seed: int = 0) -> SequenceTables:
@@ -106,10 +106,39 @@ def test_tensor_cores_where_heads_share_much(attention: FlashInferAttention) -> 
         assert plan.wrappers[shape].made["use_tensor_cores"] is used
 
 
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"),
+    [(64, 8, 128), (48, 8, 128), (16, 2, 128), (20, 1, 128), (32, 8, 64), (16, 4, 256), (24, 1, 256)],
+)
+def test_partial_results_have_room(
+    attention: FlashInferAttention, heads: int, kv_heads: int, dim: int
+) -> None:
+    shape = AttentionShape(heads, kv_heads, dim, 1.0)
+    shapes = shape, shape._replace(window=300)
+    attention.reserve(shapes, 256)
+
+    def needed(fixed: bool, *lengths: tuple[int, int]) -> int:
+        longest = max(-(-context // BLOCK) for _, context in lengths)
+        queries, contexts = (torch.tensor(side, dtype=torch.int32) for side in zip(*lengths, strict=True))
+        tables = torch.zeros(len(lengths), longest, dtype=torch.int32)
+        starts = torch.cat([torch.zeros(1), queries.cumsum(0)]).int()
+        wrappers = planned(attention, SequenceTables(tables, starts, contexts), shapes, fixed).wrappers
+        return max(wrapper.needed for wrapper in wrappers.values())
+
+    prompts = max(needed(False, (n, n)) for n in range(16, 2200, 16))
+    few = max(needed(False, *[(1, 5000)] * n, (n, 3000)) for n in (1, 7, 40))
+    decodes = max(needed(True, *[(1, 900)] * n) for n in (1, 192, 256))
+    assert max(prompts, few, decodes) > 0
+    # No more than a quarter is set aside for nothing.
+    reserved = next(
+        iter(planned(attention, step([(1, 4)], 1), shapes, fixed=False).wrappers.values())
+    ).scratch
+    assert max(prompts, few, decodes) > 0.75 * reserved.nbytes
+
+
 def test_only_widths_that_it_has_kernels_for() -> None:
-    assert [
-        dim for dim in (12, 64, 80, 128, 256) if FlashInferAttention.supports(AttentionShape(1, 1, dim, 1.0))
-    ] == [
+    dims = 12, 64, 80, 128, 256
+    assert [dim for dim in dims if FlashInferAttention.supports(AttentionShape(1, 1, dim, 1.0))] == [
         64,
         128,
         256,

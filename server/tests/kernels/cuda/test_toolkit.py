@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,11 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
     places = [str(tmp_path / "site/nvidia"), str(tmp_path / "other/nvidia")]
     monkeypatch.setattr(toolkit, "find_spec", lambda _: SimpleNamespace(submodule_search_locations=places))
+
+
+def test_what_is_advised_is_the_extra() -> None:
+    project = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text())
+    assert list(toolkit.EXTRA) == project["project"]["optional-dependencies"]["cuda"]
 
 
 def test_nothing_there(tmp_path: Path) -> None:
