@@ -1,4 +1,4 @@
-"""Rows C3, C6, C7 and D3: adapters above a bound, that everyone wants at once, that change while they are
+"""Adapters above a bound, that everyone wants at once, that change while they are
 served, or overflow.
 """
 

@@ -1,4 +1,4 @@
-"""Rows C1 to C3: adapters that are incomplete, damaged, or for another model."""
+"""Adapters that are incomplete, damaged, or for another model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row K1: clients that leave."""
+"""Clients that leave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row E1: a wrong flag ends the start within two seconds with one line that names it."""
+"""A wrong flag ends the start within two seconds with one line that names it."""
 
 from __future__ import annotations
 

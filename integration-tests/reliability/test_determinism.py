@@ -1,4 +1,4 @@
-"""Row D1: the same seed and request give the same tokens, whatever runs beside it, and after a restart."""
+"""The same seed and request give the same tokens, whatever runs beside it, and after a restart."""
 
 from __future__ import annotations
 

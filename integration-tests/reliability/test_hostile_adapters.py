@@ -1,4 +1,4 @@
-"""Row C4: adapters and ids that try to run code, to call home, or to reach what lies outside the roots."""
+"""Adapters and ids that try to run code, to call home, or to reach what lies outside the roots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows O1 and O2: more requests than the server can take, and what it is like afterwards."""
+"""More requests than the server can take, and what it is like afterwards."""
 
 from __future__ import annotations
 

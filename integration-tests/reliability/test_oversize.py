@@ -1,4 +1,4 @@
-"""Row O3: requests that are larger than anything that is served."""
+"""Requests that are larger than anything that is served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows P1, P2 and P4: processes that die or freeze, and what the others do about it."""
+"""Processes that die or freeze, and what the others do about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows G1 and G3: SIGTERM drains, a second one does not wait."""
+"""SIGTERM drains, a second one does not wait."""
 
 from __future__ import annotations
 
@@ -133,6 +133,21 @@ def test_g1_what_cannot_finish_in_time_gets_a_terminal_event(tiny: Path, tiny_ad
     assert len(ends) == 4
     assert all("error" in end["last"] or end["tokens"] == LONG for end in ends), ends  # type: ignore[operator]
     assert server.process.wait(20) == 0
+
+
+def test_a_signal_to_all_processes_at_once_drains_too(server: Server) -> None:
+    """As systemd sends it."""
+    ends: list[dict[str, object]] = []
+    threads = streams(server, 4, LONG, ends)
+    until(lambda: server.metrics().get("lorikeet_running_sequences", 0) >= 4, 20, "4 running")
+    family = server.family()
+    for process in family:
+        process.terminate()
+    for thread in threads:
+        thread.join(60)
+    assert [end["tokens"] for end in ends] == [LONG] * 4, ends
+    assert server.process.wait(20) == 0
+    assert not psutil.wait_procs(family, timeout=5)[1]
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

@@ -1,4 +1,4 @@
-"""Rows K2 and K3: clients that read slowly or not at all, never finish their request, or take all back."""
+"""Clients that read slowly or not at all, never finish their request, or take all back."""
 
 from __future__ import annotations
 

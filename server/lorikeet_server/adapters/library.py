@@ -104,6 +104,11 @@ class AdapterLibrary:
         if from_store:
             self.store.remove(digest)
 
+    def unstage(self) -> None:
+        """Forget all staged adapters; the store keeps them."""
+        for digest in self.staged.digests():
+            self.drop(digest, from_store=False)
+
     def _load(self, digest: str) -> StagedAdapter:
         with self.store.pinned(digest):
             try:

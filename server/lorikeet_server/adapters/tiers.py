@@ -48,6 +48,11 @@ class HostTier:
         with self._lock:
             return self._staged.pop(digest, None)
 
+    def digests(self) -> list[str]:
+        """Of all staged adapters."""
+        with self._lock:
+            return list(self._staged)
+
     @property
     def bytes_held(self) -> int:
         """Bytes of all staged adapters."""

@@ -65,6 +65,11 @@ class StepStreams:
         self._session: Session | None = None
         self._idle = IdleMoments(pools.compute, engine.take_ahead)
 
+    @property
+    def open(self) -> bool:
+        """Whether there is one."""
+        return self._session is not None
+
     def end_current(self) -> None:
         """Ends the open stream, if there is one."""
         if self._session is not None:

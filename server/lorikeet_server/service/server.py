@@ -22,6 +22,7 @@ from lorikeet_server.weights import WeightsError
 SERVICE = "lorikeet.v1.Shard"
 GRACE_SECONDS = 1.0
 PARENT_CHECK_SECONDS = 1.0
+USE_CHECK_SECONDS = 0.1
 
 EXIT_STOPPED = 0
 EXIT_FAILED = 1
@@ -33,6 +34,9 @@ Stop = Callable[[int], None]
 async def serve(config: ServeConfig) -> int:
     """Runs until SIGTERM, SIGINT, the end of the parent process, or a fatal error. Returns the exit code.
 
+    A supervisor may send SIGTERM to all processes of a server at once. The router then finishes what is in
+    flight, and this one goes on for as long as it does; a second SIGTERM ends it at once.
+
     The compute thread may still be inside a step, or waiting for a rank that is gone: end the process without
     joining it. Raises ConfigError if the socket cannot be had.
     """
@@ -43,14 +47,25 @@ async def serve(config: ServeConfig) -> int:
         if not stopped.done():
             stopped.set_result(code)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, EXIT_STOPPED)
     pools = Pools.start(config.threads)
 
     def fail() -> None:
         loop.call_soon_threadsafe(stop, EXIT_FAILED)
 
     servicer = ShardServicer(pools, fail)
+    tasks: list[asyncio.Task[None]] = []
+
+    async def stop_after_use() -> None:
+        while servicer.in_use:
+            await asyncio.sleep(USE_CHECK_SECONDS)
+        stop(EXIT_STOPPED)
+
+    def terminate() -> None:
+        loop.add_signal_handler(signal.SIGTERM, stop, EXIT_STOPPED)
+        tasks.append(loop.create_task(stop_after_use()))
+
+    loop.add_signal_handler(signal.SIGINT, stop, EXIT_STOPPED)
+    loop.add_signal_handler(signal.SIGTERM, terminate)
     health = health_aio.HealthServicer()
     await _set_health(health, HealthCheckResponse.NOT_SERVING)
     servers = [await listen(config.uds_path, servicer, health)]
@@ -78,7 +93,7 @@ async def serve(config: ServeConfig) -> int:
             gate.open(engine.token)
             await _set_health(health, HealthCheckResponse.SERVING)
 
-    tasks = [asyncio.create_task(load()), asyncio.create_task(_watch_parent(stop))]
+    tasks += [asyncio.create_task(load()), asyncio.create_task(_watch_parent(stop))]
     code = await stopped
     logger.info("stopping")
     for task in tasks:

@@ -35,6 +35,11 @@ class ShardServicer(rpc.ShardServicer):
         """The model is loaded."""
         self._engine, self._streams = engine, StepStreams(engine, self._pools, self._fatal)
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a router has its stream of steps open."""
+        return self._streams is not None and self._streams.open
+
     async def Info(self, request: pb.InfoRequest, context: aio.ServicerContext) -> pb.InfoResponse:  # noqa: N802
         engine, _ = await self._loaded(context)
         return engine.info()
@@ -42,7 +47,12 @@ class ShardServicer(rpc.ShardServicer):
     async def Warmup(self, request: pb.WarmupRequest, context: aio.ServicerContext) -> pb.WarmupResponse:  # noqa: N802
         engine, streams = await self._loaded(context)
         streams.end_current()
-        return await self._call(context, self._pools.compute, lambda: engine.warmup(request))
+
+        def warm() -> pb.WarmupResponse:
+            engine.library.unstage()  # a router that calls this knows of no staged adapter
+            return engine.warmup(request)
+
+        return await self._call(context, self._pools.compute, warm)
 
     async def Execute(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.Step], context: aio.ServicerContext
@@ -83,7 +93,7 @@ class ShardServicer(rpc.ShardServicer):
         engine, _ = await self._loaded(context)
         staged = await self._call(context, self._pools.staging, lambda: engine.library.stage(request.digest))
         return pb.StageAdapterResponse(
-            host_bytes=staged.memory_bytes,
+            host_bytes=staged.host_bytes,
             device_bytes=staged.memory_bytes,
             max_rank=staged.max_rank,
             modules=staged.modules,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -77,6 +78,21 @@ def test_serves_until_sigterm(started: "subprocess.Popen[str]", tmp_path: Path) 
     records = [json.loads(line) for line in logs.splitlines()]
     assert all(record["rank"] == "shard-0" for record in records)
     assert any("loaded tiny as float32" in record["message"] for record in records)
+
+
+@pytest.mark.slow
+def test_sigterm_waits_for_the_router(started: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    stub: Any = rpc.ShardStub(wait_serving(tmp_path))  # type: ignore[no-untyped-call]
+    stub.Warmup(warmup_request())
+    steps: queue.Queue[pb.Step | None] = queue.Queue()
+    results = stub.Execute(iter(steps.get, None))
+    for number in (1, 2, 3):
+        steps.put(pb.Step(id=number))
+        assert next(results).id == number
+        started.send_signal(signal.SIGTERM) if number == 1 else time.sleep(0.3)
+    steps.put(None)
+    assert list(results) == []
+    assert started.wait(10) == 0
 
 
 @pytest.mark.slow

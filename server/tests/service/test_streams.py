@@ -106,6 +106,15 @@ def test_warmup_ends_the_stream(warm: Shard) -> None:
     assert code_of(lambda: next(stream.results)) == grpc.StatusCode.ABORTED
 
 
+def test_warmup_forgets_what_was_staged(warm: Shard) -> None:
+    *_, last = warm.stub.FetchAdapter(pb.FetchAdapterRequest(source="local", id="one"))
+    warm.stub.StageAdapter(pb.StageAdapterRequest(digest=last.digest))
+    assert warm.engine.library.staged.bytes_held > 0
+    warm.stub.Warmup(warmup_request())
+    assert warm.engine.library.staged.bytes_held == 0
+    warm.stub.StageAdapter(pb.StageAdapterRequest(digest=last.digest))  # the store has it still
+
+
 def test_a_refused_step_ends_the_stream_with_its_reason(warm: Shard) -> None:
     stream = warm.open()
     stream.send(pb.Step(id=1, decode=pb.Decode(slot=[3], new_blocks=[0])))
