@@ -3,7 +3,7 @@
 //! It is new for each run, so nothing that an earlier run left, or another user put there, is ever used.
 
 use std::fs::{File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::Context;
@@ -30,12 +30,15 @@ impl RunDirectory {
     pub fn make(base: Option<&Path>) -> anyhow::Result<Self> {
         let base = base.map_or_else(environment::runtime_base, Path::to_owned);
         remove_abandoned(&base);
-        let make = || {
+        let make = || loop {
             let private = Permissions::from_mode(0o700);
             let directory = tempfile::Builder::new().prefix(PREFIX).permissions(private).tempdir_in(&base)?;
             let lock = File::create(directory.path().join(LOCK))?;
             lock.lock()?;
-            std::io::Result::Ok(Self { directory, _lock: lock })
+            // Another run may have taken it for abandoned before it was locked.
+            if lock.metadata()?.nlink() > 0 {
+                return std::io::Result::Ok(Self { directory, _lock: lock });
+            }
         };
         make().with_context(|| {
             format!("--shard-uds-path {}: give a directory that can be written", base.display())
@@ -54,8 +57,9 @@ fn remove_abandoned(base: &Path) {
             continue;
         }
         // No lock file: not ours, or about to be locked.
-        let abandoned = File::open(entry.path().join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
-        if abandoned {
+        let Ok(lock) = File::open(entry.path().join(LOCK)) else { continue };
+        if lock.try_lock().is_ok() {
+            // Still locked: whoever waits for the lock finds the directory gone.
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }

@@ -111,10 +111,10 @@ async fn watch(
             signal = signals.next() => return Ok(signal),
             status = end_of(router) => anyhow::bail!("the router ended ({})", describe(&status)),
             death = shards.death() => {
-                readiness.lost();
+                let served = readiness.lost(death.ran);
                 let what = shards.bury(&death).await;
                 let hopeless = is_hopeless(plan, &death, readiness.ever());
-                restart_at = Some(Instant::now() + next_start(&death, &what, &mut backoff, hopeless)?);
+                restart_at = Some(Instant::now() + next_start(served, &what, &mut backoff, hopeless)?);
             }
             () = until(restart_at) => {
                 restart_at = None;
@@ -134,11 +134,16 @@ fn is_hopeless(plan: &Plan, death: &Death, ever_ready: bool) -> bool {
 }
 
 /// How long to wait before the shards are started again, or why they are not.
-fn next_start(death: &Death, what: &str, backoff: &mut Backoff, hopeless: bool) -> anyhow::Result<Duration> {
+fn next_start(
+    served: Duration,
+    what: &str,
+    backoff: &mut Backoff,
+    hopeless: bool,
+) -> anyhow::Result<Duration> {
     if hopeless {
         anyhow::bail!("{what} (before it was ready; `lorikeet doctor` tells what this machine lacks)");
     }
-    let Some(wait) = backoff.after(death.ran) else {
+    let Some(wait) = backoff.after(served) else {
         let restarts = backoff.restarts();
         anyhow::bail!("{what} (--max-shard-restarts {restarts} is used up; its messages are above)");
     };

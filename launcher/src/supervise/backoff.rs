@@ -5,7 +5,7 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// A group that ran this long was healthy: its next death counts as the first.
+/// A group that served this long was healthy: its next death counts as the first.
 const STABLE: Duration = Duration::from_secs(120);
 
 /// Counts deaths in a row. Pure: time comes in as an argument.
@@ -20,14 +20,14 @@ impl Backoff {
         Self { max_restarts, restarts: 0 }
     }
 
-    /// Restarts since the group last ran long enough to be called stable.
+    /// Restarts since the group last served long enough to be called stable.
     pub(super) fn restarts(&self) -> u32 {
         self.restarts
     }
 
-    /// How long to wait before the restart, given how long the group ran; `None` to give up.
-    pub(super) fn after(&mut self, ran: Duration) -> Option<Duration> {
-        if ran >= STABLE {
+    /// How long to wait before the restart, given how long the group served; `None` to give up.
+    pub(super) fn after(&mut self, served: Duration) -> Option<Duration> {
+        if served >= STABLE {
             self.restarts = 0;
         }
         if self.restarts >= self.max_restarts {

@@ -19,6 +19,7 @@ pub(super) struct Readiness {
     ticks: Interval,
     ready: bool,
     ever: bool,
+    /// Of the present state.
     since: Instant,
     reported: Instant,
 }
@@ -35,11 +36,18 @@ impl Readiness {
         self.ever
     }
 
-    /// The shards are gone: wait for readiness anew.
-    pub(super) fn lost(&mut self) {
+    /// The shards, which had run for so long, are gone: wait for readiness anew. Returns for how long they served; where
+    /// the router is on another machine, that is as long as they ran.
+    pub(super) fn lost(&mut self, ran: Duration) -> Duration {
+        let served = match self.address {
+            Some(_) if !self.ready => Duration::ZERO,
+            Some(_) => self.since.elapsed(),
+            None => ran,
+        };
         self.ready = false;
         self.since = Instant::now();
         self.reported = self.since;
+        served
     }
 
     /// Returns when the server has become ready, with its address and the time that took; never while it is
@@ -54,7 +62,9 @@ impl Readiness {
             if is_ready(address).await {
                 self.ready = true;
                 self.ever = true;
-                return (address, self.since.elapsed());
+                let took = self.since.elapsed();
+                self.since = Instant::now();
+                return (address, took);
             }
             if self.reported.elapsed() >= REPORT_EVERY {
                 self.reported = Instant::now();
@@ -93,6 +103,18 @@ mod tests {
             let _ = stream.write_all(reply.as_bytes()).await;
         });
         address
+    }
+
+    #[tokio::test]
+    async fn only_time_that_was_served_counts() {
+        let ran = Duration::from_secs(300);
+        let mut readiness =
+            Readiness::new(Some(answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await));
+        assert_eq!(readiness.lost(ran), Duration::ZERO, "it was loading all the time");
+        readiness.reached().await;
+        assert!(readiness.ever() && readiness.lost(ran) < ran);
+        assert_eq!(readiness.lost(ran), Duration::ZERO);
+        assert_eq!(Readiness::new(None).lost(ran), ran, "nobody here can tell");
     }
 
     #[tokio::test]
