@@ -45,7 +45,7 @@ pub struct ServeArgs {
     /// loaded from below it by path
     #[arg(long, env = "ADAPTER_ROOT", value_name = "DIR", value_delimiter = ',')]
     pub adapter_root: Vec<PathBuf>,
-    /// Type that weights are computed in
+    /// Type in which weights are stored
     #[arg(long, env = "DTYPE", value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
     /// Where to compute

@@ -6,7 +6,7 @@ mod bounds;
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::Args;
+use clap::{Args, builder::BoolishValueParser};
 
 pub use self::bounds::ConfigError;
 use self::bounds::{at_least, at_most, below};
@@ -135,7 +135,7 @@ pub struct Batching {
     #[arg(long, env = "MAX_WAITING_PROMPT_TOKENS", default_value_t = 1 << 20)]
     pub max_waiting_prompt_tokens: usize,
     /// Compute every prompt from its first token, whatever is in the KV cache
-    #[arg(long, env = "DISABLE_PREFIX_CACHE")]
+    #[arg(long, env = "DISABLE_PREFIX_CACHE", value_parser = BoolishValueParser::new())]
     pub disable_prefix_cache: bool,
 }
 
@@ -207,10 +207,10 @@ pub struct Shards {
 #[command(next_help_heading = "Telemetry")]
 pub struct Telemetry {
     /// Write one JSON object per log record
-    #[arg(long, env = "JSON_OUTPUT")]
+    #[arg(long, env = "JSON_OUTPUT", value_parser = BoolishValueParser::new())]
     pub json_output: bool,
     /// Leave out the metrics under vLLM's names, which gateways and dashboards read
-    #[arg(long, env = "DISABLE_VLLM_METRICS")]
+    #[arg(long, env = "DISABLE_VLLM_METRICS", value_parser = BoolishValueParser::new())]
     pub disable_vllm_metrics: bool,
     /// Adapters that have metrics of their own; the others share the label `other`
     #[arg(long, env = "MAX_ADAPTER_LABELS", default_value_t = 100)]
@@ -306,13 +306,19 @@ impl Config {
     }
 }
 
+/// A year: what is to end never ends after it, and times can be added to it.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// Parses a flag that is a number of seconds.
 ///
 /// # Errors
 /// What was expected.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     let value: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
-    Duration::try_from_secs_f64(value).map_err(|_| "expected a number of seconds from 0 up".to_owned())
+    match Duration::try_from_secs_f64(value) {
+        Ok(duration) if duration <= LONGEST => Ok(duration),
+        _ => Err(format!("expected a number of seconds from 0 to {}", LONGEST.as_secs())),
+    }
 }
 
 #[cfg(test)]

@@ -36,8 +36,6 @@ pub enum Error {
 
     #[error("Failed applying chat template to inputs: {0}")]
     Template(String),
-    #[error("Tool error: {0}")]
-    Tool(String),
 
     /// Also when it exists and the caller may not see it: the body is the same.
     #[error("adapter or model `{id}` not found")]
@@ -146,11 +144,6 @@ impl Error {
                 param: Some("messages"),
                 ..caller(S::UNPROCESSABLE_ENTITY, "template_error")
             },
-            Self::Tool(_) => ErrorInfo {
-                openai_status: S::BAD_REQUEST,
-                param: Some("tools"),
-                ..caller(S::UNPROCESSABLE_ENTITY, "tool_error")
-            },
             Self::AdapterNotFound { .. } => ErrorInfo {
                 code: Some("model_not_found"),
                 param: Some("model"),
@@ -234,7 +227,6 @@ mod tests {
             Error::RouteNotFound,
             Error::MethodNotAllowed,
             Error::Template(message()),
-            Error::Tool(message()),
             Error::AdapterNotFound { id: id() },
             Error::AdapterInvalid { id: id(), message: message() },
             Error::AdapterChanged { id: id() },
@@ -264,7 +256,6 @@ mod tests {
                 | Error::RouteNotFound
                 | Error::MethodNotAllowed
                 | Error::Template(_)
-                | Error::Tool(_)
                 | Error::AdapterNotFound { .. }
                 | Error::AdapterInvalid { .. }
                 | Error::AdapterChanged { .. }

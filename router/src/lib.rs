@@ -55,7 +55,7 @@ pub enum RunError {
     Config(#[from] ConfigError),
     #[error("cannot listen on {hostname}:{port} (--hostname, --port): {source}")]
     Bind { hostname: String, port: u16, source: io::Error },
-    #[error("cannot use --tokenizer-path: {0}")]
+    #[error("cannot use --tokenizer-path")]
     Tokenizer(#[from] StartError),
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
@@ -121,7 +121,10 @@ pub fn start(
     let validator = Validator::start(&config.model.tokenizer_path, &config.limits, model.clone())?;
     let group = Arc::new(Group::new(&config.shards.shard_uds_path));
     let base = &config.model.model_id;
-    let registry = Arc::new(Registry::new(group.clone(), config.adapters.clone(), base, metrics.clone()));
+    // However many wait for adapters, others find room.
+    let waiting = config.limits.max_concurrent_requests - config.limits.max_concurrent_requests / 5;
+    let adapters = config.adapters.clone();
+    let registry = Arc::new(Registry::new(group.clone(), adapters, base, metrics.clone(), waiting));
     // So that what is wrong with a name is said at the start.
     registry.catalogue.list.refresh();
     let (driver, task) = driver::driver(driver::Parts {

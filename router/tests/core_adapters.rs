@@ -124,6 +124,26 @@ async fn a_slow_source_delays_only_those_who_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn those_who_wait_for_adapters_leave_room_for_others() {
+    let config = SimConfig { fetch_time: Duration::from_secs(20), ..sim() };
+    let flags = ["--max-concurrent-requests", "10", "--adapter-load-timeout", "2"];
+    let harness = Harness::with(config, &flags).await;
+    let asked: Vec<_> = (0..10)
+        .map(|_| {
+            let infer = harness.state.infer.clone();
+            tokio::spawn(
+                async move { infer.generate(for_adapter("known/slow", request("a", 1))).await.err() },
+            )
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    harness.generate(request("base", 5)).await.unwrap();
+    let mut errors: Vec<_> = join_all(asked).await.into_iter().map(|error| error.unwrap().unwrap()).collect();
+    errors.retain(|error| matches!(error, Error::Overloaded { .. }));
+    assert_eq!(errors.len(), 2, "eight of ten may wait");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn host_memory_is_kept_and_outputs_stay_right() {
     // Room for three adapters in host memory, two on the device.
     let config = SimConfig { adapter_bytes: 100, adapter_budget: 200, ..sim() };

@@ -11,7 +11,7 @@ use std::{
 
 use common::{Harness, collect, for_adapter, request, sim};
 use futures::future::join_all;
-use lorikeet_bench::sim::SimConfig;
+use lorikeet_bench::sim::{Control, SimConfig};
 use lorikeet_router::{error::Error, infer::Generation, readiness::Readiness};
 
 fn slow() -> SimConfig {
@@ -34,11 +34,79 @@ async fn an_adapter_that_a_dead_shard_was_loading_has_not_failed() {
     let infer = harness.state.infer.clone();
     let waiting =
         tokio::spawn(async move { infer.generate(for_adapter("known/a", request("load", 1))).await.err() });
+    flight_begins(&harness).await;
+    harness.kill(0);
+    assert_eq!(waiting.await.unwrap(), Some(Error::ShardLost));
+    harness.revive(0);
+    harness.wait_ready().await;
+    harness.serves(&["known/a"]).await;
+}
+
+async fn flight_begins(harness: &Harness) {
     while harness.state.registry.stats().flights == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_comes_back_to_itself_keeps_no_adapter_that_nobody_counts() {
+    let config = SimConfig { adapter_bytes: 100, ..sim() };
+    let harness = Harness::with(config, &["--adapter-host-bytes", "300", "--max-adapter-bytes", "100"]).await;
+    for round in 0..3 {
+        for index in 0..3 {
+            harness.serves(&[&format!("known/{round}-{index}")]).await;
+        }
+        let held = Control::count(&harness.sim().control().staged);
+        assert_eq!(held, 3, "in round {round}, with room for three");
+        harness.sim().control().freeze(true);
+        harness.wait_readiness(Readiness::ShardLost).await;
+        harness.sim().control().freeze(false);
+        harness.wait_ready().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_from_before_the_loss_takes_nothing_away_after_it() {
+    let flags = ["--adapter-load-timeout", "2", "--max-active-adapters", "1"];
+    let harness = Harness::with(sim(), &flags).await;
+    let control = harness.sim().control();
+    control.hang_staging.store(true, Relaxed);
+    let infer = harness.state.infer.clone();
+    let first =
+        tokio::spawn(async move { infer.generate(for_adapter("known/a", request("load", 1))).await.err() });
+    while Control::count(&control.stagings) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // The stream is lost, the process is not.
+    control.wrong_ids.store(true, Relaxed);
+    harness.generate(request("x", 1)).await.unwrap_err();
+    control.wrong_ids.store(false, Relaxed);
+    assert_eq!(first.await.unwrap(), Some(Error::ShardLost));
+    harness.wait_ready().await;
+    harness.serves(&["known/a"]).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!((harness.state.registry.stats().staged, Control::count(&control.staged)), (1, 1));
+    harness.serves(&["known/b", "known/a"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_dies_while_it_preloads_is_waited_for() {
+    let config = SimConfig { fetch_time: Duration::from_millis(500), ..sim() };
+    let mut harness = Harness::starting(config, &["--preloaded-adapter-ids", "known/a"], 1);
+    flight_begins(&harness).await;
     harness.kill(0);
-    assert_eq!(waiting.await.unwrap(), Some(Error::ShardLost));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    harness.revive(0);
+    harness.wait_ready().await;
+    harness.serves(&["known/a"]).await;
+    // And when it had served before.
+    harness.sim_config.store.wipe();
+    harness.kill(0);
+    harness.wait_readiness(Readiness::ShardLost).await;
+    harness.revive(0);
+    flight_begins(&harness).await;
+    harness.kill(0);
+    tokio::time::sleep(Duration::from_millis(200)).await;
     harness.revive(0);
     harness.wait_ready().await;
     harness.serves(&["known/a"]).await;

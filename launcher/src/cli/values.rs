@@ -30,10 +30,10 @@ impl FromStr for ModelId {
     }
 }
 
-/// Type that weights are computed in.
+/// Type in which weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
-    /// What suits the model and the device
+    /// The checkpoint's own; float16 for a GGUF file
     Auto,
     Float32,
     Bfloat16,

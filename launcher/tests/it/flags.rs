@@ -150,6 +150,29 @@ fn the_environment_sets_flags_and_is_checked_too() {
 }
 
 #[test]
+fn switches_are_set_by_the_environment_as_people_write_them() {
+    let place = Place::new(SLEEPS);
+    let switches = ["JSON_OUTPUT", "DISABLE_PREFIX_CACHE", "DISABLE_VLLM_METRICS"];
+    let router =
+        ["router", "--model-id", "m", "--tokenizer-path", "/no/such", "--shard-uds-path", "/no/such"];
+    for arguments in [&["serve", "--model-id", "m", "--adapter-root", "/no/such"][..], &router] {
+        for value in ["1", "yes", "true", "0", "off"] {
+            let mut command = place.lorikeet(arguments);
+            command.envs(switches.map(|switch| (switch, value)));
+            let (code, _, err, _) = run(command);
+            let refused = err.contains("--adapter-root") || err.contains("--tokenizer-path");
+            assert!(code == 1 && refused, "{arguments:?} {value}: {code}: {err}");
+        }
+        for switch in switches {
+            let mut command = place.lorikeet(arguments);
+            command.env(switch, "maybe");
+            let (code, _, err, _) = run(command);
+            assert!(code == 2 && err.contains("maybe"), "{arguments:?} {switch}: {code}: {err}");
+        }
+    }
+}
+
+#[test]
 fn a_model_that_cannot_be_prepared_is_told_in_its_own_words() {
     let place = Place::with_prepare(
         SLEEPS,

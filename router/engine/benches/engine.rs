@@ -115,8 +115,8 @@ fn steps(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let step = load.plan().unwrap();
                 load.apply(&answer(&step));
-                let stats = load.engine.running_sequences() + load.engine.queued_requests();
-                for i in stats as u32..sequences {
+                let stats = load.engine.stats();
+                for i in (stats.running_sequences + stats.queued_requests) as u32..sequences {
                     load.submit((0..PROMPT).map(|token| 1 + token + i).collect(), OUTPUT);
                 }
             });

@@ -117,7 +117,6 @@ impl Engine {
             alternatives: alternatives(sample.alternative_tokens, sample.alternative_logprobs),
             finish,
         });
-        self.counters.generated_tokens += 1;
         if finish.is_some() {
             self.end(id);
         }

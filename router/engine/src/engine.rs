@@ -1,9 +1,6 @@
 //! The engine: one owner of all state, and the verbs of its caller.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    time::Duration,
-};
+use std::collections::{BTreeSet, VecDeque};
 
 use lorikeet_proto::v1::Step;
 use rustc_hash::FxHashMap;
@@ -79,13 +76,6 @@ impl Engine {
         }
     }
 
-    /// How long an adapter waits for a device slot before resident ones have to make room; two seconds unless told.
-    #[must_use]
-    pub fn with_adapter_patience(mut self, patience: Duration) -> Self {
-        self.device.set_patience(patience);
-        self
-    }
-
     /// Makes an adapter known; `device_bytes` is what it takes in a slot. The same digest gives the same id, until the
     /// adapter is forgotten: one without a slot that has no requests may be, when others are registered. So this is to be
     /// called before each request.
@@ -117,7 +107,8 @@ impl Engine {
         if given > limit {
             return Err(SubmitError::NeverFits { given, limit });
         }
-        self.queues.check(request.tokens.len())?;
+        let queue = QueueKey { tenant: request.tenant, adapter: request.adapter };
+        self.queues.check(queue, request.tokens.len())?;
 
         let id = SequenceId(self.next_sequence);
         self.next_sequence += 1;
@@ -179,16 +170,6 @@ impl Engine {
         self.answered = self.next_step - 1;
     }
 
-    /// Sequences in a slot.
-    pub fn running_sequences(&self) -> usize {
-        self.running.len()
-    }
-
-    /// Sequences that wait for a slot, preempted ones included.
-    pub fn queued_requests(&self) -> usize {
-        self.queues.requests()
-    }
-
     pub fn stats(&self) -> Stats {
         let (adapter_loads, adapter_evictions) = self.device.counters();
         Stats {
@@ -211,8 +192,6 @@ impl Engine {
             preemptions: self.counters.preemptions,
             prefix_queries_tokens: self.counters.prefix_queries_tokens,
             prefix_hits_tokens: self.counters.prefix_hits_tokens,
-            prompt_tokens: self.counters.prompt_tokens,
-            generated_tokens: self.counters.generated_tokens,
         }
     }
 

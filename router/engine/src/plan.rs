@@ -196,8 +196,10 @@ impl Engine {
                 self.kv.release(block);
             }
             self.blocked = Some(id);
+            self.device.hold(queue.adapter);
             return false;
         }
+        self.device.hold(None);
         self.dequeue(id);
         let (Some(slot), Some(sequence)) = (self.free_slots.pop(), self.sequences.get_mut(&id)) else {
             return false;
@@ -233,7 +235,6 @@ impl Engine {
             sequence.started = true;
             let queued = self.now.saturating_sub(sequence.submitted);
             events.push(Event::Started { id: sequence.id, queued, cached_tokens: cached as u32 });
-            self.counters.prompt_tokens += sequence.prompt as u64;
         }
         self.counters.prefix_queries_tokens += reusable_tokens(total, sequence.wants_prompt.is_some());
         self.counters.prefix_hits_tokens += cached as u64;

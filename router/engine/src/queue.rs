@@ -12,10 +12,17 @@ pub(crate) struct QueueKey {
     pub(crate) adapter: Option<AdapterId>,
 }
 
+/// A queue may hold so many times what is free of the bounds over all of them. So one that is flooded leaves room for
+/// the others, less the more of them there are: one takes 8/9 of a bound, two 16/17 (the dynamic thresholds of Choudhury
+/// and Hahne, IEEE/ACM Transactions on Networking 1998).
+const TIMES_FREE: usize = 8;
+
 /// Sequences are numbered in the order of arrival, so a preempted one is at the head of its queue by itself.
 #[derive(Default)]
 struct Queue {
     waiting: BTreeSet<SequenceId>,
+    /// Of those that wait.
+    tokens: usize,
     /// In a slot, with a part of the prompt still to be given to a step.
     prefilling: BTreeSet<SequenceId>,
 }
@@ -52,11 +59,16 @@ impl Queues {
     }
 
     /// Whether one more request of this many tokens is within the bounds. Preempted sequences go back beyond them.
-    pub(crate) fn check(&self, tokens: usize) -> Result<(), SubmitError> {
-        if self.requests >= self.max_requests {
+    pub(crate) fn check(&self, key: QueueKey, tokens: usize) -> Result<(), SubmitError> {
+        let (held, held_tokens) =
+            self.by_key.get(&key).map_or((0, 0), |queue| (queue.waiting.len(), queue.tokens));
+        let free = self.max_requests.saturating_sub(self.requests);
+        if free == 0 || held >= free.saturating_mul(TIMES_FREE) {
             return Err(SubmitError::TooManyRequests { queued: self.requests });
         }
-        if self.tokens + tokens > self.max_tokens {
+        let free = self.max_tokens.saturating_sub(self.tokens);
+        // One that is alone is taken, however long: nobody could tell it when to come again.
+        if self.requests > 0 && (tokens > free || held_tokens >= free.saturating_mul(TIMES_FREE)) {
             return Err(SubmitError::TooManyTokens {
                 queued: self.tokens,
                 given: tokens,
@@ -67,13 +79,17 @@ impl Queues {
     }
 
     pub(crate) fn wait(&mut self, key: QueueKey, id: SequenceId, tokens: usize) {
-        self.queue(key).waiting.insert(id);
+        let queue = self.queue(key);
+        queue.waiting.insert(id);
+        queue.tokens += tokens;
         self.requests += 1;
         self.tokens += tokens;
     }
 
     pub(crate) fn stop_waiting(&mut self, key: QueueKey, id: SequenceId, tokens: usize) {
-        if self.by_key.get_mut(&key).is_some_and(|queue| queue.waiting.remove(&id)) {
+        let Some(queue) = self.by_key.get_mut(&key) else { return };
+        if queue.waiting.remove(&id) {
+            queue.tokens -= tokens;
             self.requests -= 1;
             self.tokens -= tokens;
             self.tidy(key);

@@ -29,8 +29,6 @@ pub struct Stats {
     pub preemptions: u64,
     pub prefix_queries_tokens: u64,
     pub prefix_hits_tokens: u64,
-    pub prompt_tokens: u64,
-    pub generated_tokens: u64,
 }
 
 #[derive(Default)]
@@ -38,6 +36,4 @@ pub(crate) struct Counters {
     pub(crate) preemptions: u64,
     pub(crate) prefix_queries_tokens: u64,
     pub(crate) prefix_hits_tokens: u64,
-    pub(crate) prompt_tokens: u64,
-    pub(crate) generated_tokens: u64,
 }

@@ -110,7 +110,7 @@ fn a_large_adapter_is_not_starved_by_small_ones() {
     let large = driver.submit(job(6, 1)).unwrap();
     let asked = driver.now;
     while !driver.outcomes.contains_key(&large) {
-        if driver.engine.queued_requests() < 20 {
+        if driver.engine.stats().queued_requests < 20 {
             small(&mut driver);
         }
         step(&mut driver);
@@ -209,4 +209,41 @@ fn without_device_slots_adapters_are_refused() {
     let mut driver = Driver::new(EngineConfig { adapter_slots: 0, ..config() }, &[1]);
     assert!(driver.submit(job(0, 1)).is_err());
     driver.complete(Job { adapter: None, ..job(0, 1) });
+}
+
+/// How long a prompt that takes most of the KV cache waits, for an adapter that others compete with for a slot or for
+/// the base, in seconds.
+fn wait_of_a_long_prompt(adapter: Option<usize>) -> u64 {
+    let small = EngineConfig { num_blocks: 64, adapter_bytes: 100, ..config() };
+    let mut driver = Driver::new(small, &[1; 5]);
+    let mut count = 0;
+    let mut turn = |driver: &mut Driver| {
+        while driver.engine.stats().queued_requests < 24 {
+            count += 1;
+            driver
+                .submit(Job { prompt: vec![1, 2, 3, count % 7], ..job(1 + count as usize % 4, 60) })
+                .unwrap();
+        }
+        driver.plan();
+        driver.plan();
+        driver.now += Duration::from_millis(300);
+        driver.answer();
+    };
+    for _ in 0..400 {
+        turn(&mut driver);
+    }
+    let prompt = (0..240).map(|token| token % 11).collect();
+    let long =
+        driver.submit(Job { adapter, tenant: 1, prompt, max_new_tokens: 1, ..Job::default() }).unwrap();
+    let asked = driver.now;
+    while !driver.outcomes.contains_key(&long) && driver.now < asked + Duration::from_secs(1200) {
+        turn(&mut driver);
+    }
+    driver.now.saturating_sub(asked).as_secs()
+}
+
+#[test]
+fn what_a_long_prompt_waits_for_is_not_given_to_others() {
+    let (base, adapter) = (wait_of_a_long_prompt(None), wait_of_a_long_prompt(Some(0)));
+    assert!(adapter < 4 * base, "{adapter} s, and without an adapter {base} s");
 }

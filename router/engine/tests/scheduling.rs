@@ -332,3 +332,40 @@ fn an_answer_to_another_step_is_refused() {
     assert_eq!(events.last(), Some(&Event::Failed { id: RequestId(7), reason: FailureReason::ShardLost }));
     assert_eq!(engine.plan(Duration::ZERO, &mut events), None);
 }
+
+#[test]
+fn a_flooded_queue_leaves_room_for_others() {
+    let limits = EngineConfig { max_queued_requests: 90, max_queued_tokens: 900, ..config() };
+    for length in [1, 20] {
+        let mut driver = Driver::new(limits.clone(), &[1]);
+        let flood = || Job { adapter: Some(0), ..job(0, length, 8) };
+        let (mut served, mut refused) = (0, 0);
+        for round in 0..400 {
+            while driver.submit(flood()).is_ok() {}
+            if round % 10 == 0 {
+                match driver.submit(job(0, length, 8)) {
+                    Ok(_) => served += 1,
+                    Err(_) => refused += 1,
+                }
+            }
+            driver.plan();
+            driver.now += Duration::from_millis(20);
+            driver.answer();
+        }
+        assert_eq!((served, refused), (40, 0), "prompts of {length} tokens");
+        driver.drain(4000);
+    }
+}
+
+#[test]
+fn a_prompt_that_waits_alone_may_be_longer_than_the_queue() {
+    let mut driver = Driver::new(EngineConfig { max_queued_tokens: 10, ..config() }, &[]);
+    driver.submit(job(0, 40, 1)).unwrap();
+    assert_eq!(
+        driver.submit(job(0, 1, 1)),
+        Err(SubmitError::TooManyTokens { queued: 40, given: 1, limit: 10 })
+    );
+    driver.drain(10);
+    driver.submit(job(0, 40, 1)).unwrap();
+    driver.drain(10);
+}

@@ -16,12 +16,20 @@ const DROP_TIMEOUT: Duration = Duration::from_secs(10);
 const LOSS_NOTICED: Duration = Duration::from_secs(1);
 
 impl Registry {
-    /// Starts a flight; its outcome comes back into the tier whoever waits for it.
-    pub(super) fn launch(self: &Arc<Self>, flight: Flight) {
+    /// Starts a flight of this epoch; its outcome comes back into the tier whoever waits for it. If the shards are lost
+    /// it ends where it is: the tier knows it no more, and what it would still do to the shards, other flights may have
+    /// undone.
+    pub(super) fn launch(self: &Arc<Self>, flight: Flight, epoch: u64) {
         let registry = Arc::clone(self);
+        let mut epochs = self.epoch.subscribe();
         self.runtime.spawn(async move {
             let id = flight.id;
-            if AssertUnwindSafe(registry.fly(flight)).catch_unwind().await.is_err() {
+            let flown = tokio::select! {
+                biased;
+                _ = epochs.wait_for(|now| *now != epoch) => return,
+                flown = AssertUnwindSafe(registry.fly(flight)).catch_unwind() => flown,
+            };
+            if flown.is_err() {
                 // A flight that never ends would block its adapter for good.
                 registry.end(|registry| {
                     registry.state.lock().tier.failed(id, LoadFailure::Internal, registry.now());
@@ -112,24 +120,22 @@ impl Registry {
     }
 
     async fn failed(self: &Arc<Self>, id: FlightId, adapter: &str, status: &Status) {
-        if is_transport(status) {
-            // The driver loses its streams as well, and with the shards the tier forgets this flight: what is a loss of
-            // the shards must not be remembered as the adapter's failure.
-            tokio::time::sleep(LOSS_NOTICED).await;
-        }
-        let failure = LoadFailure::from(status);
         self.metrics.adapter_failed();
         tracing::info!(adapter, code = ?status.code(), message = status.message(), "an adapter cannot be loaded");
-        self.end(|registry| registry.state.lock().tier.failed(id, failure, registry.now()));
+        if is_transport(status) {
+            // The driver loses its streams as well, and with the shards the tier forgets this flight. Otherwise it is
+            // tried again: what is a loss of the shards must not be remembered as the adapter's failure.
+            tokio::time::sleep(LOSS_NOTICED).await;
+            self.end(|registry| registry.state.lock().tier.abandoned(id));
+        } else {
+            let failure = LoadFailure::from(status);
+            self.end(|registry| registry.state.lock().tier.failed(id, failure, registry.now()));
+        }
     }
 
     /// Reports an outcome, and does what follows from it.
     fn end(self: &Arc<Self>, report: impl FnOnce(&Self)) {
         report(self);
-        let flights = self.state.lock().tier.over_budget();
-        for flight in flights {
-            self.launch(flight);
-        }
-        self.changed.notify_waiters();
+        self.keep_budgets();
     }
 }

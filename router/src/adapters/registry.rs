@@ -1,10 +1,7 @@
 //! Which adapters are known and staged: the pure state machine of the engine, with the calls it asks for.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -16,7 +13,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::{
     runtime::Handle,
-    sync::Notify,
+    sync::{Notify, Semaphore, watch},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -30,6 +27,9 @@ use crate::{config::Adapters, error::Error, shard::Group, telemetry::Metrics};
 
 /// Fetches for one request: a second one, should the store have lost what the first one brought.
 const MAX_FETCHES: u32 = 2;
+
+/// After which those who find too many waiting are told to come again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Names of adapters that cannot be had, each with its reason, are remembered up to some megabytes.
 const MAX_FAILURES: usize = 4096;
@@ -45,7 +45,9 @@ pub struct Registry {
     /// Notified after every change of the tier.
     pub(super) changed: Notify,
     /// How often the shards were lost. What was staged before is gone.
-    epoch: AtomicU64,
+    pub(super) epoch: watch::Sender<u64>,
+    /// For those who wait until an adapter is staged.
+    places: Semaphore,
     started: Instant,
     /// Flights are started from `Drop` too, wherever that runs.
     pub(super) runtime: Handle,
@@ -82,8 +84,14 @@ pub struct Staged {
 }
 
 impl Registry {
-    /// Within a runtime, in which it runs the calls to the shards.
-    pub fn new(group: Arc<Group>, config: Adapters, base: &str, metrics: Arc<Metrics>) -> Self {
+    /// Within a runtime, in which it runs the calls to the shards. `places`: how many may wait for adapters at once.
+    pub fn new(
+        group: Arc<Group>,
+        config: Adapters,
+        base: &str,
+        metrics: Arc<Metrics>,
+        places: usize,
+    ) -> Self {
         let tier = HostTier::new(HostConfig {
             host_bytes: config.adapter_host_bytes,
             disk_bytes: config.adapter_disk_bytes,
@@ -100,7 +108,8 @@ impl Registry {
             config,
             state: Mutex::new(state),
             changed: Notify::new(),
-            epoch: AtomicU64::new(0),
+            epoch: watch::Sender::new(0),
+            places: Semaphore::new(places.min(Semaphore::MAX_PERMITS)),
             started: Instant::now(),
             runtime: Handle::current(),
         }
@@ -120,6 +129,7 @@ impl Registry {
 
     async fn acquire(self: &Arc<Self>, id: &str, key: &Arc<str>) -> Result<Staged, Error> {
         let mut fetches = 0;
+        let mut place = None;
         let asked = self.epoch();
         loop {
             let changed = self.changed.notified();
@@ -141,13 +151,17 @@ impl Registry {
                     if fetches > MAX_FETCHES {
                         self.give_up(flight.id);
                     } else {
-                        self.launch(flight);
+                        self.launch(flight, epoch);
                     }
                 }
                 Acquire::Failed(failure) => {
                     return Err(failure::error(id, failure, self.config.adapter_load_timeout));
                 }
                 Acquire::Wait { until } => {
+                    if place.is_none() {
+                        let refused = |_| Error::Overloaded { retry_after: RETRY_AFTER };
+                        place = Some(self.places.try_acquire().map_err(refused)?);
+                    }
                     timeout_at(self.started + until, changed).await.ok();
                 }
             }
@@ -163,7 +177,7 @@ impl Registry {
     /// The shards are gone, with all that was staged on them.
     pub fn shard_lost(&self) {
         let mut state = self.state.lock();
-        self.epoch.fetch_add(1, Ordering::Relaxed);
+        self.epoch.send_modify(|epoch| *epoch += 1);
         state.tier.shard_lost();
         drop(state);
         self.changed.notify_waiters();
@@ -171,8 +185,10 @@ impl Registry {
 
     /// The adapters that have been resolved, by name.
     pub fn list(&self) -> Vec<Listed> {
-        let state = self.state.lock();
-        let mut listed: Vec<_> = state.tier.names().filter_map(|(key, _)| state.listed(key)).collect();
+        let mut listed: Vec<_> = {
+            let state = self.state.lock();
+            state.tier.names().filter_map(|key| state.listed(key)).collect()
+        };
         listed.sort_by(|a, b| a.root.cmp(&b.root));
         listed
     }
@@ -194,7 +210,7 @@ impl Registry {
         let state = self.state.lock();
         let names = state.tier.names();
         names
-            .filter_map(|(key, _)| Some((state.tier.digest(key)?.clone(), name::split(key).1.to_owned())))
+            .filter_map(|key| Some((state.tier.digest(key)?.clone(), name::split(key).1.to_owned())))
             .collect()
     }
 
@@ -206,18 +222,23 @@ impl Registry {
         self.started.elapsed()
     }
 
-    pub(super) fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Relaxed)
+    fn epoch(&self) -> u64 {
+        *self.epoch.borrow()
     }
 
     fn release(self: &Arc<Self>, pin: Pin) {
-        let flights = {
+        self.state.lock().tier.release(pin);
+        self.keep_budgets();
+    }
+
+    /// To be called after every change of the tier.
+    pub(super) fn keep_budgets(self: &Arc<Self>) {
+        let (flights, epoch) = {
             let mut state = self.state.lock();
-            state.tier.release(pin);
-            state.tier.over_budget()
+            (state.tier.over_budget(), self.epoch())
         };
         for flight in flights {
-            self.launch(flight);
+            self.launch(flight, epoch);
         }
         self.changed.notify_waiters();
     }

@@ -64,6 +64,10 @@ pub enum Refused {
         given: u64,
         limit: u64,
     },
+    /// Validation keeps requests within the KV cache; but shards may have come back with a smaller one.
+    TooLong {
+        limit: usize,
+    },
     Internal,
 }
 

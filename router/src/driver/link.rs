@@ -164,7 +164,13 @@ pub(super) async fn connect(
     if (&kept.base_digest, kept.vocab_size) != (&known.base_digest, known.vocab_size) {
         return Err(NotReady::Never("the shards came back with another model".into()));
     }
-    preload(registry, &config.adapters.preloaded_adapter_ids, first).await?;
+    tokio::select! {
+        biased;
+        lost = watch(Arc::clone(group), Duration::ZERO) => {
+            return Err(NotReady::Later(Box::new(Status::unavailable(lost.to_string()))));
+        }
+        preloaded = preload(registry, &config.adapters.preloaded_adapter_ids, first) => preloaded?,
+    }
     Ok(Ready { up: Box::new(Up::new(group)), engine })
 }
 

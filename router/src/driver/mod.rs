@@ -161,6 +161,8 @@ impl Task {
                 }
                 Wake::Connected(Err(NotReady::Later(status))) => {
                     tracing::debug!(%status, "the shards are not ready");
+                    // Some adapters may have been staged on them, and loads may be under way.
+                    self.parts.registry.shard_lost();
                     connecting = self.connect(link::back_off(&mut attempts));
                 }
                 Wake::Cancelled | Wake::Timer => {}
@@ -339,9 +341,7 @@ fn refusal(refused: &SubmitError, table: &Table) -> Refused {
             Refused::Overloaded { retry_after: table.retry_after() }
         }
         SubmitError::AdapterNeverFits { given, limit } => Refused::AdapterTooLarge { given, limit },
-        // Validation keeps every request within the KV cache.
-        SubmitError::NeverFits { .. } | SubmitError::Empty | SubmitError::UnknownAdapter(_) => {
-            Refused::Internal
-        }
+        SubmitError::NeverFits { limit, .. } => Refused::TooLong { limit },
+        SubmitError::Empty | SubmitError::UnknownAdapter(_) => Refused::Internal,
     }
 }

@@ -165,7 +165,6 @@ impl Generation {
     fn fail(&mut self, error: Error) -> Error {
         self.ticket.ended();
         self.stage = Stage::Ended;
-        self.series.failed();
         self.metrics.rejected(&error);
         error
     }

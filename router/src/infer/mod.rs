@@ -17,7 +17,7 @@ use crate::{
     adapters::{AdapterSource, Registry, Staged},
     config::Config,
     driver::{Driver, Refused},
-    error::Error,
+    error::{Error, Invalid},
     model::ModelHandle,
     output::GenerationInfo,
     readiness::Readiness,
@@ -54,7 +54,8 @@ pub struct Parts {
 
 impl Infer {
     pub fn new(parts: Parts) -> Self {
-        let permits = Arc::new(Semaphore::new(parts.config.limits.max_concurrent_requests));
+        let most = parts.config.limits.max_concurrent_requests.min(Semaphore::MAX_PERMITS);
+        let permits = Arc::new(Semaphore::new(most));
         Self { shared: Arc::new(Shared { parts, permits }) }
     }
 
@@ -183,6 +184,11 @@ impl Shared {
                         "it takes {given} bytes on the device, its share is {limit} (--adapter-memory-bytes)"
                     );
                     return Err(Error::AdapterTooLarge { id, message });
+                }
+                Err(Refused::TooLong { limit }) => {
+                    let max = u32::try_from(limit).unwrap_or(u32::MAX);
+                    let (input, new) = (request.tokens.len(), request.max_new_tokens);
+                    return Err(Invalid::TotalTokens { max, input, new }.into());
                 }
                 Err(Refused::Internal) => return Err(Error::Internal),
             }

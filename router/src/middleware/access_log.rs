@@ -15,7 +15,7 @@ use crate::{api::RequestId, error::Error};
 
 /// Asked every few seconds, by supervisors, balancers and scrapers; at level info they would bury everything
 /// else.
-const PROBES: [&str; 6] = ["/", "/health", "/ping", "/live", "/startup", "/metrics"];
+const PROBES: [&str; 5] = ["/", "/health", "/ping", "/startup", "/metrics"];
 
 pub async fn access_log(request: Request, next: Next) -> Response {
     let mut line = Line {

@@ -13,7 +13,6 @@ pub(crate) struct Series {
     pub(super) accepted: AtomicU64,
     /// In the order of [`REASONS`].
     pub(super) finished: [AtomicU64; 3],
-    pub(super) failed: AtomicU64,
     pub(super) cancelled: AtomicU64,
     pub(super) prompt_tokens: AtomicU64,
     pub(super) cached_tokens: AtomicU64,
@@ -47,7 +46,6 @@ impl Series {
         Self {
             accepted: counter(),
             finished: [counter(), counter(), counter()],
-            failed: counter(),
             cancelled: counter(),
             prompt_tokens: counter(),
             cached_tokens: counter(),
@@ -93,10 +91,6 @@ impl Series {
         self.prefill.observe_time(timings.prefill);
         self.decode.observe_time(timings.decode);
         self.end_to_end.observe_time(timings.end_to_end);
-    }
-
-    pub(crate) fn failed(&self) {
-        self.failed.fetch_add(1, Relaxed);
     }
 
     /// The client went away.

@@ -98,6 +98,10 @@ pub struct Control {
     pub fetches: AtomicU64,
     pub stagings: AtomicU64,
     pub drops: AtomicU64,
+    /// Adapters in host memory.
+    pub staged: AtomicU64,
+    /// The next staging is never answered.
+    pub hang_staging: AtomicBool,
     pub steps: AtomicU64,
     /// Sequence slots in use after the last step.
     pub live_slots: AtomicU64,
@@ -117,6 +121,8 @@ impl Control {
             fetches: AtomicU64::new(0),
             stagings: AtomicU64::new(0),
             drops: AtomicU64::new(0),
+            staged: AtomicU64::new(0),
+            hang_staging: AtomicBool::new(false),
             steps: AtomicU64::new(0),
             live_slots: AtomicU64::new(0),
             violations: AtomicU64::new(0),

@@ -39,6 +39,12 @@ impl Service {
         Self { config: Arc::new(config), control, staged: Arc::default(), streams: Arc::default() }
     }
 
+    fn change_staged(&self, change: impl FnOnce(&mut HashSet<String>)) {
+        let mut staged = lock(&self.staged);
+        change(&mut staged);
+        self.control.staged.store(staged.len() as u64, Relaxed);
+    }
+
     async fn execute_steps(
         self,
         stream: u64,
@@ -105,6 +111,7 @@ impl Shard for Service {
     async fn warmup(&self, request: Request<WarmupRequest>) -> Result<Response<WarmupResponse>, Status> {
         self.control.thawed().await;
         self.control.set_sizes(request.into_inner());
+        self.change_staged(HashSet::clear);
         tokio::time::sleep(self.config.warmup_time).await;
         self.streams.fetch_add(1, Relaxed);
         let (num_blocks, adapter_bytes) = (self.config.num_blocks, self.config.adapter_budget);
@@ -152,10 +159,15 @@ impl Shard for Service {
         self.control.thawed().await;
         self.control.stagings.fetch_add(1, Relaxed);
         let digest = request.into_inner().digest;
+        if self.control.hang_staging.swap(false, Relaxed) {
+            std::future::pending::<()>().await;
+        }
         tokio::time::sleep(self.config.stage_time).await;
         let id = self.config.store.id(&digest).ok_or_else(|| Status::not_found("not in the store"))?;
         adapters::loads(&id)?;
-        lock(&self.staged).insert(digest);
+        self.change_staged(|staged| {
+            staged.insert(digest);
+        });
         Ok(Response::new(StageAdapterResponse {
             host_bytes: self.config.adapter_bytes,
             device_bytes: self.config.adapter_bytes,
@@ -173,7 +185,9 @@ impl Shard for Service {
         self.control.thawed().await;
         self.control.drops.fetch_add(1, Relaxed);
         let DropAdapterRequest { digest, from_store } = request.into_inner();
-        lock(&self.staged).remove(&digest);
+        self.change_staged(|staged| {
+            staged.remove(&digest);
+        });
         if from_store {
             self.config.store.remove(&digest);
         }

@@ -1,16 +1,12 @@
 //! The device tier: which adapter is in which device slot, who uses it, who waits for one.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc};
 
 use lorikeet_proto::v1::AdapterMove;
 use rustc_hash::FxHashMap;
 
 use super::adapter::{Adapter, Place};
 use crate::{AdapterId, Time, sequence::SequenceId};
-
-/// How long an adapter waits for a slot before a resident one is drained for it, and how long a resident one is safe
-/// from that.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) struct Device {
     pub(super) slots: Vec<Option<AdapterId>>,
@@ -20,7 +16,6 @@ pub(crate) struct Device {
     pub(super) budget: u64,
     pub(super) used: u64,
     pub(super) synchronous: bool,
-    pub(super) patience: Duration,
     pub(super) adapters: FxHashMap<AdapterId, Adapter>,
     ids: FxHashMap<Arc<str>, AdapterId>,
     next_id: u64,
@@ -32,6 +27,8 @@ pub(crate) struct Device {
     dormant: BTreeSet<(u64, AdapterId)>,
     max_dormant: usize,
     pub(super) draining: Vec<AdapterId>,
+    /// See [`Device::hold`].
+    pub(super) held: Option<AdapterId>,
     /// Adapters whose sequences may be admitted, or may no longer be, since this was last taken.
     pub(super) changed: Vec<AdapterId>,
     loading: usize,
@@ -50,7 +47,6 @@ impl Device {
             budget,
             used: 0,
             synchronous,
-            patience: PATIENCE,
             adapters: FxHashMap::default(),
             ids: FxHashMap::default(),
             next_id: 0,
@@ -59,6 +55,7 @@ impl Device {
             dormant: BTreeSet::new(),
             max_dormant,
             draining: Vec::new(),
+            held: None,
             changed: Vec::new(),
             loading: 0,
             used_adapters: 0,
@@ -66,10 +63,6 @@ impl Device {
             loads: 0,
             evictions: 0,
         }
-    }
-
-    pub(crate) fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
     }
 
     pub(crate) fn register(&mut self, digest: &str, bytes: u64) -> AdapterId {
@@ -114,6 +107,12 @@ impl Device {
 
     pub(crate) fn wait(&mut self, id: AdapterId, now: Time) {
         self.update(id, now, |adapter| adapter.queued += 1);
+    }
+
+    /// The next sequence to get a slot, for which all others wait, is of this adapter: it is not drained meanwhile, or
+    /// those that are admitted instead would take what the sequence waits for.
+    pub(crate) fn hold(&mut self, id: Option<AdapterId>) {
+        self.held = id;
     }
 
     pub(crate) fn stop_waiting(&mut self, id: AdapterId, now: Time) {
@@ -183,7 +182,6 @@ impl Device {
     pub(crate) fn clear(&mut self) {
         let empty = Self::new(self.slots.len() as u32, self.budget, self.synchronous, self.max_dormant);
         let lost = std::mem::replace(self, empty);
-        self.patience = lost.patience;
         self.next_id = lost.next_id;
         self.loads = lost.loads;
         self.evictions = lost.evictions;

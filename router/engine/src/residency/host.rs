@@ -49,17 +49,6 @@ pub struct HostConfig {
     pub max_names: usize,
 }
 
-/// Where a name stands, for listings and metrics.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NameState {
-    Registered,
-    Fetching,
-    Stored(Digest),
-    Staging(Digest),
-    Staged(Digest),
-    Failed,
-}
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HostStats {
     pub names: usize,
@@ -76,8 +65,6 @@ pub(super) struct Name<F> {
     /// Set by the first fetch and never changed: a name serves the same bytes until it is forgotten.
     pub(super) digest: Option<Digest>,
     pub(super) fetch: Fetch<F>,
-    /// Kept when a failure expires.
-    pub(super) declared: bool,
 }
 
 pub(super) enum Fetch<F> {
@@ -156,7 +143,7 @@ impl<F> Name<F> {
     }
 
     pub(super) fn is_worth_keeping(&self) -> bool {
-        self.declared || self.digest.is_some() || !matches!(self.fetch, Fetch::Idle)
+        self.digest.is_some() || !matches!(self.fetch, Fetch::Idle)
     }
 }
 
@@ -195,11 +182,6 @@ impl<F: Clone> HostTier<F> {
             next_flight: 0,
             generation: 0,
         }
-    }
-
-    /// Makes a name known without fetching it, so that it is listed and survives failures.
-    pub fn register(&mut self, name: &str) -> Result<(), Failure<F>> {
-        self.name(name).map(|entry| entry.declared = true)
     }
 
     /// Asks for the adapter of this name. Never waits; see [`Acquire`].
@@ -271,13 +253,9 @@ impl<F: Clone> HostTier<F> {
         self.names.get(name)?.digest.as_ref()
     }
 
-    pub fn state(&self, name: &str) -> Option<NameState> {
-        self.names.get(name).map(|entry| self.state_of(entry))
-    }
-
     /// Every known name, in no order.
-    pub fn names(&self) -> impl Iterator<Item = (&Arc<str>, NameState)> {
-        self.names.iter().map(|(name, entry)| (name, self.state_of(entry)))
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.names.keys()
     }
 
     pub fn stats(&self) -> HostStats {
@@ -293,33 +271,12 @@ impl<F: Clone> HostTier<F> {
         }
     }
 
-    fn state_of(&self, entry: &Name<F>) -> NameState {
-        match (&entry.fetch, &entry.digest) {
-            (Fetch::InFlight(_), _) => NameState::Fetching,
-            (Fetch::Failed { .. }, _) => NameState::Failed,
-            (Fetch::Idle, None) => NameState::Registered,
-            (Fetch::Idle, Some(digest)) => match self.adapters.get(digest) {
-                Some(Adapter { failure: Some(_), .. }) => NameState::Failed,
-                Some(Adapter { tier: Tier::Staged, .. }) => NameState::Staged(digest.clone()),
-                Some(Adapter { tier: Tier::Staging, .. }) => NameState::Staging(digest.clone()),
-                Some(Adapter { tier: Tier::Stored | Tier::Dropping, .. }) => {
-                    NameState::Stored(digest.clone())
-                }
-                Some(Adapter { tier: Tier::Absent, .. }) | None => NameState::Registered,
-            },
-        }
-    }
-
     fn name(&mut self, name: &str) -> Result<&mut Name<F>, Failure<F>> {
         let limit = self.config.max_names;
         if !self.names.contains_key(name) && self.names.len() >= limit && !self.forget_failure() {
             return Err(Failure::TooManyNames { limit });
         }
-        Ok(self.names.entry(name.into()).or_insert(Name {
-            digest: None,
-            fetch: Fetch::Idle,
-            declared: false,
-        }))
+        Ok(self.names.entry(name.into()).or_insert(Name { digest: None, fetch: Fetch::Idle }))
     }
 
     /// Forgets the oldest failure before its time, so that names nobody has cannot keep out those that somebody has.
@@ -328,7 +285,7 @@ impl<F: Clone> HostTier<F> {
             let entry = self.names.get(name);
             entry.is_some_and(|entry| {
                 let failed = matches!(&entry.fetch, Fetch::Failed { until: expiry, .. } if expiry == until);
-                failed && !entry.declared && entry.digest.is_none()
+                failed && entry.digest.is_none()
             })
         };
         let Some(oldest) = self.expiring.iter().find(failed_only).cloned() else { return false };

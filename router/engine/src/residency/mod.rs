@@ -9,5 +9,5 @@ mod placement;
 
 pub(crate) use device::Device;
 pub use flight::{Acquire, Digest, Failure, Flight, FlightId, Pin, Work};
-pub use host::{HostConfig, HostStats, HostTier, NameState};
+pub use host::{HostConfig, HostStats, HostTier};
 pub(crate) use placement::MoveContext;

@@ -79,6 +79,22 @@ impl<F: Clone> HostTier<F> {
         }
     }
 
+    /// A fetch or a staging ended without telling anything of the adapter: who asks next begins again.
+    pub fn abandoned(&mut self, flight: FlightId) {
+        if let Some(Target::Fetch { name }) = self.flights.get(&flight) {
+            let name = name.clone();
+            self.flights.remove(&flight);
+            let Some(entry) = self.names.get_mut(&name).filter(|entry| entry.awaits(flight)) else { return };
+            entry.fetch = Fetch::Idle;
+            if !entry.is_worth_keeping() {
+                self.names.remove(&name);
+            }
+        } else if let Some((digest, reserved)) = self.stage_ended(flight) {
+            self.host_bytes -= reserved;
+            self.update(&digest, |adapter| adapter.tier = Tier::Stored);
+        }
+    }
+
     /// A staging found that the store has lost the bytes, or that they are no longer those of the digest (`NOT_FOUND`,
     /// `DATA_LOSS`): the next to ask fetches again.
     pub fn unstored(&mut self, flight: FlightId) {

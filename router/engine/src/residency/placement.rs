@@ -5,6 +5,8 @@
 //! (their waiting sequences get no slot, their running ones end) until it fits. So nobody waits for ever, and nobody
 //! waits for the slow or large adapter of another before that.
 
+use std::time::Duration;
+
 use lorikeet_proto::v1::AdapterMove;
 
 use super::{
@@ -17,6 +19,9 @@ use crate::{AdapterId, Time, sequence::SequenceId};
 const MAX_LOADS: usize = 4;
 /// Waiting adapters considered for one step.
 const LOOKAHEAD: usize = 32;
+/// How long an adapter waits for a slot before a resident one is drained for it, and how long a resident one is safe
+/// from that.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Room for adapters: slots, and bytes of the budget.
 #[derive(Clone, Copy, Default)]
@@ -75,7 +80,7 @@ impl Device {
             if loads.len() < MAX_LOADS && room.fits(claimed, bytes) {
                 self.load(id, context, loads);
                 room = self.room(context.answered, |adapter| adapter.queued == 0);
-            } else if since + self.patience <= context.now {
+            } else if since + PATIENCE <= context.now {
                 claimed.add(bytes);
                 starving.push((id, bytes));
             }
@@ -141,7 +146,7 @@ impl Device {
         let was_draining = std::mem::take(&mut self.draining);
         if !room.covers(claimed) {
             let mut residents: Vec<_> = self.slots.iter().flatten().copied().collect();
-            residents.retain(|id| self.adapters.get(id).is_some_and(|a| self.may_drain(a, now)));
+            residents.retain(|id| self.may_drain(*id, now));
             residents.sort_by_key(|id| self.adapters.get(id).map(|adapter| adapter.since));
             for id in residents {
                 if room.covers(claimed) {
@@ -161,9 +166,10 @@ impl Device {
         }
     }
 
-    fn may_drain(&self, adapter: &Adapter, now: Time) -> bool {
+    fn may_drain(&self, id: AdapterId, now: Time) -> bool {
+        let Some(adapter) = self.adapters.get(&id).filter(|_| self.held != Some(id)) else { return false };
         adapter.ready_slot().is_some()
             && adapter.is_used()
-            && (adapter.draining || adapter.since + self.patience <= now)
+            && (adapter.draining || adapter.since + PATIENCE <= now)
     }
 }
