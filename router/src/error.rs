@@ -101,6 +101,12 @@ const RETRY_UNAVAILABLE: Duration = Duration::from_secs(5);
 const RETRY_SOURCE: Duration = Duration::from_secs(10);
 
 impl Error {
+    /// Every place is taken. One is given back within about a second, as requests take some.
+    #[must_use]
+    pub const fn full() -> Self {
+        Self::Overloaded { retry_after: Duration::from_secs(1) }
+    }
+
     /// The row of this error.
     #[must_use]
     pub fn info(&self) -> ErrorInfo {

@@ -28,9 +28,6 @@ use crate::{config::Adapters, error::Error, shard::Group, telemetry::Metrics};
 /// Fetches for one request: a second one, should the store have lost what the first one brought.
 const MAX_FETCHES: u32 = 2;
 
-/// After which those who find too many waiting are told to come again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
 /// Names of adapters that cannot be had, each with its reason, are remembered up to some megabytes.
 const MAX_FAILURES: usize = 4096;
 
@@ -159,8 +156,7 @@ impl Registry {
                 }
                 Acquire::Wait { until } => {
                     if place.is_none() {
-                        let refused = |_| Error::Overloaded { retry_after: RETRY_AFTER };
-                        place = Some(self.places.try_acquire().map_err(refused)?);
+                        place = Some(self.places.try_acquire().map_err(|_| Error::full())?);
                     }
                     timeout_at(self.started + until, changed).await.ok();
                 }

@@ -4,7 +4,7 @@ mod detokenizer;
 mod generation;
 mod stop;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 pub use generation::Generation;
 use lorikeet_engine::{Priority, Request, RequestId, TenantId};
@@ -89,13 +89,11 @@ impl Shared {
         self.check_ready()?;
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|refused| match refused {
             tokio::sync::TryAcquireError::Closed => Error::Draining,
-            tokio::sync::TryAcquireError::NoPermits => {
-                Error::Overloaded { retry_after: Duration::from_secs(1) }
-            }
+            tokio::sync::TryAcquireError::NoPermits => Error::full(),
         })?;
         // The engine has the last word; this spares the tokeniser what it would refuse.
         if metrics.engine().stats.queued_requests >= config.batching.max_waiting_requests {
-            return Err(Error::Overloaded { retry_after: Duration::from_secs(1) });
+            return Err(Error::full());
         }
         let model = self.parts.model.get().ok_or(Error::NotReady)?;
         let GenerateRequest { prompt, adapter, params, request_id } = request;

@@ -1,6 +1,6 @@
 //! A bound on the requests with bodies that are in the server at the same time; past it, an answer at once.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
@@ -11,9 +11,6 @@ use tokio::sync::Semaphore;
 
 use super::body::Guarded;
 use crate::{error::Error, telemetry::Metrics};
-
-/// A refused client is asked to wait this long: a request takes seconds, and one place is enough.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// How many there may be. Clones share the places.
 #[derive(Clone)]
@@ -33,7 +30,7 @@ pub async fn limit_concurrency(State(places): State<Places>, request: Request, n
     if let Ok(permit) = places.free.try_acquire_owned() {
         return Guarded::wrap(next.run(request).await, permit);
     }
-    let error = Error::Overloaded { retry_after: RETRY_AFTER };
+    let error = Error::full();
     places.metrics.rejected(&error);
     error.into_response()
 }
