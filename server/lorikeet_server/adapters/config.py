@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from lorikeet_server.adapters.module_names import ModuleNames
 from lorikeet_server.adapters.options import check_options
-from lorikeet_server.adapters.pattern import Budget, Pattern
+from lorikeet_server.adapters.pattern import Matcher
 from lorikeet_server.adapters.selection import Selection, select_modules
 from lorikeet_server.adapters.strict_json import parse_object, shown, wrong_value
 
@@ -42,8 +43,8 @@ class AdapterConfig:
     scaling: Callable[[str], Scaling]
 
 
-def parse_config(data: bytes, max_rank: int) -> AdapterConfig:
-    """Read and check one config. Raises `InvalidAdapterError` naming the field."""
+def parse_config(data: bytes, max_rank: int, modules: ModuleNames) -> AdapterConfig:
+    """Read and check one config, for these modules. Raises `InvalidAdapterError` naming the field."""
     raw = parse_object(data, CONFIG_FILE, MAX_CONFIG_BYTES)
     if raw.get("peft_type") != "LORA":
         raise wrong_value("peft_type", raw.get("peft_type"), '"LORA"')
@@ -54,13 +55,13 @@ def parse_config(data: bytes, max_rank: int) -> AdapterConfig:
     if not isinstance(base_model, str | None) or len(base_model or "") > _MAX_NAME:
         expected = f"a string of at most {_MAX_NAME} characters"
         raise wrong_value("base_model_name_or_path", base_model, expected)
-    budget = Budget()
-    return AdapterConfig(base_model or "", select_modules(raw, budget), _scaling(raw, max_rank, budget))
+    matcher = Matcher(modules)
+    return AdapterConfig(base_model or "", select_modules(raw, matcher), _scaling(raw, max_rank, matcher))
 
 
-def _scaling(raw: dict[str, Any], max_rank: int, budget: Budget) -> Callable[[str], Scaling]:
-    ranks = _per_module(raw, "rank_pattern", "r", budget, lambda value, field: _rank(value, field, max_rank))
-    alphas = _per_module(raw, "alpha_pattern", "lora_alpha", budget, _alpha)
+def _scaling(raw: dict[str, Any], max_rank: int, matcher: Matcher) -> Callable[[str], Scaling]:
+    ranks = _per_module(raw, "rank_pattern", "r", matcher, lambda value, field: _rank(value, field, max_rank))
+    alphas = _per_module(raw, "alpha_pattern", "lora_alpha", matcher, _alpha)
     stabilised = raw.get("use_rslora")
     if not isinstance(stabilised, bool | None):
         raise wrong_value("use_rslora", stabilised, "true or false")
@@ -73,18 +74,21 @@ def _scaling(raw: dict[str, Any], max_rank: int, budget: Budget) -> Callable[[st
 
 
 def _per_module(
-    raw: dict[str, Any], patterns_key: str, default_key: str, budget: Budget, check: Callable[[Any, str], N]
+    raw: dict[str, Any], patterns_key: str, default_key: str, matcher: Matcher, check: Callable[[Any, str], N]
 ) -> Callable[[str], N]:
     """The value for a module: of the first pattern that matches the end of its name, else the default."""
     default = check(raw.get(default_key, _DEFAULT), default_key)
     patterns = {} if raw.get(patterns_key) is None else raw[patterns_key]
     if not isinstance(patterns, dict) or len(patterns) > _MAX_PATTERNS:
         raise wrong_value(patterns_key, patterns, f"an object of at most {_MAX_PATTERNS} entries")
-    compiled = [
-        (Pattern.ending(key, patterns_key, budget), check(value, f"{patterns_key}[{shown(key)}]"))
-        for key, value in patterns.items()
-    ]
-    return lambda module: next((value for pattern, value in compiled if pattern.match(module)), default)
+    values: dict[str, N] = {}
+    unmatched = matcher.names.end
+    for key, value in patterns.items():
+        checked = check(value, f"{patterns_key}[{shown(key)}]")
+        first = matcher.ending(key, patterns_key) & unmatched
+        unmatched ^= first
+        values.update(dict.fromkeys(matcher.names.ending_at(first), checked))
+    return lambda module: values.get(module, default)
 
 
 def _rank(value: Any, field: str, max_rank: int) -> int:

@@ -17,6 +17,7 @@ from lorikeet_server.adapters.entry import StoredAdapter
 from lorikeet_server.adapters.header import TensorInfo, parse_header
 from lorikeet_server.adapters.intake import FetchProgress, take_in
 from lorikeet_server.adapters.load import WEIGHTS_FILE, Reader, load, read_header
+from lorikeet_server.adapters.module_names import ModuleNames
 from lorikeet_server.adapters.plan import PlannedPair, plan
 from lorikeet_server.adapters.source_local import Peek, open_local
 from lorikeet_server.adapters.staged import StagedAdapter
@@ -70,9 +71,13 @@ class AdapterLibrary:
     roots: Sequence[str]
     store: Store
     staged: HostTier = field(default_factory=HostTier)
+    _modules: ModuleNames = field(init=False)  # that configs may speak of
     _plan_of: Callable[[bytes, bytes, int], Plan] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._modules = ModuleNames(
+            [*(target.name for target in self.model.targets), *self.model.base_weights]
+        )
         self._plan_of = lru_cache(_REMEMBERED_PLANS)(self._check)
 
     def fetch(self, source: str, adapter_id: str, max_bytes: int) -> Iterator[FetchProgress]:
@@ -133,7 +138,7 @@ class AdapterLibrary:
         return self._plan_of(config_bytes, read_header(weights), weights.weights_bytes)
 
     def _check(self, config_bytes: bytes, header: bytes, weights_bytes: int) -> Plan:
-        config = parse_config(config_bytes, self.model.max_rank)
+        config = parse_config(config_bytes, self.model.max_rank, self._modules)
         BaseModel(self.model.names).check(config.base_model)
         # Two tensors each can be used. Twice that, so that one too many is still refused by its name.
         max_tensors = 4 * len(self.model.targets) + 64

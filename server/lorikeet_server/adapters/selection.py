@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lorikeet_server.adapters.pattern import Budget, Pattern
+from lorikeet_server.adapters.pattern import Matcher
 from lorikeet_server.adapters.strict_json import wrong_value
 from lorikeet_server.errors import InvalidAdapterError
 
@@ -17,15 +17,15 @@ _LAYER = re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")
 _LAYER_PATTERN = re.compile(r"[A-Za-z0-9_.]{1,128}")
 
 
-def select_modules(raw: dict[str, Any], budget: Budget) -> Selection:
+def select_modules(raw: dict[str, Any], matcher: Matcher) -> Selection:
     """A test for module names as PEFT sees them. Raises `InvalidAdapterError` naming the field."""
     names = raw.get("target_modules")
-    named = _named(names, "target_modules", budget)
+    named = _named(names, "target_modules", matcher)
     if named is None:
         raise InvalidAdapterError(
             "adapter_config.json has no target_modules; name the modules that the adapter changes"
         )
-    excluded = _named(raw.get("exclude_modules"), "exclude_modules", budget)
+    excluded = _named(raw.get("exclude_modules"), "exclude_modules", matcher)
     in_layer = _layers(raw)
     full_names = frozenset(names) if isinstance(names, list) else frozenset()
 
@@ -38,14 +38,14 @@ def select_modules(raw: dict[str, Any], budget: Budget) -> Selection:
     return selected
 
 
-def _named(value: Any, field: str, budget: Budget) -> Selection | None:
+def _named(value: Any, field: str, matcher: Matcher) -> Selection | None:
     """From a list of names or endings of names, or from one regular expression. None if it says nothing."""
     if value is None or value == [] or value == "":
         return None
     if isinstance(value, str):
         if field == "target_modules" and value.lower() == "all-linear":
             return lambda module: module.rpartition(".")[2] not in _NOT_ALL_LINEAR
-        return Pattern(value, field, budget).fullmatch
+        return frozenset(matcher.names.ending_at(matcher.fullmatch(value, field))).__contains__
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
         raise wrong_value(field, value, "a list of names")
     names = frozenset(value)
