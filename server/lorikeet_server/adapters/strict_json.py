@@ -1,7 +1,8 @@
 """JSON from strangers: bounded, UTF-8, and with one meaning only.
 
 `json.loads` lets the last of two equal keys win and reads NaN; both would let a file say one thing to a
-checker and another to its user.
+checker and another to its user. An escape can stand for half of a surrogate pair, which is no character: no
+message that quotes it could be sent.
 """
 
 import json
@@ -35,7 +36,19 @@ def parse_object(data: bytes | bytearray, what: str, max_bytes: int) -> dict[str
         raise InvalidAdapterError(f"{what} is nested too deeply") from None
     if not isinstance(value, dict):
         raise InvalidAdapterError(f"{what} holds a JSON {type(value).__name__} where an object is expected")
+    if b"\\ud" in data.lower():  # an escape that may be half of a pair
+        _check_pairs(value, what)
     return value
+
+
+def _check_pairs(value: dict[str, Any], what: str) -> None:
+    for key, item in value.items():
+        try:
+            json.dumps([key, item], ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InvalidAdapterError(f"{what} holds half of a surrogate pair, in {shown(key)}") from None
+        except RecursionError:
+            raise InvalidAdapterError(f"{what} is nested too deeply") from None
 
 
 class _JsonError(Exception):

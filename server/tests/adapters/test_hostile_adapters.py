@@ -182,6 +182,12 @@ CASES: dict[str, Case] = {
     "unknown option": (config(use_magic=True), "use_magic"),
     "auto_map in the config": (config(auto_map={"AutoModel": "evil.Model"}), "auto_map"),
     "no targets": (config(target_modules=None), "no target_modules"),
+    "half a character in an expression": (config(target_modules="(?\ud800a)"), 'half of a surrogate pair, in "target_modules"'),
+    "half a character in a pattern": (config(rank_pattern={"(?\ud800a)": 3}), 'half of a surrogate pair, in "rank_pattern"'),
+    "half a character in the base model": (config(base_model_name_or_path="\ud800"), 'surrogate pair, in "base_model_name_or_path"'),
+    "half a character in a list": (config(target_modules=["q_proj", "\udfff"]), 'surrogate pair, in "target_modules"'),
+    "half a character in a key": (config(**{"\ud800": None}), r'surrogate pair, in "\\ud800"'),
+    "half a character in the metadata": (header({"__metadata__": {"format": "\udc00"}, "a": EMPTY}), "surrogate pair"),
     "empty targets": (config(target_modules=[]), "no target_modules"),
     "targets are numbers": (config(target_modules=[1]), "target_modules"),
     "zero matched modules": (config(target_modules=["query_key_value"]), "matches no module"),
@@ -426,6 +432,14 @@ def test_bit_flips(tmp_path: Path) -> None:
         except InvalidAdapterError:
             continue
     assert len(digests) < 40  # blanks, metadata: what a header may hold and still mean the same
+
+
+def test_whole_surrogate_pairs_are_characters(tmp_path: Path) -> None:
+    data = json.dumps(build.config(base_model_name_or_path="/\U0001f600", auto_mapping="\\ud800")).encode()
+    assert b"\\ud83d\\ude00" in data
+    config_bytes(data)(tmp_path / "root/a")
+    lib = build.library(tmp_path)
+    assert lib.stage(build.fetch(lib, "a")).base_model == "/\U0001f600"
 
 
 def test_denormal_values_are_values(tmp_path: Path) -> None:
