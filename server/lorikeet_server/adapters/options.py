@@ -51,6 +51,9 @@ REFUSED = {
     "fan_in_fan_out": "transposed weights are not supported; no module of this model is stored that way",
 }
 
+# Of these PEFT takes an empty object for one of defaults, and so for on.
+ON_WHEN_EMPTY = frozenset({"use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config"})
+
 # `init_lora_weights` only says how training began, except where it also rewrote the base weights.
 HARMLESS_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -59,7 +62,7 @@ REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 def check_options(config: dict[str, Any]) -> None:
     """Raises `InvalidAdapterError` naming an option that changes the numbers and is not applied."""
     for key, reason in REFUSED.items():
-        if _is_on(config.get(key)):
+        if _is_on(config.get(key)) or (key in ON_WHEN_EMPTY and config.get(key) == {}):
             raise InvalidAdapterError(f"adapter_config.json sets {key} to {shown(config[key])}: {reason}")
     bias = config.get("bias", "none")
     if bias not in (None, "none"):
