@@ -8,7 +8,8 @@ nothing. The rule:
   `SmolLM2-135M-Instruct-Q8_0.gguf` agree. Nor does it matter whether Llama is called Meta-Llama: the hub
   renamed Meta-Llama-3.1-8B to Llama-3.1-8B, copies of both names remain, and adapters of both are about.
 - A name says something only if it is a hub id (`owner/name`) or carries a size (`7b`, `135M`). Others, such
-  as `/mnt/model`, say nothing, and nothing is held against them.
+  as `/mnt/model`, say nothing, and nothing is held against them. Nor does what looks like a hub id and is
+  where a training script saves: `outputs/sft`, `llama/final`, `me/checkpoint-500`.
 - An adapter whose name says something, and agrees with no name of a served model that says something, is
   refused.
 
@@ -24,6 +25,13 @@ from lorikeet_server.errors import InvalidAdapterError
 
 _SIZE = re.compile(r"(?<![a-z0-9])\d+(?:[._x]\d+)*[bmk](?![a-z0-9])")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
+_LOCAL = re.compile(
+    r"(?:outputs?|models?|checkpoints?|ckpts?|results?|runs?|saves?|saved|exps?|experiments?|logs?|data|tmp"
+    r"|work|workspace|weights|artifacts)/.*"
+    r"|[^/]*/(?:(?:checkpoint|ckpt|step|epoch|iter|run|v)[-_]?\d*|(?:final|best|last|latest|base|merged)"
+    r"(?:[-_](?:model|checkpoint))?|model|outputs?|weights|hf|sft|dpo)",
+    re.IGNORECASE,
+)
 _HUB_CACHE = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)")
 _FORMAT = re.compile(
     r"[-_.](?:gguf|gptq|awq|exl2|fp8|fp16|bf16|f16|f32|hf|bnb|unsloth|ud|dynamic|quantized|int[48]"
@@ -60,7 +68,9 @@ def _last(name: str) -> str:
 
 
 def _says_something(name: str) -> bool:
-    if _HUB_CACHE.search(name) or (not _is_path(name) and _HUB_ID.fullmatch(name)):
+    if _HUB_CACHE.search(name):
+        return True
+    if not _is_path(name) and _HUB_ID.fullmatch(name) and not _LOCAL.fullmatch(name):
         return True
     return _SIZE.search(_last(name).lower()) is not None
 
