@@ -63,7 +63,7 @@ class Matcher:
         try:
             nodes = self._parse(source)
         except _NotAnExpressionError as error:
-            raise self._error(f"is not a regular expression: {error}") from None
+            raise self._error(f"is not a regular expression: {shown(str(error))}") from None
         return self._match(nodes, self.names.begin) & self.names.end
 
     def ending(self, key: str, field: str) -> int:
@@ -82,7 +82,7 @@ class Matcher:
         try:  # `a)|(b` is no expression, and two halves of PEFT's
             nodes = self._parse(rf"(.*\.)?({key})$")
         except _NotAnExpressionError:
-            raise self._error(f"is not a regular expression: {reason}") from None
+            raise self._error(f"is not a regular expression: {shown(reason)}") from None
         return _run(self._match(nodes, names.begin), names.any) & names.end
 
     def _parse(self, source: str) -> Iterable[Any]:

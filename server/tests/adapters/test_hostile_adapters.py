@@ -210,6 +210,8 @@ CASES: dict[str, Case] = {
     "huge repeat": (config(target_modules="(?:(?:a{1,65000}){1,65000}){1,65000}"), "matches no module"),
     "back reference": (config(target_modules=r"(\w+)\1.*"), "groupref"),
     "inline flag": (config(target_modules="(?i).*Q_PROJ"), "inline flags"),
+    "expression with a line break": (config(target_modules="(?\n2026 INFO all is well"), r"unknown extension \?\\n"),
+    "group of a name from afar": (config(target_modules="(?P=" + "\u00e9" * 4000 + ")"), "unknown group name"),
     "nested expression": (config(target_modules="(" * 1000 + ")" * 1000), "target_modules"),
     "long expression": (config(target_modules="a" * 5000), "at most 4096"),
     # --- C2, L8: the header
@@ -311,6 +313,7 @@ def test_refused(name: str, tmp_path: Path) -> None:
     tracemalloc.stop()
     assert peak < 16 << 20
     assert len(str(raised.value)) < 500 and str(tmp_path) not in str(raised.value)
+    assert str(raised.value).isascii() and str(raised.value).isprintable()  # it may be logged, as one line
     assert lib.staged.bytes_held == 0
     foreign = [
         event
