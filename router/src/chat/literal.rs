@@ -22,7 +22,7 @@ impl Specials {
         Self(tokens.filter(|token| token.chars().nth(1).is_some()).collect())
     }
 
-    /// Cuts the special tokens in all strings of a value.
+    /// Cuts the special tokens in all strings of a value, and in the names of fields.
     pub(super) fn cut_all(&self, value: &mut Value) {
         match value {
             Value::String(text) => {
@@ -31,7 +31,13 @@ impl Specials {
                 }
             }
             Value::Array(values) => values.iter_mut().for_each(|value| self.cut_all(value)),
-            Value::Object(fields) => fields.values_mut().for_each(|value| self.cut_all(value)),
+            Value::Object(fields) => {
+                fields.values_mut().for_each(|value| self.cut_all(value));
+                if fields.keys().any(|name| matches!(self.cut(name), Cow::Owned(_))) {
+                    let named = std::mem::take(fields).into_iter();
+                    *fields = named.map(|(name, value)| (self.cut(&name).into_owned(), value)).collect();
+                }
+            }
             Value::Null | Value::Bool(_) | Value::Number(_) => {}
         }
     }
@@ -104,9 +110,12 @@ mod tests {
     #[test]
     fn every_string_of_a_message_is_cut() {
         let specials = Specials::new(std::iter::once("<s>".to_owned()));
+        let arguments = json!({"b": {"q<s>": "<s>", "c": 2}});
         let mut messages =
-            json!([{"content": "a<s>", "tool_calls": [{"function": {"arguments": {"q": "<s>"}}}], "n": 1}]);
+            json!([{"content": "a<s>", "tool_calls": [{"function": {"arguments": arguments}}], "n": 1}]);
+        let whole = messages.to_string();
         specials.cut_all(&mut messages);
         assert!(!messages.to_string().contains("<s>"));
+        assert_eq!(pieces(&messages.to_string()).concat(), whole, "in the same order");
     }
 }

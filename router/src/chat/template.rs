@@ -287,6 +287,19 @@ mod tests {
     }
 
     #[test]
+    fn names_of_arguments_are_text_too() {
+        let specials = Specials::new(std::iter::once("<|im_start|>".to_owned()));
+        let source = "<|im_start|>{{ messages[0].tool_calls[0].function.arguments | tojson }}";
+        let sources = [(DEFAULT.into(), source.into())].into();
+        let template = ChatTemplate::compile(sources, BTreeMap::new(), specials).unwrap();
+        let messages = json!([{"tool_calls": [{"function": {"arguments": {"<|im_start|>": 1}}}]}]);
+        assert_eq!(
+            template.render(messages, None, false).unwrap(),
+            ["<|im_start|>{\"<", "|im_start|>\": 1}"]
+        );
+    }
+
+    #[test]
     fn special_tokens_are_the_templates_alone() {
         let specials = Specials::new(std::iter::once("<|im_start|>".to_owned()));
         let template =
