@@ -70,7 +70,11 @@ type Distribution = fn(&Series) -> &Histogram;
 
 const COUNTERS: [(&str, &str, Counter); 5] = [
     ("lorikeet_requests_accepted", "Requests that were queued", |s| &s.accepted),
-    ("lorikeet_requests_cancelled", "Requests whose client went away", |s| &s.cancelled),
+    (
+        "lorikeet_requests_cancelled",
+        "Requests taken back: their client left, or another of its body failed",
+        |s| &s.cancelled,
+    ),
     ("lorikeet_prompt_tokens", "Tokens of prompts", |s| &s.prompt_tokens),
     ("lorikeet_prompt_tokens_cached", "Tokens of prompts whose KV was reused", |s| &s.cached_tokens),
     ("lorikeet_generated_tokens", "Tokens generated", |s| &s.generated_tokens),

@@ -1,5 +1,7 @@
 //! What the server says about itself, and what every response has.
 
+use std::collections::BTreeSet;
+
 use hyper::{Method, StatusCode};
 use insta::assert_snapshot;
 use serde_json::{Value, json};
@@ -83,8 +85,23 @@ async fn metrics_count_requests() {
     assert!(metrics.header("content-type").starts_with("application/openmetrics-text"));
     assert!(metrics.text().contains("malformed_json"), "{}", metrics.text());
     assert!(metrics.text().ends_with("# EOF\n"));
-    let json = server.send(Method::GET, "/metrics", &[("accept", "application/json")], "").await.ok().json();
+    let accepting = async |accept| server.send(Method::GET, "/metrics", &[("accept", accept)], "").await.ok();
+    let json = accepting("application/json").await.json();
     assert_eq!(json["lorikeet_requests_accepted"]["type"], "counter");
+
+    let both = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+    for accept in ["*/*", both] {
+        assert!(accepting(accept).await.text().ends_with("# EOF\n"), "{accept}");
+    }
+    let classic = accepting("text/plain;version=0.0.4;q=0.5,*/*;q=0.1").await;
+    assert_eq!(classic.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    let accepted = "# HELP lorikeet_requests_accepted_total Requests that were queued\n\
+        # TYPE lorikeet_requests_accepted_total counter\n\
+        lorikeet_requests_accepted_total{adapter=\"(base)\"} 1\n";
+    assert!(classic.text().contains(accepted) && !classic.text().contains("# EOF"), "{}", classic.text());
+    let families = classic.text().lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let mut seen = BTreeSet::new();
+    assert!(families.into_iter().all(|family| seen.insert(family)), "no two have one name");
 }
 
 #[tokio::test(flavor = "multi_thread")]
