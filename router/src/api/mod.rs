@@ -15,6 +15,7 @@ mod error;
 mod headers;
 mod one_line;
 mod request_id;
+mod sequences;
 mod sse;
 mod wire;
 

@@ -17,6 +17,15 @@ pub enum Invalid {
     BestOfStream,
     #[error("`n` must be > 0 and <= {max}. Given: {given}")]
     Choices { max: usize, given: usize },
+    #[error(
+        "prompts times `n` or `best_of` must be <= {max} sequences (--max-concurrent-requests). Given: {given}"
+    )]
+    Sequences { max: usize, given: usize },
+    #[error(
+        "an answer in one piece must have <= {max} tokens and alternatives, of all its sequences. Given: {given}. Ask \
+        for fewer sequences, alternatives or `max_new_tokens`, or for a stream"
+    )]
+    Entries { max: u64, given: u64 },
     #[error("`decoder_input_details` == true is not supported when streaming tokens")]
     PrefillDetailsStream,
     #[error("`temperature` must be non-negative")]
@@ -100,6 +109,8 @@ impl Invalid {
             }
             Self::BestOfSeed => "seed",
             Self::Choices { .. } => "n",
+            // Several fields together.
+            Self::Sequences { .. } | Self::Entries { .. } => return None,
             Self::PrefillDetailsStream => "decoder_input_details",
             Self::Temperature => "temperature",
             Self::RepetitionPenalty => "repetition_penalty",

@@ -100,6 +100,11 @@ impl Validator {
         self.pool.run(lane, move || shared.encode(prompt)).await
     }
 
+    /// Refuses a prompt that is too large as it stands, before anything is spent on it.
+    pub fn check_size(&self, prompt: &Prompt) -> Result<(), Invalid> {
+        self.shared.check_bytes(size(prompt))
+    }
+
     /// Checks everything that can be checked without knowing what else runs.
     pub async fn validate(&self, prompt: Prompt, params: &Params, model: &ModelInfo) -> Result<Valid, Error> {
         params::check(params, &self.shared.limits, model)?;

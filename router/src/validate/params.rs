@@ -81,6 +81,13 @@ pub fn new_tokens(params: &Params, input: usize, model: &ModelInfo) -> Result<u3
     Ok(new)
 }
 
+/// Tokens that are told of a request at most, their alternatives among them.
+pub fn entries(params: &Params, input: usize, new: u32) -> u64 {
+    let rows = |tokens: u64, alternatives: u64| tokens * (1 + alternatives);
+    let prompt = params.prompt_logprobs.map_or(0, |count| rows(input as u64, count.into()));
+    prompt + rows(new.into(), params.top_logprobs.map_or(0, i64::unsigned_abs))
+}
+
 /// What the shard is told, and the seed if any random number is drawn. Parameters must have passed [`check`].
 pub fn sampling(params: &Params) -> (Sampling, Option<u64>) {
     let asked = params.do_sample

@@ -6,7 +6,6 @@ use axum::{
     http::HeaderMap,
     response::{IntoResponse, Response},
 };
-use futures::future::try_join_all;
 
 use super::{
     convert::{Reply, Wanted, convert},
@@ -15,15 +14,11 @@ use super::{
 };
 use crate::{
     api::{
-        RequestId,
-        collect::{Completed, collect},
-        error::NativeErrors,
-        extract::Json,
-        headers::Compute,
+        RequestId, collect::Completed, error::NativeErrors, extract::Json, headers::Compute,
+        sequences::complete,
     },
     app::AppState,
     error::Error,
-    request::GenerateRequest,
 };
 
 /// Generate, as LoRAX clients ask for it
@@ -100,7 +95,7 @@ async fn whole(
     let (request, wanted) =
         convert(body, Reply::Whole, &state.config, id).inspect_err(|error| state.metrics.rejected(error))?;
     let compute = Compute::start(state, request.adapter.clone(), wanted.characters);
-    let mut sequences = generate_all(state, request, wanted.sequences).await?;
+    let mut sequences = complete(state, vec![request], wanted.sequences).await?;
     // The likeliest wins; of equals the first.
     sequences.sort_by(|a, b| b.mean_logprob().total_cmp(&a.mean_logprob()));
     let best = sequences.first().ok_or(Error::Incomplete)?;
@@ -109,19 +104,6 @@ async fn whole(
     let mut sequences = sequences.into_iter();
     let best = sequences.next().ok_or(Error::Incomplete)?;
     Ok((headers, respond(best, sequences, &wanted)))
-}
-
-/// If one fails, the others are dropped and so given back.
-async fn generate_all(
-    state: &AppState,
-    request: GenerateRequest,
-    count: usize,
-) -> Result<Vec<Completed>, Error> {
-    if count == 1 {
-        return Ok(vec![collect(state.infer.generate(request).await?).await?]);
-    }
-    try_join_all((0..count).map(|_| async { collect(state.infer.generate(request.clone()).await?).await }))
-        .await
 }
 
 fn respond(best: Completed, others: impl Iterator<Item = Completed>, wanted: &Wanted) -> GenerateResponse {

@@ -8,12 +8,17 @@ use serde::Serialize;
 
 use super::{
     StreamOptions, Usage,
-    batch::{self, complete, fan_out, merge, start, usage},
+    batch::{self, merge, usage},
     reply::Head,
     stream::{Chunks, Events},
 };
 use crate::{
-    api::{collect::Completed, headers::Compute, sse},
+    api::{
+        collect::Completed,
+        headers::Compute,
+        sequences::{complete, queue},
+        sse,
+    },
     app::AppState,
     error::Error,
     infer::Generation,
@@ -61,16 +66,15 @@ pub(super) async fn answer<S: Shape>(
     let adapter = prompts.first().map(|request| request.adapter.clone()).unwrap_or_default();
     let compute = Compute::start(state, adapter, characters);
     let head = Head::new(S::PREFIX, model);
-    let requests = fan_out(prompts, generated);
     if stream {
-        let generations = start(state, requests).await?;
+        let generations = queue(state, prompts, generated).await?;
         let chunks = shape.chunks(head, &generations);
         let events = Events::new(chunks, stream_options, &generations, generated);
         let outputs = merge(generations).await?;
         let outputs = if prompt_only { batch::prompt_only(outputs) } else { outputs };
         return Ok(sse::respond(compute.stream_headers(), outputs, events));
     }
-    let mut completed = complete(state, requests).await?;
+    let mut completed = complete(state, prompts, generated).await?;
     if prompt_only {
         completed.iter_mut().for_each(Completed::forget_output);
     }

@@ -1,56 +1,21 @@
-//! The sequences that one body asks for: its prompts, each several times.
+//! The outputs of the sequences that one body asks for: its prompts, each several times.
 
 use futures::{
     StreamExt,
-    future::{ready, try_join_all},
+    future::ready,
     stream::{self, BoxStream},
 };
 
 use super::reply::Usage;
 use crate::{
-    api::collect::{Completed, collect},
-    app::AppState,
+    api::collect::Completed,
     error::Error,
     infer::Generation,
     output::{FinishReason, Output},
-    request::GenerateRequest,
 };
 
 /// Prompts times choices of one body, at most: each is a request of its own to the scheduler.
 pub(super) const MAX_SEQUENCES: usize = 512;
-
-/// `copies` of each prompt's request, in the order of the choices. A seed is given to the first copy of each
-/// prompt and the next numbers to the others, so that choices differ and a repeated request repeats them all.
-pub(super) fn fan_out(prompts: Vec<GenerateRequest>, copies: usize) -> Vec<GenerateRequest> {
-    if copies == 1 {
-        return prompts;
-    }
-    let copy = |request: &GenerateRequest, number: usize| {
-        let mut request = request.clone();
-        request.params.seed = request.params.seed.map(|seed| seed.wrapping_add(number as u64));
-        request
-    };
-    prompts.iter().flat_map(|request| (0..copies).map(move |number| copy(request, number))).collect()
-}
-
-/// Runs all to their ends. If one fails, the others are dropped and so taken back.
-pub(super) async fn complete(
-    state: &AppState,
-    requests: Vec<GenerateRequest>,
-) -> Result<Vec<Completed>, Error> {
-    try_join_all(
-        requests.into_iter().map(|request| async { collect(state.infer.generate(request).await?).await }),
-    )
-    .await
-}
-
-/// Queues all.
-pub(super) async fn start(
-    state: &AppState,
-    requests: Vec<GenerateRequest>,
-) -> Result<Vec<Generation>, Error> {
-    try_join_all(requests.into_iter().map(|request| state.infer.generate(request))).await
-}
 
 /// An output and the index of the choice it belongs to.
 pub(super) type Indexed = (usize, Result<Output, Error>);
