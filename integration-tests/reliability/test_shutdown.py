@@ -141,6 +141,7 @@ def test_a_signal_to_all_processes_at_once_drains_too(server: Server) -> None:
     threads = streams(server, 4, LONG, ends)
     until(lambda: server.metrics().get("lorikeet_running_sequences", 0) >= 4, 20, "4 running")
     family = server.family()
+    os.kill(server.process.pid, signal.SIGTERM)
     for process in family:
         process.terminate()
     for thread in threads:

@@ -1,13 +1,17 @@
 //! The routes of OpenAI's API.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use insta::assert_snapshot;
+use lorikeet_bench::sim::SimConfig;
 use serde_json::{Value, json};
 
 use crate::{
     client::Server,
-    common::{sim, sim_with_eos},
+    common::{VOCABULARY, sim, sim_with_eos},
 };
 
 fn completion(changes: &Value) -> Value {
@@ -226,17 +230,54 @@ async fn models_are_the_base_and_what_was_asked_for() {
         assert_eq!(server.get(path).await.ok().json(), entries[1], "{path}");
     }
     // Clients of text-generation-inference call its only model so, whatever it is.
-    let by_alias = completion(&json!({"model": "tgi"}));
-    assert_eq!(server.post("/v1/completions", &by_alias).await.ok().json()["model"], "sim");
+    for alias in ["tgi", "dummy"] {
+        let by_alias = completion(&json!({"model": alias}));
+        assert_eq!(server.post("/v1/completions", &by_alias).await.ok().json()["model"], "sim");
+    }
     assert_snapshot!("model_unknown", server.get("/v1/models/nobody").await.golden());
     assert_snapshot!("model_bad_name", server.get("/v1/models/%ff").await.golden());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_is_as_old_as_its_file() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join("known/a");
+    std::fs::create_dir_all(&directory).unwrap();
+    let file = std::fs::File::create(directory.join("adapter_config.json")).unwrap();
+    file.set_modified(UNIX_EPOCH + Duration::from_secs(1_700_000_000)).unwrap();
+    let server = Server::with(sim(), &["--adapter-root", root.path().to_str().unwrap()]).await;
+    let created = async || {
+        let listed = server.get("/v1/models").await.ok().json()["data"][1].take();
+        assert_eq!(server.get("/v1/models/known/a").await.ok().json(), listed);
+        listed["created"].as_u64()
+    };
+    assert_eq!(created().await, Some(1_700_000_000));
+    server.post("/v1/completions", &completion(&json!({"model": "known/a"}))).await.ok();
+    assert_eq!(created().await, Some(1_700_000_000), "once it was loaded too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_of_a_character_has_no_bytes() {
+    let server = Server::with(SimConfig { sampled: 4..VOCABULARY, ..sim() }, &[]).await;
+    let body = chat(&json!({"logprobs": true, "top_logprobs": 5, "max_tokens": 200}));
+    let reply = server.post("/v1/chat/completions", &body).await.ok().json();
+    let mut parts = 0;
+    for entry in reply["choices"][0]["logprobs"]["content"].as_array().unwrap() {
+        for entry in [entry].into_iter().chain(entry["top_logprobs"].as_array().unwrap()) {
+            let text = entry["token"].as_str().unwrap();
+            let part = text.is_empty() || text.contains(char::REPLACEMENT_CHARACTER);
+            assert_eq!(entry["bytes"], if part { json!(null) } else { json!(text.as_bytes()) });
+            parts += u32::from(part);
+        }
+    }
+    assert!(parts > 0);
 }
 
 /// The simulated shard has neither, so whoever asks it for one is told that there is none.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_adapter_is_served_by_its_name_or_not_listed() {
     let root = tempfile::tempdir().unwrap();
-    for id in ["tgi", "sim"] {
+    for id in ["tgi", "sim", "dummy"] {
         std::fs::create_dir(root.path().join(id)).unwrap();
         std::fs::write(root.path().join(id).join("adapter_config.json"), "{}").unwrap();
     }
@@ -244,13 +285,14 @@ async fn an_adapter_is_served_by_its_name_or_not_listed() {
     let listed = server.get("/v1/models").await.ok().json();
     let entries = listed["data"].as_array().unwrap();
     let ids: Vec<_> = entries.iter().map(|entry| (&entry["id"], &entry["parent"])).collect();
-    assert_eq!(ids, [(&json!("sim"), &json!(null)), (&json!("tgi"), &json!("sim"))]);
-    for (path, body) in [
-        ("/v1/completions", completion(&json!({"model": "tgi"}))),
-        ("/v1/chat/completions", chat(&json!({"model": "tgi"}))),
+    let (base, parent) = ((&json!("sim"), &json!(null)), &json!("sim"));
+    assert_eq!(ids, [base, (&json!("dummy"), parent), (&json!("tgi"), parent)]);
+    for (path, body, id) in [
+        ("/v1/completions", completion(&json!({"model": "tgi"})), "`tgi`"),
+        ("/v1/chat/completions", chat(&json!({"model": "dummy"})), "`dummy`"),
     ] {
         let reply = server.post(path, &body).await;
-        assert!(reply.status == 404 && reply.text().contains("`tgi`"), "{}", reply.text());
+        assert!(reply.status == 404 && reply.text().contains(id), "{}", reply.text());
     }
     let base = server.post("/v1/completions", &completion(&json!({"model": "sim"}))).await.ok();
     assert_eq!((&base.json()["model"], base.header("x-adapter-id")), (&json!("sim"), ""));

@@ -99,6 +99,11 @@ async fn chat_choices_stream_side_by_side() {
         "max_tokens": 9, "n": 3, "seed": 1, "stream": true, "logprobs": true, "top_logprobs": 2});
     let stream = server.post("/v1/chat/completions", &body).await.ok();
     let events = stream.event_values();
+    // OpenAI's client numbers choices in the order in which it hears of them.
+    for (choice, event) in events[..3].iter().enumerate() {
+        let part = &event["choices"][0];
+        assert_eq!((&part["index"], &part["delta"]["role"]), (&json!(choice), &json!("assistant")));
+    }
     for choice in 0..3 {
         let of_choice: Vec<_> = events
             .iter()

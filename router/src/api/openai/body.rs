@@ -6,7 +6,7 @@ macro_rules! body {
     (pub struct $name:ident { $($own:tt)* }) => {
         #[derive(serde::Deserialize, utoipa::ToSchema)]
         pub struct $name {
-            /// The base model, or an adapter. Empty is the base model, and so is `tgi` unless an adapter has that name.
+            /// The base model, or an adapter. Empty, `tgi` and `dummy` are the base model, unless an adapter is named so.
             pub model: String,
             $($own)*
             /// 1 if not given; 0 is greedy.

@@ -55,7 +55,10 @@ pub async fn models(State(state): State<AppState>) -> JsonBody<ModelList> {
     let others = catalogue.iter().filter(|(id, _)| !asked.contains(id.as_str()));
     let mut data = vec![base(&state)];
     data.extend(others.map(|(id, entry)| of_catalogue(&state, id.clone(), entry.written)));
-    data.extend(known.iter().map(|adapter| of_adapter(&state, adapter)));
+    data.extend(known.iter().map(|adapter| {
+        let written = catalogue.get(&adapter.id).map(|entry| entry.written);
+        of_adapter(&state, adapter, written)
+    }));
     data[1..].sort_by(|a, b| a.id.cmp(&b.id));
     JsonBody(ModelList { object: "list", data })
 }
@@ -91,12 +94,11 @@ async fn find(state: &AppState, id: String) -> Result<JsonBody<Model>, Error> {
     if id == state.config.model.model_id {
         return Ok(JsonBody(base(state)));
     }
-    if let Some(adapter) = state.registry.find(&id) {
-        return Ok(JsonBody(of_adapter(state, &adapter)));
-    }
-    match state.registry.catalogue.list.now().await.get(&id) {
-        Some(entry) => Ok(JsonBody(of_catalogue(state, id, entry.written))),
-        None => Err(Error::AdapterNotFound { id }),
+    let written = state.registry.catalogue.list.now().await.get(&id).map(|entry| entry.written);
+    match (state.registry.find(&id), written) {
+        (Some(adapter), written) => Ok(JsonBody(of_adapter(state, &adapter, written))),
+        (None, Some(written)) => Ok(JsonBody(of_catalogue(state, id, written))),
+        (None, None) => Err(Error::AdapterNotFound { id }),
     }
 }
 
@@ -106,9 +108,11 @@ fn base(state: &AppState) -> Model {
     entry(state, id.clone(), id, None, created)
 }
 
-fn of_adapter(state: &AppState, adapter: &Listed) -> Model {
+/// `written` is the catalogue's, which is said already before anyone asks for the adapter.
+fn of_adapter(state: &AppState, adapter: &Listed, written: Option<u64>) -> Model {
     let parent = Some(state.config.model.model_id.clone());
-    entry(state, adapter.id.clone(), adapter.root.clone(), parent, adapter.created)
+    let created = written.unwrap_or(adapter.created);
+    entry(state, adapter.id.clone(), adapter.root.clone(), parent, created)
 }
 
 fn of_catalogue(state: &AppState, id: String, written: u64) -> Model {

@@ -122,12 +122,13 @@ pub(super) fn stops(given: Option<StopField>) -> Vec<String> {
     }
 }
 
-/// What clients of text-generation-inference write for the one model that such a server has.
-const TGI_MODEL: &str = "tgi";
+/// What clients of text-generation-inference write for the one model that such a server has; the second is
+/// `huggingface_hub`'s.
+const ALIASES: [&str; 2] = ["tgi", "dummy"];
 
-/// Takes `tgi` for the base model, unless an adapter has that name.
+/// Takes these for the base model, unless an adapter has that name.
 pub(super) async fn without_alias(registry: &Registry, model: &mut String) {
-    if model == TGI_MODEL && !registry.has(TGI_MODEL).await {
+    if ALIASES.contains(&model.as_str()) && !registry.has(model).await {
         model.clear();
     }
 }

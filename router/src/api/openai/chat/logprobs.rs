@@ -21,7 +21,20 @@ pub(super) fn entry(token: &TokenOutput, alternatives: usize) -> ChatTokenLogpro
     }
 }
 
-/// A token that holds only part of a character reads as the replacement character, whose bytes it is not.
+/// A token that holds only part of a character reads as the replacement character, whose bytes it is not, or as nothing
+/// where the rest of the character follows.
 fn bytes(text: &str) -> Option<Vec<u8>> {
-    (!text.contains(char::REPLACEMENT_CHARACTER)).then(|| text.as_bytes().to_vec())
+    let part = text.is_empty() || text.contains(char::REPLACEMENT_CHARACTER);
+    (!part).then(|| text.as_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_character_has_no_bytes() {
+        assert_eq!([bytes(""), bytes("\u{fffd}"), bytes("a\u{fffd}")], [None, None, None]);
+        assert_eq!(bytes("é"), Some(vec![0xc3, 0xa9]));
+    }
 }

@@ -1,5 +1,7 @@
 //! The chunks of a streamed answer: the role once, then text, then why it ended.
 
+use std::ops::Range;
+
 use bytes::BytesMut;
 
 use super::{
@@ -21,6 +23,8 @@ pub(super) struct ChatChunks {
     logprobs: Option<usize>,
     /// By choice: entries of tokens whose text is held back.
     waiting: Vec<Vec<ChatTokenLogprob>>,
+    /// Choices whose role is not yet said.
+    silent: Range<usize>,
 }
 
 impl ChatChunks {
@@ -36,7 +40,8 @@ impl ChatChunks {
             usage: None,
         };
         let envelope = Envelope::of(&empty);
-        Self { envelope, logprobs, waiting: (0..choices).map(|_| Vec::new()).collect() }
+        let waiting = (0..choices).map(|_| Vec::new()).collect();
+        Self { envelope, logprobs, waiting, silent: 0..choices }
     }
 
     fn logprobs(&mut self, index: usize) -> Option<ChatLogprobs> {
@@ -46,13 +51,17 @@ impl ChatChunks {
 }
 
 impl Chunks for ChatChunks {
-    fn start(&mut self, index: usize, _prompt: Vec<PromptToken>, usage: UsageField, out: &mut BytesMut) {
-        let delta = Delta { role: Some("assistant"), content: Some("") };
-        self.envelope.write(
-            &[ChatChunkChoice { index, delta, logprobs: None, finish_reason: None }],
-            usage,
-            out,
-        );
+    /// Begins all choices with the first that has an output: OpenAI's client puts a choice at the end of its list when
+    /// it first hears of it, and looks for it at its index.
+    fn start(&mut self, _index: usize, _prompt: Vec<PromptToken>, usage: UsageField, out: &mut BytesMut) {
+        for index in self.silent.by_ref() {
+            let delta = Delta { role: Some("assistant"), content: Some("") };
+            self.envelope.write(
+                &[ChatChunkChoice { index, delta, logprobs: None, finish_reason: None }],
+                usage,
+                out,
+            );
+        }
     }
 
     fn token(&mut self, index: usize, token: TokenOutput, usage: UsageField, out: &mut BytesMut) {

@@ -32,7 +32,7 @@ body! {
         pub tools: Option<Vec<Value>>,
         /// Refused unless `none` or `auto`.
         #[serde(default)]
-        #[schema(value_type = Option<Object>)]
+        #[schema(value_type = Option<String>, pattern = "^(none|auto)$")]
         pub tool_choice: Option<Value>,
         /// Refused unless empty.
         #[serde(default)]
