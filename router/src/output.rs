@@ -6,8 +6,8 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct GenerationInfo {
     pub prompt_tokens: u32,
-    /// What keeping all outputs takes, at most: tokens and alternatives, the prompt's too where they are told.
-    pub entries: u64,
+    /// Of the prompt, where they are told: tokens and alternatives.
+    pub prompt_entries: u64,
     /// `None` for greedy requests.
     pub seed: Option<u64>,
     /// The prompt as text, for `return_full_text` and `echo`.

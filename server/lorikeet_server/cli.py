@@ -99,12 +99,11 @@ def prepare(
     cache_dir: Annotated[Path | None, typer.Option(help="Where fetched and generated files are kept")] = None,
 ) -> None:
     """Resolve a model to files on this machine and print one JSON line that names them."""
-    from lorikeet_server.weights import WeightsError
     from lorikeet_server.weights.prepare import prepare as resolve
 
     try:
         typer.echo(resolve(model_id, revision, cache_dir).to_json())
-    except (LorikeetError, WeightsError) as error:
+    except LorikeetError as error:
         _fail(str(error))
 
 

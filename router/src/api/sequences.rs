@@ -10,9 +10,9 @@ use crate::{
     request::GenerateRequest,
 };
 
-/// Tokens, each with its alternatives, that the sequences of one body may have when all are kept until the last has
-/// ended: some 100 MB.
-const MAX_ENTRIES: u64 = 1 << 20;
+/// Tokens of prompts, each with its alternatives, that are kept until the last sequence of a body has ended: some 100 MB.
+/// Those of outputs take time to make, and so bound themselves.
+const MAX_PROMPT_ENTRIES: u64 = 1 << 20;
 
 /// Runs `copies` of each prompt to their ends, in the order of the choices.
 pub(super) async fn complete(
@@ -21,9 +21,9 @@ pub(super) async fn complete(
     copies: usize,
 ) -> Result<Vec<Completed>, Error> {
     let generations = queue(state, prompts, copies).await?;
-    let given: u64 = generations.iter().map(|generation| generation.info.entries).sum();
-    if given > MAX_ENTRIES {
-        let error = Invalid::Entries { max: MAX_ENTRIES, given }.into();
+    let given: u64 = generations.iter().map(|generation| generation.info.prompt_entries).sum();
+    if given > MAX_PROMPT_ENTRIES {
+        let error = Invalid::PromptEntries { max: MAX_PROMPT_ENTRIES, given }.into();
         state.metrics.rejected(&error);
         return Err(error);
     }

@@ -22,10 +22,10 @@ pub enum Invalid {
     )]
     Sequences { max: usize, given: usize },
     #[error(
-        "an answer in one piece must have <= {max} tokens and alternatives, of all its sequences. Given: {given}. Ask \
-        for fewer sequences, alternatives or `max_new_tokens`, or for a stream"
+        "an answer that is not streamed must tell <= {max} tokens and alternatives of its prompts. Given: {given}. Ask \
+        for fewer prompts or alternatives, or for a stream"
     )]
-    Entries { max: u64, given: u64 },
+    PromptEntries { max: u64, given: u64 },
     #[error("`decoder_input_details` == true is not supported when streaming tokens")]
     PrefillDetailsStream,
     #[error("`temperature` must be non-negative")]
@@ -110,7 +110,7 @@ impl Invalid {
             Self::BestOfSeed => "seed",
             Self::Choices { .. } => "n",
             // Several fields together.
-            Self::Sequences { .. } | Self::Entries { .. } => return None,
+            Self::Sequences { .. } | Self::PromptEntries { .. } => return None,
             Self::PrefillDetailsStream => "decoder_input_details",
             Self::Temperature => "temperature",
             Self::RepetitionPenalty => "repetition_penalty",

@@ -130,7 +130,7 @@ impl Shared {
         series.accepted(prompt_tokens);
         let info = GenerationInfo {
             prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
-            entries: crate::validate::params::entries(&params, prompt_tokens, valid.max_new_tokens),
+            prompt_entries: crate::validate::params::prompt_entries(&params, prompt_tokens),
             seed: valid.seed,
             prompt_text: valid.text,
             adapter,

@@ -81,11 +81,9 @@ pub fn new_tokens(params: &Params, input: usize, model: &ModelInfo) -> Result<u3
     Ok(new)
 }
 
-/// Tokens that are told of a request at most, their alternatives among them.
-pub fn entries(params: &Params, input: usize, new: u32) -> u64 {
-    let rows = |tokens: u64, alternatives: u64| tokens * (1 + alternatives);
-    let prompt = params.prompt_logprobs.map_or(0, |count| rows(input as u64, count.into()));
-    prompt + rows(new.into(), params.top_logprobs.map_or(0, i64::unsigned_abs))
+/// Tokens of a prompt of `input` tokens that are told, with their alternatives.
+pub fn prompt_entries(params: &Params, input: usize) -> u64 {
+    params.prompt_logprobs.map_or(0, |alternatives| input as u64 * (1 + u64::from(alternatives)))
 }
 
 /// What the shard is told, and the seed if any random number is drawn. Parameters must have passed [`check`].

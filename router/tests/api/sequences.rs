@@ -94,26 +94,19 @@ async fn what_is_too_large_is_not_copied() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_answer_holds_is_bounded() {
+async fn what_an_answer_tells_of_prompts_is_bounded() {
     let server = Server::new().await;
-    // Tokens are told before any of these ends, so only a stream is short.
-    let chat = |n: usize, stream: bool| {
-        json!({"model": "sim", "messages": [{"role": "user", "content": "Hi"}], "n": n, "stream": stream,
-            "logprobs": true, "top_logprobs": 20, "stop": ["a", "b", "c", "d"]})
+    let echo = |prompts: usize, stream: bool| {
+        json!({"model": "sim", "prompt": vec![vec![4; 4000]; prompts], "echo": true, "logprobs": 20,
+            "max_tokens": 1, "stream": stream})
     };
-    let rest = |given: u64| {
-        format!(
-            "an answer in one piece must have <= 1048576 tokens and alternatives, of all its sequences. Given: {given}. \
-             Ask for fewer sequences, alternatives or `max_tokens`, or for a stream"
-        )
-    };
-    let short = server.post("/v1/chat/completions", &chat(12, false)).await.ok().json();
-    let prompt = short["usage"]["prompt_tokens"].as_u64().unwrap();
-    let reply = server.post("/v1/chat/completions", &chat(13, false)).await;
-    refused(&reply, &rest(13 * (4096 - prompt) * 21));
-    server.post("/v1/chat/completions", &chat(13, true)).await.ok();
-
-    let echo = json!({"model": "sim", "prompt": vec![vec![4; 4000]; 13], "echo": true, "logprobs": 20, "max_tokens": 1});
-    refused(&server.post("/v1/completions", &echo).await, &rest(13 * 4001 * 21));
+    let message = format!(
+        "an answer that is not streamed must tell <= 1048576 tokens and alternatives of its prompts. Given: {}. Ask for \
+         fewer prompts or alternatives, or for a stream",
+        13 * 4000 * 21
+    );
+    refused(&server.post("/v1/completions", &echo(13, false)).await, &message);
+    server.post("/v1/completions", &echo(12, false)).await.ok();
+    server.post("/v1/completions", &echo(13, true)).await.ok();
     server.harness.wait_idle().await;
 }

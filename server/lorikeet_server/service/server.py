@@ -17,7 +17,6 @@ from lorikeet_server.service.listen import Gate, listen, listen_apart
 from lorikeet_server.service.load import load_engine
 from lorikeet_server.service.servicer import ShardServicer
 from lorikeet_server.service.threads import Pools
-from lorikeet_server.weights import WeightsError
 
 SERVICE = "lorikeet.v1.Shard"
 GRACE_SECONDS = 1.0
@@ -82,7 +81,7 @@ async def serve(config: ServeConfig) -> int:
         except GroupError as error:
             logger.error("{}", error)
             stop(EXIT_FAILED)
-        except (LorikeetError, WeightsError) as error:
+        except LorikeetError as error:
             logger.error("{}", error)
             stop(EXIT_CONFIG)
         except Exception:

@@ -18,7 +18,6 @@ from lorikeet_server.pb import shard_pb2_grpc as rpc
 from lorikeet_server.service.execute import StepStreams, SupersededError
 from lorikeet_server.service.status import status_of
 from lorikeet_server.service.threads import Pools
-from lorikeet_server.weights import WeightsError
 
 T = TypeVar("T")
 
@@ -129,7 +128,7 @@ class ShardServicer(rpc.ShardServicer):
 async def _abort(context: aio.ServicerContext, error: Exception) -> NoReturn:
     if isinstance(error, aio.AbortError):
         raise error
-    if not isinstance(error, LorikeetError | WeightsError):
+    if not isinstance(error, LorikeetError):
         logger.opt(exception=error).error("unexpected error in a call")
     await context.abort(*status_of(error))
     raise NotReadyError("unreachable: abort raises")

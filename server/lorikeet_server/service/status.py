@@ -3,7 +3,6 @@
 import grpc
 
 from lorikeet_server.errors import LorikeetError
-from lorikeet_server.weights import WeightsError
 
 # A status travels in a header, which gRPC bounds at 8 KiB, percent-encoded: three bytes for one.
 _MAX_MESSAGE = 1000
@@ -14,8 +13,6 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     which may hold paths."""
     if isinstance(error, LorikeetError):
         return grpc.StatusCode[error.code], _sendable(str(error))
-    if isinstance(error, WeightsError):
-        return grpc.StatusCode.FAILED_PRECONDITION, _sendable(str(error))
     return grpc.StatusCode.INTERNAL, f"unexpected {type(error).__name__}; see the shard's log"
 
 
