@@ -169,7 +169,7 @@ pub struct Adapters {
     /// Seconds that a failed adapter is answered from memory before it is tried again
     #[arg(long, env = "ADAPTER_FAILURE_TTL", default_value = "10", value_parser = seconds)]
     pub adapter_failure_ttl: Duration,
-    /// Adapter names remembered at once, with their digests
+    /// Adapter names remembered at once, with their digests; past it the longest unused is forgotten
     #[arg(long, env = "MAX_ADAPTER_NAMES", default_value_t = 20_000)]
     pub max_adapter_names: usize,
     /// Adapters that load before the server is ready

@@ -211,6 +211,17 @@ async fn a_million_names_do_not_grow_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn more_adapters_are_served_than_names_are_kept() {
+    let flags =
+        ["--max-adapter-names", "4", "--adapter-host-bytes", "2097152", "--max-adapter-bytes", "1048576"];
+    let harness = Harness::with(sim(), &flags).await;
+    for index in [0, 1, 2, 3, 4, 5, 6, 7, 0] {
+        harness.serves(&[&format!("known/{index}")]).await;
+    }
+    assert_eq!(harness.state.registry.list().len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn preloaded_adapters_are_there_at_once() {
     let harness = Harness::with(sim(), &["--preloaded-adapter-ids", "known/a,known/b"]).await;
     assert_eq!(harness.state.registry.stats().staged, 2);

@@ -123,6 +123,24 @@ fn failed_names_do_not_pile_up_and_known_ones_stay() {
 }
 
 #[test]
+fn the_longest_unused_name_gives_its_place_to_a_new_one() {
+    let mut tier = Tier::new(HostConfig { max_names: 3, ..config() });
+    let held = load(&mut tier, "held", 3);
+    fetch(&mut tier, "first", 3);
+    fetch(&mut tier, "second", 3);
+    // What was just fetched is kept for who asked.
+    assert_eq!(tier.acquire("a", START), Acquire::Failed(Failure::TooManyNames { limit: 3 }));
+    let later = START + Duration::from_secs(10);
+    assert!(matches!(tier.acquire("a", later), Acquire::Start(_)));
+    assert!(knows(&tier, "held") && !knows(&tier, "first") && knows(&tier, "second"));
+    let flights = tier.over_budget();
+    assert_eq!(flights[0].work, Work::Drop { digest: digest("first"), from_store: true });
+    tier.dropped(flights[0].id);
+    assert!(!tier.knows(&digest("first")));
+    tier.release(held);
+}
+
+#[test]
 fn failures_are_bounded_and_the_oldest_are_forgotten() {
     let mut tier = Tier::new(HostConfig { max_failures: 2, ..config() });
     let pin = load(&mut tier, "known", 3);

@@ -22,7 +22,7 @@ fn config() -> HostConfig {
         max_adapter_bytes: 15,
         failure_ttl,
         max_failures: 2,
-        max_names: 100,
+        max_names: 6,
     }
 }
 
@@ -137,6 +137,7 @@ proptest! {
                         prop_assert!(!world.flights.is_empty() || tier.stats().host_bytes > 0);
                         prop_assert!(now < until && until <= now + Duration::from_secs(1));
                     }
+                    Acquire::Failed(Failure::TooManyNames { limit }) => prop_assert_eq!(tier.names().len(), limit),
                     Acquire::Failed(failure) => prop_assert_eq!(failure, Failure::Flight("broken")),
                 },
                 Operation::Release(index) if !world.pins.is_empty() => {

@@ -250,6 +250,11 @@ impl State {
     pub(super) fn name_fetched(&mut self, name: &Arc<str>) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
         self.created.entry(Arc::clone(name)).or_insert(now);
+        let Self { tier, device_bytes, created } = self;
+        if created.len() > 2 * tier.names().len() {
+            created.retain(|name, _| tier.digest(name).is_some());
+            device_bytes.retain(|digest, _| tier.knows(digest));
+        }
     }
 }
 

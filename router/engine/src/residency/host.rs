@@ -45,7 +45,8 @@ pub struct HostConfig {
     pub failure_ttl: Duration,
     /// Names remembered to have failed, beside those that were fetched before.
     pub max_failures: usize,
-    /// Names remembered at once. Past it, new names take the places of those that are only remembered to have failed.
+    /// Names remembered at once. Past it, new names take the places of those that are only remembered to have failed, then
+    /// of those that were used the longest time ago and are not in host memory.
     pub max_names: usize,
 }
 
@@ -254,8 +255,13 @@ impl<F: Clone> HostTier<F> {
     }
 
     /// Every known name, in no order.
-    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &Arc<str>> {
         self.names.keys()
+    }
+
+    /// Whether some name stands for this digest.
+    pub fn knows(&self, digest: &Digest) -> bool {
+        self.adapters.contains_key(digest)
     }
 
     pub fn stats(&self) -> HostStats {
@@ -273,7 +279,8 @@ impl<F: Clone> HostTier<F> {
 
     fn name(&mut self, name: &str) -> Result<&mut Name<F>, Failure<F>> {
         let limit = self.config.max_names;
-        if !self.names.contains_key(name) && self.names.len() >= limit && !self.forget_failure() {
+        let known = self.names.contains_key(name);
+        if !known && self.names.len() >= limit && !self.forget_failure() && !self.forget_unused() {
             return Err(Failure::TooManyNames { limit });
         }
         Ok(self.names.entry(name.into()).or_insert(Name { digest: None, fetch: Fetch::Idle }))
@@ -291,6 +298,19 @@ impl<F: Clone> HostTier<F> {
         let Some(oldest) = self.expiring.iter().find(failed_only).cloned() else { return false };
         self.names.remove(&oldest.1);
         self.expiring.remove(&oldest)
+    }
+
+    /// Forgets the name whose adapter was used the longest time ago, of those that nobody uses or loads.
+    fn forget_unused(&mut self) -> bool {
+        let last_use = |entry: &Name<F>| {
+            let adapter = self.adapters.get(entry.digest.as_ref()?)?;
+            let kept = adapter.pins > 0 || adapter.reserved_until.is_some();
+            let unused = !kept && matches!(adapter.tier, Tier::Absent | Tier::Stored);
+            (unused && matches!(entry.fetch, Fetch::Idle)).then_some(adapter.tick)
+        };
+        let names = self.names.iter().filter_map(|(name, entry)| Some((last_use(entry)?, name)));
+        let oldest = names.min().map(|(_, name)| Arc::clone(name));
+        oldest.is_some_and(|name| self.forget(&name))
     }
 
     /// `None`: the store does not have it, it must be fetched again.
