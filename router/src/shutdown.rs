@@ -5,7 +5,7 @@ use std::{io, time::Duration};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +13,9 @@ use crate::{config::Http, driver::Driver, error::Error, infer::Infer, readiness:
 
 /// For terminal errors to reach their clients, once the time to drain is over.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// In which another SIGTERM is the first one again: a supervisor that signals all processes of a service tells this one,
+/// and the launcher does too.
+const SAME_SIGNAL: Duration = Duration::from_secs(2);
 
 /// SIGTERM and SIGINT.
 pub struct Signals {
@@ -79,11 +82,14 @@ impl Drain {
             self.stopping.cancel();
             served.as_mut().await;
         };
+        let first = Instant::now();
+        let again =
+            async { while signals.next().await == Stop::Terminate && first.elapsed() < SAME_SIGNAL {} };
         let drained = tokio::select! {
             finished = timeout(self.http.drain_timeout, finishing) => {
                 if finished.is_ok() { Drained::Finished } else { Drained::TimedOut }
             }
-            _ = signals.next() => Drained::Cut,
+            () = again => Drained::Cut,
         };
         if drained != Drained::Finished {
             self.infer.close();
