@@ -62,7 +62,8 @@ class Kernels(RowOps, Protocol):
 
     def reserve(self, shapes: Sequence[AttentionShape], sequences: int) -> None:
         """Sets aside what attention needs beside its arguments, for steps of which up to `sequences` decodes
-        are planned `fixed`. What was captured for fewer must not be replayed afterwards."""
+        are planned `fixed`: to be called before the first `plan`. What was captured for fewer must not be
+        replayed afterwards."""
 
     def pack_vector(self, values: Tensor) -> Tensor:
         """A norm weight or a bias [n] as the ops take it: act, on the device."""

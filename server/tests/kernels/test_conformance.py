@@ -162,6 +162,7 @@ def attention(
             places = tables[row].long()[positions // BLOCK] * BLOCK + positions % BLOCK
             on_device = [t.to(kernels.device) for t in (positions, places)]
             kernels.rope_and_cache(Product(parts[row][i].clone()), layer, *on_device)
+        kernels.reserve((shape,), 0)
         plan = kernels.plan(sequences, (shape,), BLOCK, Singly(kernels.device)) if planned else None
         outputs.append(kernels.paged_attention(queries[i][:, : query * dim], layer, sequences, plan))
     assert outputs[0].dtype == pair.tested.dtype

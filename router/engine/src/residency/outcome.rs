@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     flight::{Acquire, Digest, Failure, FlightId},
-    host::{Adapter, FIRST_PIN, Fetch, HostTier, Target, Tier},
+    host::{Adapter, FIRST_PIN, Fetch, HostTier, Name, Target, Tier},
 };
 use crate::Time;
 
@@ -15,7 +15,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 impl<F: Clone> HostTier<F> {
     /// A fetch ended: the store has the bytes under this digest.
     pub fn fetched(&mut self, flight: FlightId, digest: &Digest, stored_bytes: u64, now: Time) {
-        let Some(Target::Fetch { name }) = self.flights.remove(&flight) else { return };
+        let Some(name) = self.fetch_ended(flight) else { return };
         let adapter = self.adapters.entry(digest.clone()).or_insert_with(|| Adapter::absent(stored_bytes));
         if adapter.tier == Tier::Absent {
             adapter.tier = Tier::Stored;
@@ -63,9 +63,7 @@ impl<F: Clone> HostTier<F> {
     /// A fetch or a staging failed. Those who ask in the next `failure_ttl` get this reason.
     pub fn failed(&mut self, flight: FlightId, reason: F, now: Time) {
         let failure = Failure::Flight(reason);
-        if let Some(Target::Fetch { name }) = self.flights.get(&flight) {
-            let name = name.clone();
-            self.flights.remove(&flight);
+        if let Some(name) = self.fetch_ended(flight) {
             if self.names.get(&name).is_some_and(|entry| entry.awaits(flight)) {
                 self.fetch_failed(&name, failure, now);
             }
@@ -81,14 +79,8 @@ impl<F: Clone> HostTier<F> {
 
     /// A fetch or a staging ended without telling anything of the adapter: who asks next begins again.
     pub fn abandoned(&mut self, flight: FlightId) {
-        if let Some(Target::Fetch { name }) = self.flights.get(&flight) {
-            let name = name.clone();
-            self.flights.remove(&flight);
-            let Some(entry) = self.names.get_mut(&name).filter(|entry| entry.awaits(flight)) else { return };
-            entry.fetch = Fetch::Idle;
-            if !entry.is_worth_keeping() {
-                self.names.remove(&name);
-            }
+        if let Some(name) = self.fetch_ended(flight) {
+            self.idle_if(&name, |entry| entry.awaits(flight));
         } else if let Some((digest, reserved)) = self.stage_ended(flight) {
             self.host_bytes -= reserved;
             self.update(&digest, |adapter| adapter.tier = Tier::Stored);
@@ -153,13 +145,8 @@ impl<F: Clone> HostTier<F> {
     pub(super) fn expire(&mut self, now: Time) {
         while self.expiring.first().is_some_and(|(until, _)| *until <= now) {
             let Some((until, name)) = self.expiring.pop_first() else { break };
-            let Some(entry) = self.names.get_mut(&name) else { continue };
-            if matches!(&entry.fetch, Fetch::Failed { until: expiry, .. } if *expiry == until) {
-                entry.fetch = Fetch::Idle;
-                if !entry.is_worth_keeping() {
-                    self.names.remove(&name);
-                }
-            }
+            let expired = |entry: &Name<F>| matches!(entry.fetch, Fetch::Failed { until: expiry, .. } if expiry == until);
+            self.idle_if(&name, expired);
         }
         while self.reserved.first().is_some_and(|(until, _)| *until <= now) {
             let Some((until, digest)) = self.reserved.pop_first() else { break };
@@ -208,6 +195,22 @@ impl<F: Clone> HostTier<F> {
                 self.idle_staged.insert(self.tick, digest.clone());
             }
         }
+    }
+
+    /// Takes a name's fetch for over, in a state that is told, and forgets it if nothing else is known of it.
+    fn idle_if(&mut self, name: &str, over: impl FnOnce(&Name<F>) -> bool) {
+        let Some(entry) = self.names.get_mut(name).filter(|entry| over(entry)) else { return };
+        entry.fetch = Fetch::Idle;
+        if !entry.is_worth_keeping() {
+            self.names.remove(name);
+        }
+    }
+
+    /// Ends a flight, if it is a fetch: the name that it was for.
+    fn fetch_ended(&mut self, flight: FlightId) -> Option<Arc<str>> {
+        let Some(Target::Fetch { .. }) = self.flights.get(&flight) else { return None };
+        let Some(Target::Fetch { name }) = self.flights.remove(&flight) else { return None };
+        Some(name)
     }
 
     /// Ends a staging flight: what it staged, and the bytes that were reserved for it.

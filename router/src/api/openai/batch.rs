@@ -14,9 +14,6 @@ use crate::{
     output::{FinishReason, Output},
 };
 
-/// Prompts times choices of one body, at most: each is a request of its own to the scheduler.
-pub(super) const MAX_SEQUENCES: usize = 512;
-
 /// An output and the index of the choice it belongs to.
 pub(super) type Indexed = (usize, Result<Output, Error>);
 

@@ -114,7 +114,6 @@ class FlashInferAttention:
             # A wrapper writes its plan into one pinned buffer, whose copy for the last step must have begun.
             # The router sends a step once the step before the last is answered: this hardly ever waits.
             self._copied.synchronize()
-        self.reserve(shapes, sequences.context_len.numel() if fixed else 0)
         pages = Pages.of(sequences, block_size, parcel, self._device)
         if fixed:
             planned = FlashInferPlan({shape: self._plan_decodes(shape, sequences, pages) for shape in shapes})

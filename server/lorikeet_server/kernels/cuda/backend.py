@@ -138,6 +138,7 @@ class CudaKernels(ReferenceKernels):
         self, q: Tensor, layer: AttentionLayer, sequences: SequenceTables, plan: AttentionPlan | None = None
     ) -> Tensor:
         if plan is None:
+            self.reserve((layer.shape,), 0)
             plan = self.plan(sequences, (layer.shape,), layer.k_cache.shape[1], Singly(self.device))
         if isinstance(plan, FlashInferPlan):
             return plan.attend(q, layer)

@@ -49,6 +49,7 @@ def planned(
     attention: FlashInferAttention, sequences: SequenceTables, shapes: tuple[AttentionShape, ...], fixed: bool
 ) -> FlashInferPlan:
     """As part of a step."""
+    attention.reserve(shapes, 256)
     PARCEL.begin()
     plan = attention.plan(sequences, shapes, BLOCK, PARCEL, fixed)
     PARCEL.send()
@@ -115,7 +116,6 @@ def test_partial_results_have_room(
 ) -> None:
     shape = AttentionShape(heads, kv_heads, dim, 1.0)
     shapes = shape, shape._replace(window=300)
-    attention.reserve(shapes, 256)
 
     def needed(fixed: bool, *lengths: tuple[int, int]) -> int:
         longest = max(-(-context // BLOCK) for _, context in lengths)

@@ -9,7 +9,6 @@ use super::{
 use crate::{
     api::openai::{
         answer::Plan,
-        batch::MAX_SEQUENCES,
         params::{choices, constrains, parameter, refuse},
     },
     config::Config,
@@ -17,6 +16,8 @@ use crate::{
     request::{GenerateRequest, Prompt},
 };
 
+/// Prompts times choices of one body, at most: each is a request of its own to the scheduler.
+const MAX_SEQUENCES: usize = 512;
 /// OpenAI's default on this route.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
