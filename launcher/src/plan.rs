@@ -141,7 +141,7 @@ fn router(args: &ServeArgs, host: &Host, run: &Run, address: SocketAddr, sockets
     command.pair("--hostname", address.ip().to_string());
     command.pair("--port", address.port().to_string());
     for socket in sockets {
-        command.pair("--shard-uds-path", socket);
+        command.pair("--shard-socket", socket);
     }
     command.pair("--tokenizer-path", &run.prepared.tokenizer_path);
     command.pair("--model-id", &run.prepared.model_id);

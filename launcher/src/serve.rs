@@ -77,7 +77,7 @@ fn router_config(args: &ServeArgs) -> anyhow::Result<Config> {
         config: Config,
     }
     let required =
-        ["router", "--model-id", &args.model_id.name, "--tokenizer-path", ".", "--shard-uds-path", "."];
+        ["router", "--model-id", &args.model_id.name, "--tokenizer-path", ".", "--shard-socket", "."];
     let argv = required.into_iter().map(Into::into).chain(args.router.argv().iter().cloned());
     let config = Router::try_parse_from(argv)?.config;
     config.check()?;

@@ -193,8 +193,8 @@ pub struct Model {
 pub struct Shards {
     /// Unix socket of a shard on this machine; repeatable, in the order of the ranks. Rank 0 tells where those
     /// of other machines are
-    #[arg(long, env = "SHARD_UDS_PATH", required = true, value_delimiter = ',')]
-    pub shard_uds_path: Vec<PathBuf>,
+    #[arg(long, env = "SHARD_SOCKET", required = true, value_delimiter = ',')]
+    pub shard_socket: Vec<PathBuf>,
     /// Seconds a step may take before the shards count as hung
     #[arg(long, env = "STEP_TIMEOUT", default_value = "120", value_parser = seconds)]
     pub step_timeout: Duration,
@@ -288,7 +288,7 @@ impl Config {
             "--max-adapter-names",
             adapters.max_adapter_names as u64,
         )?;
-        at_least("the number of --shard-uds-path", shards.shard_uds_path.len() as u64, 1)?;
+        at_least("the number of --shard-socket", shards.shard_socket.len() as u64, 1)?;
         for (flag, value) in [
             ("--header-timeout", http.header_timeout),
             ("--body-timeout", http.body_timeout),
@@ -334,7 +334,7 @@ mod tests {
     }
 
     fn parse(flags: &[&str]) -> Config {
-        let required = ["router", "--model-id", "m", "--tokenizer-path", "t", "--shard-uds-path", "s"];
+        let required = ["router", "--model-id", "m", "--tokenizer-path", "t", "--shard-socket", "s"];
         Cli::parse_from(required.iter().chain(flags)).config
     }
 
@@ -384,7 +384,7 @@ mod tests {
             ["--request-timeout", "soon"],
             ["--nonsense", "1"],
         ] {
-            let required = ["router", "--model-id", "m", "--tokenizer-path", "t", "--shard-uds-path", "s"];
+            let required = ["router", "--model-id", "m", "--tokenizer-path", "t", "--shard-socket", "s"];
             assert!(Cli::try_parse_from(required.iter().chain(&flags)).is_err(), "{flags:?}");
         }
     }

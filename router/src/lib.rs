@@ -119,7 +119,7 @@ pub fn start(
     let model = ModelHandle::default();
     let metrics = Arc::new(Metrics::new(config.telemetry.clone(), config.model.model_id.clone()));
     let validator = Validator::start(&config.model.tokenizer_path, &config.limits, model.clone())?;
-    let group = Arc::new(Group::new(&config.shards.shard_uds_path));
+    let group = Arc::new(Group::new(&config.shards.shard_socket));
     let base = &config.model.model_id;
     // However many wait for adapters, others find room.
     let waiting = config.limits.max_concurrent_requests - config.limits.max_concurrent_requests / 5;

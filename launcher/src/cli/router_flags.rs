@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, parser::Va
 use lorikeet_router::config::Config;
 
 /// Flags that the launcher finds out for the router.
-const SET_BY_LAUNCHER: [&str; 2] = ["shard_uds_path", "tokenizer_path"];
+const SET_BY_LAUNCHER: [&str; 2] = ["shard_socket", "tokenizer_path"];
 
 /// Router flags given on the command line. Those given by the environment reach the router the same way.
 #[derive(Debug, Clone, Default)]

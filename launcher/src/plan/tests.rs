@@ -28,17 +28,8 @@ struct Router {
 }
 
 fn run(args: &ServeArgs, address: &str) -> Run {
-    let router = [
-        "router",
-        "--model-id",
-        "m",
-        "--tokenizer-path",
-        "t",
-        "--shard-uds-path",
-        "s",
-        "--drain-timeout",
-        "7",
-    ];
+    let router =
+        ["router", "--model-id", "m", "--tokenizer-path", "t", "--shard-socket", "s", "--drain-timeout", "7"];
     Run {
         prepared: Prepared {
             model_id: "org/m".into(),
@@ -99,7 +90,7 @@ fn one_shard_and_the_router() {
     for (flag, value) in [
         ("--hostname", "127.0.0.1"),
         ("--port", "3000"),
-        ("--shard-uds-path", "/run/lorikeet-x/shard-0"),
+        ("--shard-socket", "/run/lorikeet-x/shard-0"),
         ("--tokenizer-path", "/cache/tokenizers/m"),
         ("--model-id", "org/m"),
     ] {
@@ -136,7 +127,7 @@ fn ranks_know_each_other_and_share_the_cores() {
         }
     }
     assert_eq!(
-        values(&router_of(&plan).process, "--shard-uds-path"),
+        values(&router_of(&plan).process, "--shard-socket"),
         ["/run/lorikeet-x/shard-0", "/run/lorikeet-x/shard-1"]
     );
     assert_eq!(plan.sockets.len(), 2);
@@ -150,11 +141,7 @@ fn a_machine_without_rank_0_has_its_shards_and_no_router() {
     let flags =
         ["--num-shard", "2", "--world-size", "4", "--master-addr", "10.0.0.1", "--master-port", "29500"];
     let leader = planned(&flags);
-    assert_eq!(
-        values(&router_of(&leader).process, "--shard-uds-path").len(),
-        2,
-        "rank 0 tells of the others"
-    );
+    assert_eq!(values(&router_of(&leader).process, "--shard-socket").len(), 2, "rank 0 tells of the others");
     let follower = planned(&[&flags[..], &["--rank", "2"]].concat());
     assert_eq!(follower.router, None);
     for (plan, first) in [(&leader, 0), (&follower, 2)] {

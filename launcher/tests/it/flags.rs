@@ -154,7 +154,7 @@ fn switches_are_set_by_the_environment_as_people_write_them() {
     let place = Place::new(SLEEPS);
     let switches = ["JSON_OUTPUT", "DISABLE_PREFIX_CACHE", "DISABLE_VLLM_METRICS"];
     let router =
-        ["router", "--model-id", "m", "--tokenizer-path", "/no/such", "--shard-uds-path", "/no/such"];
+        ["router", "--model-id", "m", "--tokenizer-path", "/no/such", "--shard-socket", "/no/such"];
     for arguments in [&["serve", "--model-id", "m", "--adapter-root", "/no/such"][..], &router] {
         for value in ["1", "yes", "true", "0", "off"] {
             let mut command = place.lorikeet(arguments);

@@ -180,7 +180,7 @@ fn agreed(infos: &[InfoResponse]) -> Result<&InfoResponse, NotReady> {
     for (rank, info) in infos.iter().enumerate() {
         if info.rank as usize != rank || info.world_size as usize != infos.len() {
             return Err(NotReady::Never(format!(
-                "the shard at the place of rank {rank} of {} is rank {} of {} (--shard-uds-path)",
+                "the shard at the place of rank {rank} of {} is rank {} of {} (--shard-socket)",
                 infos.len(),
                 info.rank,
                 info.world_size

@@ -285,7 +285,7 @@ pub fn config(directory: &Path, ranks: u32, flags: &[&str]) -> Config {
         .chain([directory_flag])
         .collect();
     for rank in 0..ranks {
-        argv.push("--shard-uds-path".into());
+        argv.push("--shard-socket".into());
         argv.push(socket(directory, rank).to_str().unwrap().to_owned());
     }
     argv.extend(flags.iter().map(|&flag| flag.to_owned()));

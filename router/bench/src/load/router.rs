@@ -158,7 +158,7 @@ impl Router {
             .args(["--max-batch-prefill-tokens", "4096", "--port", &port.to_string()])
             .arg("--tokenizer-path")
             .arg(directory)
-            .arg("--shard-uds-path")
+            .arg("--shard-socket")
             .arg(socket)
             .stdin(Stdio::null())
             .stdout(fs::File::create(&log)?)
