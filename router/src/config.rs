@@ -2,14 +2,13 @@
 //!
 //! Names are LoRAX's where they mean the same. No other module reads the environment.
 
-mod bounds;
+mod check;
 
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, builder::BoolishValueParser};
 
-pub use self::bounds::ConfigError;
-use self::bounds::{at_least, at_most, below};
+pub use self::check::ConfigError;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -215,95 +214,6 @@ pub struct Telemetry {
     /// Adapters that have metrics of their own; the others share the label `other`
     #[arg(long, env = "MAX_ADAPTER_LABELS", default_value_t = 100)]
     pub max_adapter_labels: usize,
-}
-
-impl Config {
-    /// Refuses values that cannot work together, naming the flag, the value and the bound.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let Self { http, limits, batching, adapters, model, shards, .. } = self;
-        at_least("--max-body-bytes", http.max_body_bytes as u64, 1024)?;
-        // Clients send some kilobytes.
-        at_least("--max-header-bytes", http.max_header_bytes as u64, 8192)?;
-        at_least("--max-connections", http.max_connections as u64, 1)?;
-        at_least("--max-concurrent-requests", limits.max_concurrent_requests as u64, 1)?;
-        at_least("--max-best-of", limits.max_best_of as u64, 1)?;
-        at_least("--max-choices", limits.max_choices as u64, 1)?;
-        at_least("--validation-workers", limits.validation_workers as u64, 1)?;
-        at_least("--max-waiting-requests", batching.max_waiting_requests as u64, 1)?;
-        at_least("--max-waiting-prompt-tokens", batching.max_waiting_prompt_tokens as u64, 1)?;
-        at_least("--max-adapter-names", adapters.max_adapter_names as u64, 1)?;
-        at_least("--max-lora-rank", adapters.max_lora_rank.into(), 1)?;
-        if adapters.max_lora_rank > LARGEST_LORA_RANK {
-            return Err(ConfigError {
-                flag: "--max-lora-rank",
-                given: adapters.max_lora_rank.to_string(),
-                bound: format!("at most {LARGEST_LORA_RANK}, which the kernels are made for"),
-            });
-        }
-        for (flag, value) in [
-            ("--max-input-length", limits.max_input_length),
-            ("--max-batch-size", batching.max_batch_size),
-            ("--max-batch-prefill-tokens", batching.max_batch_prefill_tokens),
-        ] {
-            at_least(flag, value.unwrap_or(1).into(), 1)?;
-        }
-        at_least("--max-total-tokens", limits.max_total_tokens.unwrap_or(2).into(), 2)?;
-        if let (Some(input), Some(total)) = (limits.max_input_length, limits.max_total_tokens) {
-            below("--max-input-length", input.into(), "--max-total-tokens", total.into())?;
-        }
-        if let (Some(sequences), Some(tokens)) = (batching.max_batch_size, batching.max_batch_prefill_tokens)
-        {
-            at_most("--max-batch-size", sequences.into(), "--max-batch-prefill-tokens", tokens.into())?;
-        }
-        at_most(
-            "--max-adapter-bytes",
-            adapters.max_adapter_bytes,
-            "--adapter-host-bytes",
-            adapters.adapter_host_bytes,
-        )?;
-        at_most(
-            "--max-adapter-bytes",
-            adapters.max_adapter_bytes,
-            "--adapter-disk-bytes",
-            adapters.adapter_disk_bytes,
-        )?;
-        if http.lame_duck_timeout > http.drain_timeout {
-            return Err(ConfigError {
-                flag: "--lame-duck-timeout",
-                given: format!("{} seconds", http.lame_duck_timeout.as_secs_f64()),
-                bound: format!("at most {}, the value of --drain-timeout", http.drain_timeout.as_secs_f64()),
-            });
-        }
-        if adapters.preloaded_adapter_ids.contains(&model.model_id) {
-            return Err(ConfigError {
-                flag: "an id of --preloaded-adapter-ids",
-                given: model.model_id.clone(),
-                bound: "another name than --model-id, which is the base model's".into(),
-            });
-        }
-        let preloaded = adapters.preloaded_adapter_ids.len() as u64;
-        at_most(
-            "the number of --preloaded-adapter-ids",
-            preloaded,
-            "--max-adapter-names",
-            adapters.max_adapter_names as u64,
-        )?;
-        at_least("the number of --shard-socket", shards.shard_socket.len() as u64, 1)?;
-        for (flag, value) in [
-            ("--header-timeout", http.header_timeout),
-            ("--body-timeout", http.body_timeout),
-            ("--write-timeout", http.write_timeout),
-            ("--request-timeout", limits.request_timeout),
-            ("--adapter-load-timeout", adapters.adapter_load_timeout),
-            ("--step-timeout", shards.step_timeout),
-            ("--warmup-timeout", shards.warmup_timeout),
-        ] {
-            if value.is_zero() {
-                return Err(ConfigError { flag, given: "0".into(), bound: "more than 0 seconds".into() });
-            }
-        }
-        Ok(())
-    }
 }
 
 /// A year: what is to end never ends after it, and times can be added to it.
