@@ -1,7 +1,7 @@
 //! Building a step: adapter moves, then every running decode, then ends of prompts, then other prefill chunks by fair
 //! turns.
 
-use lorikeet_proto::v1::{Admission, Step};
+use lorikeet_proto::v1::Step;
 
 use crate::{
     Engine, Event,
@@ -175,20 +175,41 @@ impl Engine {
     /// Gives the first sequence of a queue a slot and its first chunk. False: nobody is admitted in this step, neither
     /// those of other queues, or a long prompt would wait for ever.
     fn admit(&mut self, queue: QueueKey, builder: &mut StepBuilder, events: &mut Vec<Event>) -> bool {
-        let adapter_slot = queue.adapter.map(|adapter| self.device.slot(adapter));
-        let (Some(id), false) = (self.queues.first_waiting(queue), adapter_slot == Some(None)) else {
-            return false;
+        let adapter_slot = match queue.adapter.map(|adapter| self.device.slot(adapter)) {
+            Some(None) => return false,
+            slot => slot.flatten(),
         };
-        if self.blocked == Some(id) || self.free_slots.is_empty() {
-            return false;
-        }
-        let Some(sequence) = self.sequences.get(&id) else { return false };
+        let Some(id) = self.queues.first_waiting(queue) else { return false };
+        let Some((slot, blocks)) = self.claim(id, queue) else { return false };
+        self.dequeue(id);
+        let Some(sequence) = self.sequences.get_mut(&id) else { return false };
+
         let block_size = self.kv.block_size();
-        let total = sequence.tokens.len();
-        // The last token is computed even if its KV is known: the next is sampled from its logits.
-        let reusable = if sequence.wants_prompt.is_some() { &[] } else { &sequence.tokens[..total - 1] };
-        let blocks = self.kv.reuse(sequence.namespace(), reusable);
-        let needed = total.div_ceil(block_size) - blocks.len();
+        let cached = blocks.len() * block_size;
+        self.counters.prefix_queries_tokens +=
+            if sequence.wants_prompt.is_some() { 0 } else { sequence.tokens.len() as u64 };
+        self.counters.prefix_hits_tokens += cached as u64;
+        builder.step.admissions.push(sequence.admit(slot, adapter_slot, blocks, cached));
+        self.committed += sequence.run.as_ref().map_or(0, |run| run.blocks_to_come(block_size));
+        events.extend(sequence.start(self.now, cached));
+        self.running.insert(id);
+        self.queues.prefill(queue, id);
+        if let Some(adapter) = queue.adapter {
+            self.device.run(adapter, self.now);
+        }
+        self.refresh(queue);
+        self.plan_chunk(id, builder)
+    }
+
+    /// A slot for a waiting sequence and the blocks that it reuses, if there is room for the rest of its prompt. If there
+    /// is none, its adapter stays in its slot until there is.
+    fn claim(&mut self, id: SequenceId, queue: QueueKey) -> Option<(u32, Vec<u32>)> {
+        if self.blocked == Some(id) || self.free_slots.is_empty() {
+            return None;
+        }
+        let sequence = self.sequences.get(&id)?;
+        let blocks = self.kv.reuse(sequence.namespace(), sequence.reusable());
+        let needed = sequence.tokens.len().div_ceil(self.kv.block_size()) - blocks.len();
         // Whoever runs already may need another block before one is given back.
         let reserve = self.running.len();
         if needed + self.committed + reserve > self.kv.available() {
@@ -197,56 +218,10 @@ impl Engine {
             }
             self.blocked = Some(id);
             self.device.hold(queue.adapter);
-            return false;
+            return None;
         }
         self.device.hold(None);
-        self.dequeue(id);
-        let (Some(slot), Some(sequence)) = (self.free_slots.pop(), self.sequences.get_mut(&id)) else {
-            return false;
-        };
-
-        let cached = blocks.len() * block_size;
-        sequence.runs += 1;
-        sequence.charged = sequence.charged.max(cached);
-        let history = if sequence.has_penalty() { sequence.tokens.clone() } else { Vec::new() };
-        let admission = Admission {
-            slot,
-            adapter_slot: adapter_slot.flatten().map_or(-1, u32::cast_signed),
-            sampling: Some(sequence.sampling.clone()),
-            prompt_logprobs: sequence.wants_prompt.is_some(),
-            prompt_top_logprobs: sequence.wants_prompt.unwrap_or(0),
-            cached_tokens: cached as u32,
-            blocks: blocks.clone(),
-            history_output: if history.is_empty() { 0 } else { sequence.output() as u32 },
-            history,
-        };
-        sequence.run = Some(Run {
-            slot,
-            number: sequence.runs,
-            published: blocks.len(),
-            publishes: true,
-            blocks,
-            prefill: total,
-            planned: cached,
-            unanswered: 0,
-            last_step: 0,
-        });
-        if !sequence.started {
-            sequence.started = true;
-            let queued = self.now.saturating_sub(sequence.submitted);
-            events.push(Event::Started { id: sequence.id, queued, cached_tokens: cached as u32 });
-        }
-        self.counters.prefix_queries_tokens += reusable_tokens(total, sequence.wants_prompt.is_some());
-        self.counters.prefix_hits_tokens += cached as u64;
-        self.running.insert(id);
-        self.committed += needed;
-        self.queues.prefill(queue, id);
-        if let Some(adapter) = queue.adapter {
-            self.device.run(adapter, self.now);
-        }
-        self.refresh(queue);
-        builder.step.admissions.push(admission);
-        self.plan_chunk(id, builder)
+        Some((self.free_slots.pop()?, blocks))
     }
 
     /// Counts what a sequence has been given in the step under construction.
@@ -260,8 +235,4 @@ impl Engine {
             self.device.used_by(adapter, last_step);
         }
     }
-}
-
-fn reusable_tokens(total: usize, wants_prompt: bool) -> u64 {
-    if wants_prompt { 0 } else { total as u64 }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lorikeet_proto::v1::Sampling;
+use lorikeet_proto::v1::{Admission, Sampling};
 
 use crate::{Event, FinishReason, PromptToken, Request, RequestId, Time, kv::Namespace, queue::QueueKey};
 
@@ -88,6 +88,55 @@ impl Sequence {
     pub(crate) fn has_penalty(&self) -> bool {
         let Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } = self.sampling;
         ![0.0, 1.0].contains(&repetition_penalty) || frequency_penalty != 0.0 || presence_penalty != 0.0
+    }
+
+    /// Tokens whose KV it may take over. The last one is computed even if its KV is known: the next is sampled from its
+    /// logits.
+    pub(crate) fn reusable(&self) -> &[u32] {
+        if self.wants_prompt.is_some() { &[] } else { &self.tokens[..self.tokens.len() - 1] }
+    }
+
+    /// Begins a run in a slot; the first `cached` tokens are in `blocks`.
+    pub(crate) fn admit(
+        &mut self,
+        slot: u32,
+        adapter_slot: Option<u32>,
+        blocks: Vec<u32>,
+        cached: usize,
+    ) -> Admission {
+        self.runs += 1;
+        self.charged = self.charged.max(cached);
+        let history = if self.has_penalty() { self.tokens.clone() } else { Vec::new() };
+        let admission = Admission {
+            slot,
+            adapter_slot: adapter_slot.map_or(-1, u32::cast_signed),
+            sampling: Some(self.sampling.clone()),
+            prompt_logprobs: self.wants_prompt.is_some(),
+            prompt_top_logprobs: self.wants_prompt.unwrap_or(0),
+            cached_tokens: cached as u32,
+            blocks: blocks.clone(),
+            history_output: if history.is_empty() { 0 } else { self.output() as u32 },
+            history,
+        };
+        self.run = Some(Run {
+            slot,
+            number: self.runs,
+            published: blocks.len(),
+            publishes: true,
+            blocks,
+            prefill: self.tokens.len(),
+            planned: cached,
+            unanswered: 0,
+            last_step: 0,
+        });
+        admission
+    }
+
+    /// Tells of the first run, not of those after a preemption.
+    pub(crate) fn start(&mut self, now: Time, cached: usize) -> Option<Event> {
+        let first = !std::mem::replace(&mut self.started, true);
+        let queued = now.saturating_sub(self.submitted);
+        first.then_some(Event::Started { id: self.id, queued, cached_tokens: cached as u32 })
     }
 
     /// The run, if the next step may sample one more token from it.
