@@ -60,14 +60,14 @@ run: setup ## Serve the demo model with the example adapters (MODEL, ADAPTERS, P
 
 .PHONY: bench
 bench: setup ## Measure throughput and latency on this machine
-	$(PYTHON) benchmarks/serving/run.py $(PEERS)
+	$(PYTHON) -m benchmarks.serving $(PEERS)
 
 # On a machine with a GPU, torch and nvcc, but neither network nor Rust. What it lacks is made here by gpu-carry, and
 # brought beside the working tree; benchmarks/README.md has the commands.
 
 .PHONY: gpu-check
 gpu-check: $(if $(DRY_RUN),setup) ## Check everything on a GPU (PART="kernels ...", SECONDS=each, RESULTS=directory; DRY_RUN=1: on the CPU, tiny)
-	$(if $(DRY_RUN),$(PYTHON),python3) benchmarks/gpu $(PART) $(if $(DRY_RUN),--dry-run) $(if $(SECONDS),--seconds $(SECONDS)) \
+	$(if $(DRY_RUN),$(PYTHON),python3) -m benchmarks.gpu $(PART) $(if $(DRY_RUN),--dry-run) $(if $(SECONDS),--seconds $(SECONDS)) \
 		$(if $(RESULTS),--out $(RESULTS))
 
 .PHONY: gpu-carry

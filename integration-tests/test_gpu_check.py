@@ -21,8 +21,7 @@ STRAY = (
 )
 HERE = """
 import os, sys
-sys.path.append("benchmarks/gpu")
-from process_group import run_group
+from benchmarks.gpu.process_group import run_group
 sys.exit(run_group([sys.executable, "-c", sys.argv[1]], os.environ))
 """
 
@@ -52,10 +51,9 @@ def test_a_part_leaves_nothing_behind(end: str) -> None:
 
 CUT_OFF = """
 import sys
-sys.path[:0] = ["benchmarks/gpu", "benchmarks/serving", "examples", "integration-tests", "packaging"]
 from pathlib import Path
-from machine import CheckError, Machine
-from part import limit
+from benchmarks.gpu.machine import CheckError, Machine
+from benchmarks.gpu.part import limit
 machine = Machine(Path(sys.argv[1]), Path(sys.argv[1]), dry=True)
 limit(2)
 try:
@@ -75,9 +73,8 @@ def test_what_is_cut_off_tells_how_far_it_came(tmp_path: Path) -> None:
 
 LAY = """
 import sys
-sys.path.append("benchmarks/gpu")
 from pathlib import Path
-from carried import lay
+from benchmarks.gpu.carried import lay
 for name in ("none.xz", "tool.xz", "files.tar.xz"):
     lay(Path(sys.argv[1], name), Path(sys.argv[1], name.partition(".")[0]))
 """
@@ -123,8 +120,9 @@ PARTS = [
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_dry_run(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/gpu", "--dry-run", "--work", tmp_path / "work", "--out", tmp_path]
-    done = subprocess.run([*command, *PARTS], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.gpu", *PARTS, "--dry-run"]
+    command += ["--work", tmp_path / "work", "--out", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu-check.json").read_text())
     assert list(found) == PARTS and all(part["passed"] and part["rows"] for part in found.values())

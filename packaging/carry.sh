@@ -41,6 +41,6 @@ if [ -n "$ahead" ]; then
     nvcc=$(echo "$tools"/lib/python*/site-packages/nvidia/cu13)
     ours=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     CUDA_HOME=$nvcc FLASHINFER_CUDA_ARCH_LIST=9.0a PYTHONPATH=server:$ours \
-        "$flashinfer/bin/python" benchmarks/gpu/flashinfer_modules.py --out .gpu/kit/flashinfer.tar.xz
+        "$flashinfer/bin/python" -m benchmarks.gpu.flashinfer_modules --out .gpu/kit/flashinfer.tar.xz
 fi
 du --summarize --bytes .gpu/kit .gpu/model-*

@@ -1,6 +1,6 @@
 """Checks Lorikeet on a machine with a GPU, torch and nvcc; neither network nor Rust is needed there.
 
-    python3 benchmarks/gpu [PART ...] [--dry-run] [--seconds N] [--out DIRECTORY]
+    python3 -m benchmarks.gpu [PART ...] [--dry-run] [--seconds N] [--out DIRECTORY]
 
 Each part takes less than eight minutes, or `--seconds`, and may be run alone. `--dry-run` runs the same code
 on the CPU with a tiny model.
@@ -13,9 +13,10 @@ import os
 import sys
 from pathlib import Path
 
-from carried import CARRIED, ROOT
-from machine import SECONDS, CheckError, Machine
-from process_group import run_group
+from benchmarks import ROOT
+from benchmarks.gpu.carried import CARRIED
+from benchmarks.gpu.machine import SECONDS, CheckError, Machine
+from benchmarks.gpu.process_group import run_group
 
 PARTS = {
     "kernels": "compile what the server compiles",
@@ -40,7 +41,7 @@ def cache() -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument(
         "parts", nargs="*", choices=[[], *PARTS], default=[], metavar="PART", help=", ".join(PARTS)
     )
@@ -64,7 +65,8 @@ def main() -> None:
         print(f"{name}: {PARTS[name]}", flush=True)
         command = [
             sys.executable,
-            Path(__file__).with_name("part.py"),
+            "-m",
+            "benchmarks.gpu.part",
             name,
             machine.device,
             machine.work,

@@ -7,7 +7,8 @@ import lzma
 import shutil
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from benchmarks import ROOT
+
 CARRIED = ROOT / ".gpu"
 KIT = CARRIED / "kit"
 

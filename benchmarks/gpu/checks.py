@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from carried import ROOT
-from golden_answers import agreement
 from lock_environment import cuda_toolkit
-from machine import CheckError, Machine
-from scale import DRY, REAL
-from served import FIRST_START
 from support.server import Server
+
+from benchmarks import ROOT
+from benchmarks.gpu.golden_answers import agreement
+from benchmarks.gpu.machine import CheckError, Machine
+from benchmarks.gpu.scale import DRY, REAL
+from benchmarks.gpu.served import FIRST_START
 
 Rows = list[dict[str, Any]]
 # Of the tests: what they compare with comes from the CPU, all of whose cores each process would take.
@@ -49,7 +50,7 @@ def kernels(machine: Machine) -> Rows:
         seconds, size = round(time.monotonic() - started, 1), Path(library).stat().st_size >> 10
         rows.append({"library": Path(library).name, "KiB": size, "seconds": seconds})
     if not machine.dry:
-        printed = machine.python(Path(__file__).with_name("flashinfer_modules.py")).stdout.splitlines()
+        printed = machine.python("-m", "benchmarks.gpu.flashinfer_modules").stdout.splitlines()
         rows.append(json.loads(next(line for line in reversed(printed) if line.startswith("{"))))
     return rows
 

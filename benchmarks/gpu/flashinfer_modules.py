@@ -1,6 +1,6 @@
 """Compiles the FlashInfer modules that the tests and the served models of a check use, all side by side.
 
-    python benchmarks/gpu/flashinfer_modules.py [--out FILE.tar.xz]
+    python -m benchmarks.gpu.flashinfer_modules [--out FILE.tar.xz]
 
 On first use each would be compiled by itself, some of them for a minute and more: together longer than a part
 may take. Those that were brought compiled (`carried.py`) are left alone. `--out` packs them to be brought, on

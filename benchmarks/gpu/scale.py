@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from make_adapters import Shape
-from random_model import GEOMETRIES, write
+
+from benchmarks.gpu.random_model import GEOMETRIES, write
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from carried import ROOT
-from load import Load, Target
-from machine import Machine
-from report import Row
-from scale import Scale
 from support.server import Server
+
+from benchmarks import ROOT
+from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.scale import Scale
+from benchmarks.serving.load import Load, Target
+from benchmarks.serving.report import Row
 
 NAME = "Lorikeet"
 GIB = 1 << 30
@@ -148,7 +149,7 @@ def host(machine: Machine, scale: Scale) -> Iterator[Row]:
     """Of the shard alone, a decode step beside its kernels, and steps with adapters beside those without;
     then a decode step between a client's tokens.
     """
-    model, script = scale.model(machine.large), ROOT / "benchmarks" / "gpu" / "step_profile.py"
+    model = scale.model(machine.large)
     sizes = {
         "--model": model,
         "--streams": scale.streams,
@@ -160,7 +161,7 @@ def host(machine: Machine, scale: Scale) -> Iterator[Row]:
     with scratch(machine) as work:
         adapters = random_adapters(machine, model, work / "adapters", counts[-1], str(scale.rank))
         counted = ["--adapter-root", str(adapters), "--adapters", *map(str, counts)]
-        printed = machine.python(script, *words, *counted).stdout.splitlines()
+        printed = machine.python("-m", "benchmarks.gpu.step_profile", *words, *counted).stdout.splitlines()
         found = json.loads(next(line for line in reversed(printed) if line.startswith("{")))
         none, *others = (found[str(count)] for count in counts)
         for count, step in zip(counts, (none, *others), strict=True):

@@ -1,7 +1,7 @@
 """Steps of the shard alone: how long a decode takes with two in flight, how much of that kernels run, and how
 long prompts take.
 
-    python benchmarks/gpu/step_profile.py --model DIR --adapter-root DIR --adapters 0 1 64 --device cuda
+    python -m benchmarks.gpu.step_profile --model DIR --adapter-root DIR --adapters 0 1 64 --device cuda
 
 Prints one JSON object, by number of adapters: DIR/adapter-0000 and so on are used in turn. The step is the
 shard's own, driven as its tests drive it. On a CPU the host is the device: all of its time counts as kernels.
@@ -17,10 +17,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "server" / "tests" / "engine"))
-
-from lorikeet_server.config import (  # noqa: E402 - after the path
+from lorikeet_server.config import (
     MAX_LORA_RANK,
     Device,
     Dtype,

@@ -17,7 +17,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from benchmarks import ROOT
+
 BESIDE = {"random": "one", "distinct": "one", "prompt-random": "prompt-one"}
 Times = dict[tuple[str, str], list[float]]  # milliseconds by (commit, step)
 

@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -40,7 +39,7 @@ def line(command: list[str], index: int = 0) -> str:
     return lines[index].strip() if lines else ""
 
 
-def facts(peers: str) -> dict[str, str]:
+def facts(peers: str, command: str) -> dict[str, str]:
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft")
     )
@@ -52,5 +51,5 @@ def facts(peers: str) -> dict[str, str]:
         "commit": line(["git", "describe", "--always", "--dirty"]),
         "load average at the start": f"{os.getloadavg()[0]:.2f}",
         "peers": peers,
-        "command": " ".join(["python", *sys.argv]),
+        "command": command,
     }

@@ -1,7 +1,7 @@
 """Measures what the README shows. Needs `make setup`; start peers yourself and name them
 (benchmarks/README.md).
 
-.venv/bin/python benchmarks/serving/run.py --peer 'llama-server F32=llama-server@http://127.0.0.1:8081'
+    .venv/bin/python -m benchmarks.serving --peer 'llama-server F32=llama-server@http://127.0.0.1:8081'
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "integration-tests"))
+import torch
+from support.server import Server
 
-import report  # noqa: E402 - after the path
-import scenarios  # noqa: E402
-import torch  # noqa: E402
-from facts import facts  # noqa: E402
-from load import Target  # noqa: E402
-from scenarios import Bench  # noqa: E402
-from support.server import Server  # noqa: E402
+from benchmarks import ROOT
+from benchmarks.serving import report, scenarios
+from benchmarks.serving.facts import facts
+from benchmarks.serving.load import Target
+from benchmarks.serving.scenarios import Bench
 
 MODEL = "smollm2"
 GROUPS = {
@@ -131,7 +129,7 @@ def measure_server(arguments: argparse.Namespace, names: list[str], work: Path) 
 
 def main() -> None:
     names = ["servers", *GROUPS, "cold", "router"]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--peer",
         type=peer,
@@ -151,7 +149,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     about = facts(
-        ", ".join(f"{target.name} ({target.api})" for target in arguments.peer) or "transformers + PEFT only"
+        ", ".join(f"{target.name} ({target.api})" for target in arguments.peer) or "transformers + PEFT only",
+        " ".join(["python -m benchmarks.serving", *sys.argv[1:]]),
     )
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lorikeet-bench-")))

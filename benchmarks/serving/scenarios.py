@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import limit
 import torch
-from load import Load, Target
-from peft_peer import PeftPeer
-from report import Row
 from support.server import BINARY
-from turns import in_turns, middle
+
+from benchmarks.serving import limit
+from benchmarks.serving.load import Load, Target
+from benchmarks.serving.peft_peer import PeftPeer
+from benchmarks.serving.report import Row
+from benchmarks.serving.turns import in_turns, middle
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 PROMPT, TOKENS = 42, 64

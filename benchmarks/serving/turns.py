@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from load import Load, Target
-from report import Row
+from benchmarks.serving.load import Load, Target
+from benchmarks.serving.report import Row
 
 Round = dict[str, float]
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import ROOT
 from benchmarks.kernels.gpu.bench import Bench, measure
 from benchmarks.kernels.gpu.clock import Clock
 from benchmarks.kernels.gpu.layers import Pool
@@ -37,7 +38,6 @@ from benchmarks.serving.facts import facts
 from lorikeet_server.kernels.cuda import abi
 from lorikeet_server.kernels.cuda.library import open_library
 
-ROOT = Path(__file__).parents[3]
 PARTS = {
     "decode": decode_cells,
     "prefill": prefill_cells,
@@ -79,7 +79,6 @@ def main() -> None:
     look_in(options.peers)
     with tempfile.TemporaryDirectory() as scratch:
         if options.dry_run:
-            sys.path.insert(0, str(ROOT / "server" / "tests" / "kernels" / "cuda"))
             from cuda_target import emulated_library
 
             device, library = torch.device("cpu"), emulated_library(Path(scratch))
@@ -109,9 +108,11 @@ def known(device: torch.device) -> dict[str, Any]:
         else "none: a dry run on a CPU, no figure means anything"
     )
     return {
-        **facts("torch always; vLLM and SGLang where they import"),
+        **facts(
+            "torch always; vLLM and SGLang where they import",
+            " ".join(["python -m benchmarks.kernels.gpu", *sys.argv[1:2]]),
+        ),
         "device": name,
-        "command": " ".join(["python -m benchmarks.kernels.gpu", *sys.argv[1:2]]),
     }
 
 
