@@ -104,14 +104,19 @@ fn a_model_that_cannot_be_read_is_named() {
     let place = Place::new(SLEEPS);
     let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
     std::fs::create_dir(at("empty")).unwrap();
-    std::fs::create_dir(at("weightless")).unwrap();
-    for name in ["config.json", "tokenizer.json"] {
-        std::fs::write(at("weightless") + "/" + name, "{}").unwrap();
+    for (directory, names) in
+        [("mute", &["config.json"][..]), ("weightless", &["config.json", "tokenizer.json"])]
+    {
+        std::fs::create_dir(at(directory)).unwrap();
+        for name in names {
+            std::fs::write(place.path().join(directory).join(name), "{}").unwrap();
+        }
     }
     std::fs::write(at("text.gguf"), "not a model").unwrap();
     for (model, part) in [
         (at("missing"), "No such file"),
         (at("empty"), "config.json"),
+        (at("mute"), "tokenizer.json"),
         (at("weightless"), "safetensors"),
         (at("text.gguf"), "no GGUF file"),
         ("./missing.gguf".to_owned(), "No such file"),
@@ -153,8 +158,7 @@ fn the_environment_sets_flags_and_is_checked_too() {
 fn switches_are_set_by_the_environment_as_people_write_them() {
     let place = Place::new(SLEEPS);
     let switches = ["JSON_OUTPUT", "DISABLE_PREFIX_CACHE", "DISABLE_VLLM_METRICS"];
-    let router =
-        ["router", "--model-id", "m", "--tokenizer-path", "/no/such", "--shard-socket", "/no/such"];
+    let router = ["router", "--model-id", "m", "--tokenizer-path", "/no/such", "--shard-socket", "/no/such"];
     for arguments in [&["serve", "--model-id", "m", "--adapter-root", "/no/such"][..], &router] {
         for value in ["1", "yes", "true", "0", "off"] {
             let mut command = place.lorikeet(arguments);
