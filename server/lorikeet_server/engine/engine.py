@@ -97,7 +97,7 @@ class Engine:
 
     def warmup(self, request: pb.WarmupRequest) -> pb.WarmupResponse:
         """Allocates the KV pool and the adapter tables, and runs every kernel once. The same request again
-        keeps what there is, with every slot emptied. Raises ConfigError."""
+        keeps what there is, with every slot emptied. Raises ConfigError, ModelError."""
         check(request, self._model.config.max_positions)
         if self._warm is not None and self._warm.request == request:
             self._warm.runner.reset()

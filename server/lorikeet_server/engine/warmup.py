@@ -5,16 +5,18 @@ from collections.abc import Iterable
 
 from lorikeet_server.engine.limits import Limits
 from lorikeet_server.engine.runner import Runner
+from lorikeet_server.errors import ModelError
 from lorikeet_server.pb import shard_pb2 as pb
 
 SAMPLING = pb.Sampling(temperature=1.0, top_p=0.9)
 
 
 def exercise(runner: Runner, steps: Iterable[pb.Step]) -> None:
-    """Runs the steps; afterwards every slot is empty again."""
+    """Runs the steps; afterwards every slot is empty again. Raises ModelError."""
     for step in steps:
         for error in runner.run(step).wait().errors:
-            raise RuntimeError(f"the model does not run: {error.message}")
+            hint = "; are there NaN or infinite weights?" if error.code == "numeric_error" else ""
+            raise ModelError(f"the model does not run: {error.message}{hint}")
     runner.reset()
 
 

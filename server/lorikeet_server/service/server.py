@@ -51,7 +51,7 @@ async def serve(config: ServeConfig) -> int:
     def fail() -> None:
         loop.call_soon_threadsafe(stop, EXIT_FAILED)
 
-    servicer = ShardServicer(pools, fail)
+    servicer = ShardServicer(pools, fail, lambda: stop(EXIT_CONFIG))
     tasks: list[asyncio.Task[None]] = []
 
     async def stop_after_use() -> None:

@@ -12,7 +12,7 @@ from loguru import logger
 
 from lorikeet_server.adapters.intake import FetchProgress
 from lorikeet_server.engine.engine import Engine
-from lorikeet_server.errors import DeviceError, LorikeetError, NotReadyError
+from lorikeet_server.errors import ConfigError, DeviceError, LorikeetError, ModelError, NotReadyError
 from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.pb import shard_pb2_grpc as rpc
 from lorikeet_server.service.execute import StepStreams, SupersededError
@@ -23,10 +23,11 @@ T = TypeVar("T")
 
 
 class ShardServicer(rpc.ShardServicer):
-    """Answers UNAVAILABLE until `ready` is called with the loaded engine."""
+    """Answers UNAVAILABLE until `ready` is called with the loaded engine. `fatal` and `refuse` end the
+    process: it has failed, or cannot use the model or the settings that it was given."""
 
-    def __init__(self, pools: Pools, fatal: Callable[[], object]) -> None:
-        self._pools, self._fatal = pools, fatal
+    def __init__(self, pools: Pools, fatal: Callable[[], object], refuse: Callable[[], object]) -> None:
+        self._pools, self._fatal, self._refuse = pools, fatal, refuse
         self._engine: Engine | None = None
         self._streams: StepStreams | None = None
 
@@ -51,7 +52,15 @@ class ShardServicer(rpc.ShardServicer):
             engine.library.unstage()  # a router that calls this knows of no staged adapter
             return engine.warmup(request)
 
-        return await self._call(context, self._pools.compute, warm)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pools.compute, warm)
+        except Exception as error:
+            # A router asks for the same again until it is given: in vain, for ever, and without a word.
+            if isinstance(error, LorikeetError):
+                logger.error("the model cannot be served: {}", error)
+            end = self._refuse if isinstance(error, (ConfigError, ModelError)) else self._fatal
+            end()
+            await _abort(context, error)
 
     async def Execute(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.Step], context: aio.ServicerContext

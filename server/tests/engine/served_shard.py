@@ -32,11 +32,11 @@ class Shard:
             path / "model", path / "store", "reference", [path / "adapters"], device=device
         )
         self.socket = path / "socket"
-        self.fatal = threading.Event()
+        self.fatal, self.refused = threading.Event(), threading.Event()
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
-        self.servicer = ShardServicer(Pools.start(1), self.fatal.set)
+        self.servicer = ShardServicer(Pools.start(1), self.fatal.set, self.refused.set)
         health = health_aio.HealthServicer()
         self.server = self.call(listen(self.socket, self.servicer, health))
         self.channel = grpc.insecure_channel(f"unix:{self.socket}")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from shard_driver import make_engine, tiny_model
+from shard_driver import make_engine, tiny_model, warmup_request
 
 from lorikeet_server.errors import ModelError
 from lorikeet_server.models.registry import configure
@@ -56,6 +56,16 @@ def test_values_beyond_float16(path: Path) -> None:
     with pytest.raises(ModelError, match=f"{name} has values beyond float16"):
         make_engine(path, path / "store", mode="float16")
     make_engine(path, path / "store", mode="bfloat16")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(path: Path, value: float) -> None:
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.1.self_attn.k_proj.weight"][3, 4] = value
+    save_file(tensors, path / "model.safetensors")
+    engine = make_engine(path, path / "store")
+    with pytest.raises(ModelError, match=r"does not run: .* not finite; are there NaN or infinite weights"):
+        engine.warmup(warmup_request())
 
 
 SIZES = {
@@ -144,7 +154,7 @@ def test_what_gemma_leaves_out_is_what_transformers_takes() -> None:
 @pytest.mark.parametrize("mode", ["float16", "bfloat16"])
 def test_rounded_modes_stay_near(path: Path, mode: str) -> None:
     """The engine rounds weights once and nothing else."""
-    from shard_driver import Driver, expected_logprobs, prompt_of, warmup_request
+    from shard_driver import Driver, expected_logprobs, prompt_of
 
     model = tiny_model(path)
     with torch.no_grad():

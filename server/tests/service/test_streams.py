@@ -10,11 +10,13 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from loguru import logger
 from served_shard import Shard, prefill, wait_for
 from shard_driver import expected_tokens, prompt_of, warmup_request
 
 from lorikeet_server.adapters import intake
 from lorikeet_server.engine.result import PendingResult
+from lorikeet_server.errors import ConfigError, DeviceError, ModelError
 from lorikeet_server.pb import shard_pb2 as pb
 
 
@@ -113,6 +115,34 @@ def test_warmup_forgets_what_was_staged(warm: Shard) -> None:
     warm.stub.Warmup(warmup_request())
     assert warm.engine.library.staged.bytes_held == 0
     warm.stub.StageAdapter(pb.StageAdapterRequest(digest=last.digest))  # the store has it still
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "refused"),
+    [
+        (ConfigError("lower --kv-cache-bytes"), grpc.StatusCode.INVALID_ARGUMENT, True),
+        (ModelError("the model does not run"), grpc.StatusCode.FAILED_PRECONDITION, True),
+        (DeviceError("the device has failed"), grpc.StatusCode.UNAVAILABLE, False),
+        (RuntimeError("out of memory"), grpc.StatusCode.INTERNAL, False),
+    ],
+)
+def test_a_shard_that_cannot_be_warmed_up_ends(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch, error: Exception, code: grpc.StatusCode, refused: bool
+) -> None:
+    """Its router would ask again and again. The launcher tells what the shard logged last."""
+
+    def fail(request: pb.WarmupRequest) -> pb.WarmupResponse:
+        raise error
+
+    said: list[str] = []
+    handler = logger.add(said.append, level="ERROR", format="{message} {exception}")
+    monkeypatch.setattr(shard.engine, "warmup", fail)
+    assert code_of(lambda: shard.stub.Warmup(warmup_request())) == code
+    logger.remove(handler)
+    assert (shard.refused.is_set(), shard.fatal.is_set()) == (refused, not refused)
+    assert str(error) in said[0] and len(said) == 1
+    shard.refused.clear()
+    shard.fatal.clear()
 
 
 def test_a_refused_step_ends_the_stream_with_its_reason(warm: Shard) -> None:
