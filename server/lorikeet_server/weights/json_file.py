@@ -17,7 +17,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise WeightsError(
             f"cannot read {path}: {error.strerror or error}; --model-id wants a model directory"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not JSON ({error}); fetch the model again") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} is not a JSON object; fetch the model again")

@@ -99,8 +99,8 @@ def _indexed(directory: Path) -> dict[str, str] | None:
     if (directory / WHOLE).is_file() or not (directory / INDEX).is_file():
         return None
     weight_map = read_json(directory / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise WeightsError(f"{directory / INDEX} has no weight_map; fetch the model again")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise WeightsError(f"{directory / INDEX} has no weight_map of file names; fetch the model again")
     return weight_map
 
 

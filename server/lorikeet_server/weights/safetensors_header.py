@@ -40,7 +40,7 @@ class SafetensorsHeader:
                     raise ValueError("it is cut short")
         except OSError as error:
             raise WeightsError(f"cannot read weights {path}: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
             raise WeightsError(
                 f"{path} is not a usable safetensors file ({error}); fetch the model again"
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,20 +98,31 @@ def test_missing_and_bad_files_are_named(directory: Path, tmp_path: Path) -> Non
     shutil.copytree(directory, broken)
     weights = sorted(broken.glob("*.safetensors"))[0]
     content = weights.read_bytes()
-    for cut in (content[:4], content[:100], content[:-1], b"\xff" * 64, b"\x08" + b"\0" * 7 + b"[1, 2, 3]"):
+    deep = (200_000).to_bytes(8, "little") + b"[" * 200_000
+    short = content[:4], content[:100], content[:-1]
+    for cut in (*short, b"\xff" * 64, b"\x08" + b"\0" * 7 + b"[1, 2, 3]", deep):
         weights.write_bytes(cut)
         refused(broken, "not a usable safetensors file")
     for weights in broken.glob("*.safetensors"):
         weights.unlink()
     refused(broken, "cannot read weights" if (broken / INDEX).exists() else r"\.bin weights are not read")
-    (broken / "config.json").write_text("[")
-    refused(broken, "is not JSON")
+    for text in ("[", "[" * 200_000):
+        (broken / "config.json").write_text(text)
+        refused(broken, "is not JSON")
 
 
 def test_an_index_cannot_leave_its_directory(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / INDEX).write_text('{"weight_map": {"a": "../other/model.safetensors"}}')
     with pytest.raises(WeightsError, match="outside its directory"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {"a": 5}, {"a": ["one.safetensors"]}, {"a": None}])
+def test_an_index_without_file_names_is_refused(tmp_path: Path, weight_map: Any) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(WeightsError, match="has no weight_map of file names"):
         open_source(tmp_path)
 
 
