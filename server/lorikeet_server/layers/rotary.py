@@ -26,6 +26,8 @@ class Rope:
         """Reads both spellings: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`. Which
         counts if both are there, and where the original length comes from, is as in transformers."""
         settings = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        if not isinstance(settings, dict):
+            raise ModelError(f"{settings!r} in config.json are no rotary settings; they must be an object")
         if any(isinstance(value, dict) for value in settings.values()):
             raise ModelError("rope_parameters in config.json differ by layer, which is not supported")
         kind = settings.get("rope_type", settings.get("type", "default"))

@@ -8,6 +8,8 @@ from lorikeet_server.errors import ModelError
 from lorikeet_server.layers.rotary import Rope
 from lorikeet_server.models.windows import LayerWindows, no_windows
 
+MAX_SIZE = 2**31 - 1  # what the protocol and the kernels can count
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -43,6 +45,8 @@ class ModelConfig:
             raise ModelError(
                 f"{self.num_heads} attention heads are not a multiple of {self.num_kv_heads} key/value heads"
             )
+        if self.head_dim % 2:
+            raise ModelError(f"heads of {self.head_dim} have no rotary positions, which turn pairs")
 
     @classmethod
     def from_hf(
@@ -62,18 +66,18 @@ class ModelConfig:
         if activation != known:
             raise ModelError(f"hidden_act {activation!r} in config.json is not supported; known: {known}")
         try:
-            heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
-            head_dim = int(raw.get("head_dim") or hidden // heads)
+            heads, hidden = _size(raw, "num_attention_heads"), _size(raw, "hidden_size")
+            head_dim = _size(raw, "head_dim", hidden // heads)
             return cls(
                 architecture=architecture(raw),
-                vocab_size=int(raw["vocab_size"]),
+                vocab_size=_size(raw, "vocab_size"),
                 hidden_size=hidden,
-                intermediate_size=int(raw["intermediate_size"]),
-                num_layers=int(raw["num_hidden_layers"]),
+                intermediate_size=_size(raw, "intermediate_size"),
+                num_layers=_size(raw, "num_hidden_layers"),
                 num_heads=heads,
-                num_kv_heads=int(raw.get("num_key_value_heads") or heads),
+                num_kv_heads=_size(raw, "num_key_value_heads", heads),
                 head_dim=head_dim,
-                max_positions=int(raw.get("max_position_embeddings", 2048)),
+                max_positions=_size(raw, "max_position_embeddings", 2048),
                 norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
                 rope=Rope.from_config(raw),
                 tied=bool(raw.get("tie_word_embeddings", False)),
@@ -84,13 +88,21 @@ class ModelConfig:
             )
         except KeyError as error:
             raise ModelError(f"config.json lacks {error.args[0]}") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"config.json holds an unusable value: {error}") from error
+
+
+def _size(raw: dict[str, Any], name: str, default: int | None = None) -> int:
+    """A number that counts something, and so is at least 1; `default` where it is left out, null or 0."""
+    size = int(raw[name] if default is None else raw.get(name) or default)
+    if not 1 <= size <= MAX_SIZE:
+        raise ModelError(f"{name} {size} in config.json is outside 1..{MAX_SIZE}")
+    return size
 
 
 def architecture(raw: dict[str, Any]) -> str:
     """The model class that config.json names."""
-    names = raw.get("architectures") or []
-    if len(names) != 1:
+    names = raw.get("architectures")
+    if not isinstance(names, list) or len(names) != 1:
         raise ModelError("config.json must name one architecture, e.g. LlamaForCausalLM")
     return str(names[0])
