@@ -33,7 +33,7 @@ impl FromStr for ModelId {
 /// Type in which weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
-    /// The checkpoint's own; float16 for a GGUF file
+    /// The checkpoint's own; float16 for a quantised GGUF file
     Auto,
     Float32,
     Bfloat16,

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from loguru import logger
@@ -29,7 +28,7 @@ def load_engine(config: ServeConfig, broken: Callable[[], object], endpoint: str
     started = time.monotonic()
     source = open_source(config.model_path)
     registry.configure(source.config)  # refuse an unknown model before waiting for anything
-    mode = storage_mode(config.dtype, source, config.model_path)
+    mode = storage_mode(config.dtype, source)
     group = config.group
     where = choose(config.device, group.local_rank)
     # A CPU computes in float32 whatever the weights are stored in.
@@ -58,26 +57,21 @@ def load_engine(config: ServeConfig, broken: Callable[[], object], endpoint: str
     seconds = time.monotonic() - started
     logger.info("loaded {} as {} on {} kernels in {:.1f} s", config.model_id, mode, kernels.name, seconds)
     identity = Identity(config.model_id, source.digest, mode, __version__)
-    kv_dtype = kernels.kv_dtype(mode, quantised=quantised(config.model_path))
+    kv_dtype = kernels.kv_dtype(mode, quantised=source.quantised)
     return Engine(identity, model, kernels, device, tp, library, kv_dtype)
 
 
-def storage_mode(dtype: Dtype, source: WeightSource, path: Path) -> LinearMode:
-    """`auto` rounds nothing that the checkpoint holds. But a GGUF file was quantised far below 16 bits: in
-    float16 its dequantised values lose nothing that matters, and take half the memory traffic of float32."""
+def storage_mode(dtype: Dtype, source: WeightSource) -> LinearMode:
+    """`auto` rounds nothing that the checkpoint holds. But what was quantised far below 16 bits loses nothing
+    that matters when it is dequantised to float16, which takes half the memory traffic of float32."""
     if dtype is Dtype.FLOAT32:
         return "float32"
     if dtype is Dtype.BFLOAT16:
         return "bfloat16"
-    if dtype is Dtype.FLOAT16 or quantised(path):
+    if dtype is Dtype.FLOAT16 or source.quantised:
         return "float16"
     stored = source.config.get("dtype") or source.config.get("torch_dtype")
     return "bfloat16" if stored == "bfloat16" else "float16" if stored == "float16" else "float32"
-
-
-def quantised(path: Path) -> bool:
-    """Whether the weights of this file have far fewer than 16 bits."""
-    return path.suffix == ".gguf"
 
 
 def reporter(model_id: str) -> Callable[[Progress], None]:

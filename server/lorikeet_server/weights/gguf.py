@@ -17,7 +17,7 @@ from gguf.quants import dequantize
 
 from lorikeet_server.weights.digest import BaseDigest
 from lorikeet_server.weights.error import WeightsError
-from lorikeet_server.weights.gguf_config import model_config
+from lorikeet_server.weights.gguf_config import matrix_kinds, model_config
 from lorikeet_server.weights.gguf_header import GgufHeader, GgufTensor
 from lorikeet_server.weights.source import Slice
 
@@ -55,6 +55,10 @@ class GgufSource:
     @property
     def config(self) -> dict[str, Any]:
         return dict(self._config)
+
+    @property
+    def quantised(self) -> bool:
+        return any(GGML_QUANT_SIZES[kind][0] > 1 for kind in matrix_kinds(self.header))
 
     @property
     def digest(self) -> str:

@@ -88,9 +88,14 @@ def special_tokens(header: GgufHeader) -> dict[str, int | None]:
     return {name: header.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
 
 
+def matrix_kinds(header: GgufHeader) -> set[GGMLQuantizationType]:
+    """The types in which the file holds its matrices; vectors are nearly always in float32."""
+    return {tensor.quantization for tensor in header.tensors.values() if len(tensor.shape) > 1}
+
+
 def _dtype(header: GgufHeader) -> str:
     """The smallest type that keeps what the matrices hold; quantised ones lose next to nothing in float16."""
-    kinds = {tensor.quantization for tensor in header.tensors.values() if len(tensor.shape) > 1}
+    kinds = matrix_kinds(header)
     if GGMLQuantizationType.F32 in kinds:
         return "float32"
     return "bfloat16" if GGMLQuantizationType.BF16 in kinds else "float16"

@@ -40,6 +40,10 @@ class ReportingSource:
     def config(self) -> dict[str, Any]:
         return self._inner.config
 
+    @property
+    def quantised(self) -> bool:
+        return self._inner.quantised
+
     def names(self) -> list[str]:
         return self._inner.names()
 

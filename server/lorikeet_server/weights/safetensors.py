@@ -55,6 +55,10 @@ class SafetensorsSource:
         return dict(self._config)
 
     @property
+    def quantised(self) -> bool:
+        return False
+
+    @property
     def digest(self) -> str:
         digest = BaseDigest()
         digest.add(json.dumps(self._config, sort_keys=True).encode())

@@ -50,6 +50,11 @@ class WeightSource(Protocol):
         """The content of config.json, with the names that transformers uses."""
         ...
 
+    @property
+    def quantised(self) -> bool:
+        """Whether matrices are stored in far fewer bits than the 16 of a float."""
+        ...
+
     def names(self) -> list[str]:
         """The tensors, sorted. Where config says `tie_word_embeddings`, one of the two may be missing."""
         ...

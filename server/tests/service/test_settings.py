@@ -35,21 +35,22 @@ def test_group() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "stored", "path", "mode"),
+    ("dtype", "stored", "quantised", "mode"),
     [
-        (Dtype.AUTO, {"torch_dtype": "bfloat16"}, "model", "bfloat16"),
-        (Dtype.AUTO, {"dtype": "float16"}, "model", "float16"),
-        (Dtype.AUTO, {"torch_dtype": "float32"}, "model", "float32"),
-        (Dtype.AUTO, {}, "model", "float32"),
-        (Dtype.AUTO, {"torch_dtype": "float32"}, "model.gguf", "float16"),
-        (Dtype.FLOAT32, {"torch_dtype": "float32"}, "model.gguf", "float32"),
-        (Dtype.FLOAT16, {"torch_dtype": "bfloat16"}, "model", "float16"),
-        (Dtype.BFLOAT16, {}, "model", "bfloat16"),
+        (Dtype.AUTO, {"torch_dtype": "bfloat16"}, False, "bfloat16"),
+        (Dtype.AUTO, {"dtype": "float16"}, False, "float16"),
+        (Dtype.AUTO, {"torch_dtype": "float32"}, False, "float32"),
+        (Dtype.AUTO, {}, False, "float32"),
+        (Dtype.AUTO, {"torch_dtype": "float32"}, True, "float16"),
+        (Dtype.BFLOAT16, {"torch_dtype": "float16"}, True, "bfloat16"),
+        (Dtype.FLOAT32, {"torch_dtype": "float32"}, True, "float32"),
+        (Dtype.FLOAT16, {"torch_dtype": "bfloat16"}, False, "float16"),
+        (Dtype.BFLOAT16, {}, False, "bfloat16"),
     ],
 )
-def test_storage_mode(dtype: Dtype, stored: dict[str, Any], path: str, mode: str) -> None:
-    source: Any = SimpleNamespace(config=stored)
-    assert storage_mode(dtype, source, Path(path)) == mode
+def test_storage_mode(dtype: Dtype, stored: dict[str, Any], quantised: bool, mode: str) -> None:
+    source: Any = SimpleNamespace(config=stored, quantised=quantised)
+    assert storage_mode(dtype, source) == mode
 
 
 def test_available_memory(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lorikeet_server.weights import Slice, WeightsError, open_source
+from lorikeet_server.config import Dtype
+from lorikeet_server.service.load import storage_mode
+from lorikeet_server.weights import ReportingSource, Slice, WeightsError, open_source
 from lorikeet_server.weights.gguf_header import GgufHeader
 
 QuantizationType = gguf.GGMLQuantizationType
@@ -80,16 +82,21 @@ def test_config_is_that_of_the_original_model(write_gguf: Any, tiny_model: Llama
 
 
 @pytest.mark.parametrize(
-    ("quantization", "dtype"),
+    ("quantization", "dtype", "quantised"),
     [
-        (QuantizationType.F32, "float32"),
-        (QuantizationType.BF16, "bfloat16"),
-        (QuantizationType.F16, "float16"),
-        (QuantizationType.Q8_0, "float16"),
+        (QuantizationType.F32, "float32", False),
+        (QuantizationType.BF16, "bfloat16", False),
+        (QuantizationType.F16, "float16", False),
+        (QuantizationType.Q8_0, "float16", True),
+        (QuantizationType.Q4_0, "float16", True),
     ],
 )
-def test_config_names_a_dtype_that_fits(write_gguf: Any, quantization: QuantizationType, dtype: str) -> None:
-    assert open_source(write_gguf(quantization=quantization)).config["torch_dtype"] == dtype
+def test_config_names_a_dtype_that_fits(
+    write_gguf: Any, quantization: QuantizationType, dtype: str, quantised: bool
+) -> None:
+    source = ReportingSource(open_source(write_gguf(quantization=quantization)), lambda progress: None)
+    assert (source.config["torch_dtype"], source.quantised) == (dtype, quantised)
+    assert storage_mode(Dtype.AUTO, source) == dtype
 
 
 def test_tied_embeddings_have_one_tensor(write_gguf: Any) -> None:
