@@ -12,6 +12,9 @@ from lorikeet_server.weights import Slice, WeightSource
 
 # The largest float16. Beyond it a weight would become infinite.
 _FLOAT16_MAX = torch.finfo(torch.float16).max
+# Of the narrowest type whose numbers are the weights. An 8-bit float wants a scale, which lies in another
+# tensor, and config.json need not speak of it: ModelOpt writes hf_quant_config.json instead.
+_FLOAT_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,4 +51,8 @@ class Build:
         if found != shape:
             raise ModelError(f"{name} has shape {list(found)}, the model's config.json says {list(shape)}")
         self.loaded.add(name)
-        return self.source.load(name, part)
+        weight = self.source.load(name, part)
+        if not weight.is_floating_point() or weight.element_size() < _FLOAT_BYTES:
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise ModelError(f"{name} is stored as {kind}; quantised checkpoints are not supported")
+        return weight

@@ -66,6 +66,17 @@ def test_values_beyond_float16(path: Path) -> None:
     make_engine(path, path / "store", mode="bfloat16")
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.bool])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
+def test_weights_that_want_a_scale(path: Path, name: str, dtype: torch.dtype) -> None:
+    """Where only a file that transformers does not read says that the checkpoint is quantised."""
+    tensors = load_file(path / "model.safetensors")
+    tensors[name] = tensors[name].to(dtype)
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(ModelError, match=f"{name} is stored as {str(dtype).removeprefix('torch.')}; quant"):
+        make_engine(path, path / "store", mode="bfloat16")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite(path: Path, value: float) -> None:
     tensors = load_file(path / "model.safetensors")
