@@ -24,8 +24,7 @@ def model_config(header: GgufHeader, path: Path) -> dict[str, Any]:
         raise WeightsError(
             f"model file {path} is one of {metadata['split.count']} parts; merge them with gguf-split"
         )
-    scaling = metadata.get("llama.rope.scaling.type", "none")
-    if scaling != "none" or "rope_freqs.weight" in header.tensors:
+    if _scales_positions(header):
         raise WeightsError(
             f"model file {path} scales its rotary positions; GGUF does not say exactly how, use safetensors"
         )
@@ -69,6 +68,16 @@ def model_config(header: GgufHeader, path: Path) -> dict[str, Any]:
         "torch_dtype": _dtype(header),
         "vocab_size": header.tensors["token_embd.weight"].shape[0],
     }
+
+
+def _scales_positions(header: GgufHeader) -> bool:
+    metadata = header.metadata
+    scaling = metadata.get("llama.rope.scaling.type")
+    if scaling is None:
+        # A factor alone scales linearly; older files have it under another name. 0 is none, as in llama.cpp.
+        factors = (metadata.get(f"llama.rope.{key}", 0) for key in ("scaling.factor", "scale_linear"))
+        scaling = "linear" if any(factor not in (0, 1) for factor in factors) else "none"
+    return scaling != "none" or "rope_freqs.weight" in header.tensors
 
 
 def generation_config(header: GgufHeader) -> dict[str, Any]:

@@ -109,6 +109,8 @@ def test_tied_embeddings_have_one_tensor(write_gguf: Any) -> None:
     ("metadata", "reason"),
     [
         ({"llama.rope.scaling.type": "yarn"}, "scales its rotary positions"),
+        ({"llama.rope.scaling.factor": 4.0}, "scales its rotary positions"),
+        ({"llama.rope.scale_linear": 2.0}, "scales its rotary positions"),
         ({"llama.expert_count": 8}, "mixture of experts"),
         ({"split.count": 3}, "one of 3 parts"),
         ({"llama.block_count": None}, "no number llama.block_count"),
