@@ -97,7 +97,7 @@ def tokenizer_config(header: GgufHeader) -> dict[str, Any]:
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "add_bos_token": bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
+        "add_bos_token": _adds_bos(metadata),
         "add_prefix_space": False,
         "model_max_length": metadata.get(f"{metadata.get('general.architecture')}.context_length"),
     }
@@ -110,10 +110,18 @@ def tokenizer_config(header: GgufHeader) -> dict[str, Any]:
     return config
 
 
+def _adds_bos(metadata: dict[str, Any]) -> bool:
+    """Many files of Llama 3 do not say: its tokenizer.json does it by a post-processor, where converters did
+    not look. llama.cpp knows it by the vocabulary too."""
+    return bool(
+        metadata.get("tokenizer.ggml.add_bos_token", metadata.get("tokenizer.ggml.pre") == "llama-bpe")
+    )
+
+
 def _begin_of_text(metadata: dict[str, Any], tokens: list[str]) -> dict[str, Any] | None:
     """A post-processor that puts the beginning-of-text token in front, for models trained so."""
     index = metadata.get("tokenizer.ggml.bos_token_id")
-    if not metadata.get("tokenizer.ggml.add_bos_token", False) or index is None:
+    if not _adds_bos(metadata) or index is None:
         return None
     token = tokens[index]
     first = {"SpecialToken": {"id": token, "type_id": 0}}

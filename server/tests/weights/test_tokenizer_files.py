@@ -139,6 +139,17 @@ def test_a_beginning_token_is_added_where_the_model_wants_it(write_gguf: Any) ->
     assert tokenizer_config(header)["bos_token"] == "<|end|>"
 
 
+@pytest.mark.parametrize(("said", "ids"), [({}, [0]), ({"tokenizer.ggml.add_bos_token": False}, [])])
+def test_llama_3_begins_its_texts_unless_it_says_otherwise(
+    write_gguf: Any, said: dict[str, bool], ids: list[int]
+) -> None:
+    path = write_gguf(metadata={"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.bos_token_id": 0})
+    header = GgufHeader.read(path)
+    header.metadata.update({"tokenizer.ggml.merges": [], **said})
+    assert Tokenizer.from_str(json.dumps(tokenizer_json(header, path))).encode("").ids == ids
+    assert tokenizer_config(header)["add_bos_token"] is bool(ids)
+
+
 @pytest.mark.parametrize(
     "metadata",
     [
