@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 WORKSPACE = "FLASHINFER_WORKSPACE_BASE"
 EXTRA = "FLASHINFER_EXTRA_"  # flags behind its own: CFLAGS, CUDAFLAGS, LDFLAGS
+# Its norms in CUDA C++, as its other kernels are. Where nvidia-cutlass-dsl is, which pip brings with it, it
+# would take others, that no lock file has and no check has run.
+CUDA_NORM = "FLASHINFER_USE_CUDA_NORM"
 
 
 def open_flashinfer(device: torch.device, dtype: torch.dtype) -> Any:
@@ -77,6 +80,7 @@ def prepare(
     for kind, flags in (("CFLAGS", headers), ("CUDAFLAGS", headers), ("LDFLAGS", f"-L{workspace}")):
         environment[EXTRA + kind] = f"{environment.get(EXTRA + kind, '')} {flags}"
     environment.setdefault(WORKSPACE, str(workspace))
+    environment.setdefault(CUDA_NORM, "1")
     environment[CUDA_HOME] = str(tools.root)
     # Where pip puts the ninja that it calls by name, also if this environment is not on the PATH.
     places = environment.get("PATH", os.defpath), sysconfig.get_path("scripts")

@@ -40,6 +40,7 @@ def test_what_a_toolkit_lacks_is_found_beside_torch(beside_torch: Toolkit, tmp_p
     assert environment == {
         "CUDA_HOME": str(tools.root),
         "FLASHINFER_WORKSPACE_BASE": str(workspace),
+        "FLASHINFER_USE_CUDA_NORM": "1",
         "FLASHINFER_EXTRA_CFLAGS": headers,
         "FLASHINFER_EXTRA_CUDAFLAGS": headers,
         "FLASHINFER_EXTRA_LDFLAGS": f"-lgiven -L{workspace}",
