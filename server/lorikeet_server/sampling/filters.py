@@ -16,6 +16,7 @@ from lorikeet_server.device.base import Parcel
 from lorikeet_server.kernels import Filters, Kernels
 
 CANDIDATES = 256
+WHOLE_ROWS = 64  # sorted at a time: each takes 14 times the memory of its scores
 
 
 def take(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -55,10 +56,12 @@ def draw(
     tokens = torch.empty(scores.shape[0], dtype=torch.int64, device=scores.device)
     among = ((ways.plain, _plain), (ways.nucleus, _nucleus), (ways.tried, _tried), (ways.whole, _whole))
     for rows, way in among:
-        if rows.numel():
-            temperature, top_k, top_p, typical_p = (take(limit, rows) for limit in filters[:4])
+        if not rows.numel():
+            continue
+        for part in torch.split(rows, WHOLE_ROWS) if way is _whole else (rows,):
+            temperature, top_k, top_p, typical_p = (take(limit, part) for limit in filters[:4])
             by = Filters(temperature, top_k, top_p, typical_p, filters.any_typical)
-            tokens[rows] = way(kernels, take(scores, rows), by, take(uniform, rows))
+            tokens[part] = way(kernels, take(scores, part), by, take(uniform, part))
     return tokens
 
 

@@ -1,5 +1,6 @@
 """The vectorised sampler against plain references, row by row."""
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 import torch
 from devices import Recorder
 from tape import Tape
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers.generation.logits_process import (
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -14,6 +17,8 @@ from transformers.generation.logits_process import (
 )
 
 from lorikeet_server.device.host import HostDevice
+from lorikeet_server.engine.sequences import sampling_params
+from lorikeet_server.engine.warmup import LARGEST
 from lorikeet_server.kernels import Kernels, select
 from lorikeet_server.sampling import filters
 from lorikeet_server.sampling.params import SamplingParams, SlotParams
@@ -192,3 +197,56 @@ def test_penalty_lanes_are_reused_clean() -> None:
             params.admit(slot, penalised, [], 0)
         assert set(run(logits_of(1).expand(40, VOCAB), params, list(range(40))).tokens.tolist()) == {best}
         params.clear()
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of tensors that are made within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._alive: dict[int, weakref.ref[Any]] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+
+        def freed(_: Any) -> None:
+            del self._alive[key]
+            self.now -= size
+
+        self._alive[key] = weakref.ref(storage, freed)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+def test_nothing_takes_more_memory_than_what_a_warmup_measures() -> None:
+    """Of many rows, in as many bytes of each token."""
+    rows = 256
+    logits = logits_of(rows)
+
+    def bytes_of(asked: SamplingParams) -> float:
+        with Held() as held:
+            params = SlotParams(rows, VOCAB, HOST)
+            for slot in range(rows):
+                params.admit(slot, asked, (), 0)
+            run(logits, params, list(range(rows)))
+        return held.most / logits.numel()
+
+    largest = bytes_of(sampling_params(LARGEST))
+    mixes: list[dict[str, Any]] = [
+        *MIXES,
+        {"top_logprobs": 20},
+        {"temperature": 1.0, "presence_penalty": 1.0},
+    ]
+    for mix in mixes:
+        assert bytes_of(SamplingParams(**mix)) <= largest, mix
+    assert largest < 40

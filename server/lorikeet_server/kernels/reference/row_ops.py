@@ -5,26 +5,34 @@ from torch import Tensor
 
 from lorikeet_server.kernels.row_ops import Filters, Penalties
 
+ROWS = 64  # at a time, where each takes several times the memory of its scores
+
 
 class TorchRowOps:
     """See `RowOps`. Sums are taken in double precision: in single, the tail of a 100k vocabulary falls below
     their resolution."""
 
     def penalise(self, scores: Tensor, by: Penalties) -> None:
-        repetition, frequency, presence = by.factors[:, 0:1], by.factors[:, 1:2], by.factors[:, 2:3]
-        count = by.output[by.lanes]
-        score = scores[by.rows]
-        repeated = torch.where(score < 0, score * repetition, score / repetition)
-        score = torch.where(by.seen[by.lanes], repeated, score)
-        score -= frequency * count + presence * (count > 0)
-        scores[by.rows] = score
+        parts = (torch.split(each, ROWS) for each in (by.rows, by.lanes, by.factors))
+        for rows, lanes, factors in zip(*parts, strict=True):
+            repetition, frequency, presence = factors.unsqueeze(-1).unbind(1)
+            count = by.output[lanes]
+            score = scores[rows]
+            repeated = torch.where(score < 0, score * repetition, score / repetition)
+            score = torch.where(by.seen[lanes], repeated, score)
+            score -= frequency * count + presence * (count > 0)
+            scores[rows] = score
 
     def weigh(self, scores: Tensor, temperature: Tensor) -> Tensor:
         return relative(scores, temperature).exp()
 
     def keep_top_p(self, weights: Tensor, top_p: Tensor) -> Tensor:
-        best, _ = weights.sort(dim=-1, descending=True)
-        return weights.where(weights >= _cut(best, best, top_p), 0)
+        kept = torch.empty_like(weights)
+        parts = (torch.split(each, ROWS) for each in (kept, weights, top_p))
+        for to, part, share in zip(*parts, strict=True):
+            best, _ = part.sort(dim=-1, descending=True)
+            to.copy_(part.where(part >= _cut(best, best, share), 0))
+        return kept
 
     def keep(self, scores: Tensor, by: Filters) -> Tensor:
         best, ids = relative(scores, by.temperature).sort(dim=-1, descending=True, stable=True)
