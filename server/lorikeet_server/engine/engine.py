@@ -3,6 +3,7 @@
 Not thread-safe: everything but `library` belongs to the compute thread.
 """
 
+import gc
 from dataclasses import dataclass
 
 import torch
@@ -105,7 +106,7 @@ class Engine:
         # What an earlier call allocated is free again, and nothing reads it, before this one measures.
         self._device.synchronize()
         self._warm = None
-        self._model.release()
+        self._release()
         free, activations = self._device.available_bytes(), self._activations(request)
         shares = GPU if self._device.discrete else HOST
         split = divide(free, activations, request.kv_bytes, request.adapter_bytes, shares)
@@ -171,18 +172,26 @@ class Engine:
         fresh = None if device.discrete else FreshPages(pool)
         return Runner(model, self._kernels, device, self._tp, sequences, slots, fresh)
 
+    def _release(self) -> None:
+        """Frees what was allocated for a runner that is gone. Tables and their parts refer to each other."""
+        self._model.release()
+        gc.collect()
+
     def _activations(self, request: pb.WarmupRequest) -> int:
-        """Bytes that steps need beside weights, KV and adapters, measured on the largest ones. A host need
-        not know: it gives memory as it is touched."""
+        """Bytes that steps need beside weights, KV and adapters, measured on the largest ones, with what
+        captured decodes keep for themselves. A host need not know: it gives memory as it is touched."""
         if not self._device.discrete:
             return 0
         blocks = request.max_step_tokens // request.block_size + request.max_sequences
         cache = self.kv_shape.bytes_per_token * request.block_size * (blocks + 1)
 
+        runners: list[Runner] = []
+
         def largest() -> None:
-            runner = self._allocate(request, blocks, 0)
-            exercise(runner, largest_steps(runner.limits))
+            runners.append(self._allocate(request, blocks, 0))
+            exercise(runners[0], largest_steps(runners[0].limits))
 
         peak = self._device.peak_bytes(largest)
-        self._model.release()
-        return max(0, peak - cache)
+        captured = self._device.peak_bytes(lambda: runners.pop().capture(largest=True))
+        self._release()
+        return max(0, peak - cache) + captured

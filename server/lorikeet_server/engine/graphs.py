@@ -74,9 +74,10 @@ class DecodeGraphs:
         self._logits = torch.empty(shape, dtype=torch.float32, device=device.where)
         self._captured: dict[tuple[int, int], DecodeGraph] = {}  # by rows, and the most adapters
 
-    def capture(self) -> None:
-        """Captures everything, the largest first: the smaller then find room in its memory."""
-        for bucket in reversed(self._buckets):
+    def capture(self, *, largest: bool = False) -> None:
+        """Captures everything, the largest first: the smaller then find room in its memory. With `largest`,
+        only that."""
+        for bucket in reversed(self._buckets[-1:] if largest else self._buckets):
             for most in self._bounds(bucket):
                 self._captured[bucket, most] = self._capture(bucket, most)
 

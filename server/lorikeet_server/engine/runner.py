@@ -62,10 +62,10 @@ class Runner:
         """The sizes that steps are checked against."""
         return self._sequences.limits
 
-    def capture(self) -> None:
-        """Captures decodes, where the backend can. Before, all steps run op by op."""
+    def capture(self, *, largest: bool = False) -> None:
+        """Captures decodes, where the backend can, or the largest alone. Before, all steps run op by op."""
         if self._graphs is not None:
-            self._graphs.capture()
+            self._graphs.capture(largest=largest)
 
     def reset(self) -> None:
         """Empties every sequence slot and every adapter slot."""

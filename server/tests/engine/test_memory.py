@@ -1,14 +1,21 @@
 """The division of memory, and what a Warmup keeps."""
 
+import gc
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from devices import LateDevice
-from shard_driver import Driver, make_engine, prompt_of, tiny_model, warmup_request
+from devices import CapturingDevice, LateDevice
+from gather_kernels import GatherKernels
+from shard_driver import BLOCK, Driver, make_engine, prompt_of, tiny_model, warmup_request
 
+from lorikeet_server.engine.graphs import buckets
 from lorikeet_server.engine.memory import GPU, HOST, divide
 from lorikeet_server.errors import ConfigError
+from lorikeet_server.kernels import LoraTables
 from lorikeet_server.pb import shard_pb2 as pb
 
 
@@ -28,8 +35,64 @@ def test_flags_are_honoured() -> None:
         divide(1000, 200, 700, 100, GPU)
 
 
+class MeasuredDevice(CapturingDevice):
+    """Says what work took, in turn, and has 32 MiB."""
+
+    discrete = True
+
+    def __init__(self, *peaks: int) -> None:
+        super().__init__()
+        self._peaks, self.measured = iter(peaks), list[int]()
+
+    def available_bytes(self) -> int:
+        return 32 << 20
+
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        before = self.captures
+        work()
+        self.measured.append(self.captures - before)
+        return next(self._peaks)
+
+
+def test_what_captures_keep_is_not_given_away(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "model")
+    device = MeasuredDevice(5 << 20, 3 << 20)
+    engine = make_engine(tmp_path / "model", tmp_path / "store", kernels=GatherKernels(), device=device)
+    request = warmup_request(kv_bytes=1 << 20)
+    with torch.inference_mode():
+        response = engine.warmup(request)
+    assert device.measured == [0, 2], "a step, and then a capture of the largest alone"
+    assert device.captures == 2 + 2 * len(buckets(8))
+    blocks = request.max_step_tokens // BLOCK + request.max_sequences + 1
+    needed = (8 << 20) - blocks * BLOCK * engine.kv_shape.bytes_per_token
+    assert response.adapter_bytes == divide(32 << 20, needed, 1 << 20, 0, GPU).adapters
+
+
+def test_what_was_measured_with_is_gone_before_memory_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model(tmp_path / "model")
+    made: list[weakref.ref[LoraTables]] = []
+    create = LoraTables.__init__
+
+    def counted(self: LoraTables, *args: Any) -> None:
+        assert not any(earlier() for earlier in made)
+        create(self, *args)
+        made.append(weakref.ref(self))
+
+    engine = make_engine(tmp_path / "model", tmp_path / "store", device=MeasuredDevice(0, 0, 0, 0))
+    monkeypatch.setattr(LoraTables, "__init__", counted)
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            for sequences in (6, 8):
+                engine.warmup(warmup_request(max_sequences=sequences, kv_bytes=1 << 20))
+    finally:
+        gc.enable()
+    assert len(made) == 4
+
+
 def test_the_largest_step_is_measured_before_memory_is_divided(tmp_path: Path) -> None:
-    """The stand-in's largest step needs 100 bytes: beside the 90 that free memory leaves nothing fits."""
     tiny_model(tmp_path / "model")
     device = LateDevice()
     engine = make_engine(tmp_path / "model", tmp_path / "store", device=device)
