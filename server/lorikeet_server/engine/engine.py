@@ -15,7 +15,7 @@ from lorikeet_server.adapters.slots import AdapterSlots
 from lorikeet_server.device.base import Device
 from lorikeet_server.dist import TensorParallel
 from lorikeet_server.engine.limits import Limits, check
-from lorikeet_server.engine.memory import GPU, HOST, divide
+from lorikeet_server.engine.memory import GPU, HOST, divide, room_for
 from lorikeet_server.engine.result import PendingResult
 from lorikeet_server.engine.runner import Runner
 from lorikeet_server.engine.sequences import Sequences
@@ -96,6 +96,7 @@ class Engine:
         """What a router shows this rank, if it comes from another machine; else empty."""
         return self._tp.directory.token
 
+    @room_for("steps of this size", "lower --max-batch-prefill-tokens or --max-batch-size")
     def warmup(self, request: pb.WarmupRequest) -> pb.WarmupResponse:
         """Allocates the KV pool and the adapter tables, and runs every kernel once. The same request again
         keeps what there is, with every slot emptied. Raises ConfigError, ModelError."""

@@ -6,7 +6,11 @@ Activations are what the largest step was measured to need. The margin is for wh
 staged adapters, page cache and the router; on a GPU, fragments and what libraries allocate late.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 
 from lorikeet_server.errors import ConfigError
 
@@ -45,3 +49,13 @@ def divide(free: int, activations: int, kv: int, adapters: int, shares: Shares) 
             "--kv-cache-bytes, --adapter-memory-bytes or --max-batch-prefill-tokens"
         )
     return split
+
+
+@contextmanager
+def room_for(what: str, remedy: str) -> Iterator[None]:
+    """Raises ConfigError where `what` does not fit into the memory of the device."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        detail = str(error).partition(" See documentation")[0]
+        raise ConfigError(f"the device has no room for {what}; {remedy} ({detail})") from error

@@ -78,11 +78,11 @@ class Runner:
         """Takes a little of the memory that later steps will want; False if there is enough."""
         return self._fresh is not None and self._fresh.take(self._sequences.used)
 
-    def run(self, step: pb.Step) -> results.PendingResult:
+    def run(self, step: pb.Step, *, strict: bool = False) -> results.PendingResult:
         """Calls for a step. Raises ProtocolError if the step contradicts this shard's state, DeviceError.
 
-        An exception from the computation fails the rows of this step and no more; with several ranks it goes
-        to the caller, since the others are inside collectives that this rank will not join.
+        An exception from the computation fails the rows of this step and no more; with several ranks, since
+        the others are inside collectives that this rank will not join, or if `strict`, it goes to the caller.
         """
         pending = results.PendingResult(pb.StepResult(id=step.id), time.perf_counter_ns(), self._clock)
         if step.releases:
@@ -101,7 +101,7 @@ class Runner:
             except DeviceError:
                 raise
             except Exception as error:
-                if self._tp.size > 1:
+                if strict or self._tp.size > 1:
                     raise
                 self._device.synchronize()  # raises if it is the device that failed
                 logger.exception("step {} failed", step.id)

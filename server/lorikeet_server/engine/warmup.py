@@ -16,7 +16,7 @@ LARGEST = pb.Sampling(temperature=1.0, top_p=0.9, typical_p=0.9, repetition_pena
 def exercise(runner: Runner, steps: Iterable[pb.Step]) -> None:
     """Runs the steps; afterwards every slot is empty again. Raises ModelError."""
     for step in steps:
-        for error in runner.run(step).wait().errors:
+        for error in runner.run(step, strict=True).wait().errors:
             hint = "; are there NaN or infinite weights?" if error.code == "numeric_error" else ""
             raise ModelError(f"the model does not run: {error.message}{hint}")
     runner.reset()

@@ -14,6 +14,7 @@ from lorikeet_server.config import Dtype, ServeConfig
 from lorikeet_server.device.choose import choose, open_device
 from lorikeet_server.dist import connect
 from lorikeet_server.engine.engine import Engine, Identity
+from lorikeet_server.engine.memory import room_for
 from lorikeet_server.kernels import LinearMode, select
 from lorikeet_server.models import registry
 from lorikeet_server.weights import Progress, ReportingSource, WeightSource, open_source
@@ -36,7 +37,8 @@ def load_engine(config: ServeConfig, broken: Callable[[], object], endpoint: str
     device = open_device(where)
     tp = connect(group, where, broken, endpoint)
     reporting = ReportingSource(source, reporter(config.model_id), group.world_size)
-    model = registry.load(reporting, kernels, mode, tp)
+    with room_for(config.model_id, "--num-shard divides it over several"):
+        model = registry.load(reporting, kernels, mode, tp)
     dtype = getattr(torch, mode)
     names = [config.model_id, config.model_path.name, str(source.config.get("_name_or_path", ""))]
     served = ServedModel(

@@ -92,6 +92,18 @@ def test_what_was_measured_with_is_gone_before_memory_is_taken(
     assert len(made) == 4
 
 
+def test_a_device_without_room_for_a_step_says_which_flags_make_it_smaller(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "model")
+    engine = make_engine(tmp_path / "model", tmp_path / "store", device=MeasuredDevice())
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine._model.forward = full  # type: ignore[method-assign, assignment]
+    with pytest.raises(ConfigError, match=r"--max-batch-prefill-tokens"), torch.inference_mode():
+        engine.warmup(warmup_request())
+
+
 def test_the_largest_step_is_measured_before_memory_is_divided(tmp_path: Path) -> None:
     tiny_model(tmp_path / "model")
     device = LateDevice()

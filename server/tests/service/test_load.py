@@ -1,12 +1,18 @@
-"""What the log says while weights are read."""
+"""What is said while weights are read."""
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 from loguru import logger
+from shard_driver import tiny_model
 
-from lorikeet_server.service.load import reporter
+from lorikeet_server.config import MAX_LORA_RANK, Device, Dtype, GroupConfig, ServeConfig
+from lorikeet_server.errors import ConfigError
+from lorikeet_server.models import registry
+from lorikeet_server.service.load import load_engine, reporter
 from lorikeet_server.weights import Progress
 
 
@@ -38,3 +44,28 @@ def test_progress_is_logged_after_a_second_and_every_three(
 def test_what_is_read_at_once_is_not_worth_a_line(lines: list[str]) -> None:
     reporter("org/model")(Progress(135_000_000, 135_000_000))
     assert lines == []
+
+
+def test_a_model_that_a_device_has_no_room_for_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    tiny_model(tmp_path / "model")
+    monkeypatch.setattr(registry, "load", full)
+    config = ServeConfig(
+        model_path=tmp_path / "model",
+        model_id="org/large",
+        uds_path=tmp_path / "socket",
+        dtype=Dtype.AUTO,
+        device=Device.CPU,
+        adapter_roots=(),
+        store_dir=tmp_path / "store",
+        disk_bytes=0,
+        max_lora_rank=MAX_LORA_RANK,
+        threads=1,
+        group=GroupConfig.from_environment({}),
+    )
+    with pytest.raises(ConfigError, match=r"no room for org/large; --num-shard.*2\.00 GiB"):
+        load_engine(config, lambda: None)
