@@ -25,6 +25,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
+use tonic::Code;
 
 use crate::{
     adapters::Registry,
@@ -160,7 +161,12 @@ impl Task {
                     return;
                 }
                 Wake::Connected(Err(NotReady::Later(status))) => {
-                    tracing::debug!(%status, "the shards are not ready");
+                    // Unavailable: they load, or start again.
+                    if status.code() == Code::Unavailable {
+                        tracing::debug!(%status, "the shards are not ready");
+                    } else {
+                        tracing::warn!(%status, "the shards are not ready; trying again");
+                    }
                     // Some adapters may have been staged on them, and loads may be under way.
                     self.parts.registry.shard_lost();
                     connecting = self.connect(link::back_off(&mut attempts));
