@@ -99,12 +99,16 @@ def test_p1_kills_at_random_times_lose_nothing(tiny: Path, tiny_adapters: Path) 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "seconds"), [([], 6), (["--request-timeout", "2"], 3)], ids=["loss", "deadline"]
+    ("arguments", "seconds"),
+    [([], 6), (["--request-timeout", "2"], 3), (["--num-shard", "2"], 6)],
+    ids=["loss", "deadline", "one of two"],
 )
 def test_p2_a_frozen_shard_is_noticed_and_its_stale_results_are_dropped(
     tiny: Path, tiny_adapters: Path, arguments: list[str], seconds: float
 ) -> None:
-    """Its requests end when it is noticed, or with their deadline if that is sooner."""
+    """Its requests end when it is noticed, or with their deadline if that is sooner. One of several
+    may be inside another step than the rest: all start again.
+    """
     with Server(str(tiny), [tiny_adapters], ["--dtype", "float32", *arguments]) as server:
         before = answers(server)
         requests = InFlight(server, long_bodies(6))
@@ -120,7 +124,7 @@ def test_p2_a_frozen_shard_is_noticed_and_its_stale_results_are_dropped(
             assert int(refused.headers["retry-after"]) >= 1
             assert refused.json()["error_type"] == "overloaded"
             time.sleep(max(0.0, frozen + scaled(8, 30) - time.monotonic()))
-            assert server.health() == 503 or not shard.is_running(), "ready though its shard is frozen"
+            assert not shard.is_running() or server.health() == 503, "ready though its shard is frozen"
         finally:
             if shard.is_running():
                 shard.resume()

@@ -35,6 +35,7 @@ class Session:
     def __init__(self) -> None:
         self.superseded = False
         self.failed = False  # a step was refused: those behind it must not run
+        self.unanswered = 0  # steps that were read and whose results have not been taken
         self.permits = asyncio.Semaphore(STEPS_AHEAD)
         # Bounded by the permits. None: no more steps, or ended.
         self.results: asyncio.Queue[Future[Launched] | None] = asyncio.Queue()
@@ -51,6 +52,7 @@ class Session:
         if step is not None and not self.superseded:
             launched = await asyncio.wrap_future(step)
             result = launched if isinstance(launched, pb.StepResult) else await asyncio.wrap_future(launched)
+            self.unanswered -= 1
         if self.superseded:
             raise SupersededError
         return result
@@ -73,8 +75,7 @@ class StepStreams:
     def end_current(self) -> None:
         """Ends the open stream, if there is one."""
         if self._session is not None:
-            self._session.end()
-            self._session = None
+            self._end(self._session)
 
     async def run(self, steps: AsyncIterator[pb.Step]) -> AsyncIterator[pb.StepResult]:
         """Yields the result of each step. Raises SupersededError, and what the engine raises."""
@@ -95,9 +96,18 @@ class StepStreams:
             idle.cancel()
             if reader is not None:
                 reader.cancel()
-            session.end()
-            if self._session is session:
-                self._session = None
+            self._end(session)
+
+    def _end(self, session: Session) -> None:
+        """Of the steps that are left, each rank skips those that it has not begun. If it is inside one that
+        another has skipped, it waits there, or takes for it what that one sends for the next stream's."""
+        torn = session.unanswered > 0 and not session.superseded and not session.failed
+        session.end()
+        if self._session is session:
+            self._session = None
+        if torn and self._engine.abandon():
+            logger.error("the stream ended amid steps, which not all ranks may compute; this shard stops")
+            self._fatal()
 
     async def _read(self, steps: AsyncIterator[pb.Step], session: Session) -> None:
         try:
@@ -105,6 +115,7 @@ class StepStreams:
                 self._idle.interrupt()
                 await session.permits.acquire()
                 future = self._compute.submit(self._execute, step, session, time.perf_counter_ns())
+                session.unanswered += 1
                 session.results.put_nowait(future)
         finally:
             session.results.put_nowait(None)

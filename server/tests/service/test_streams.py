@@ -101,6 +101,35 @@ def test_a_client_that_leaves(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> N
     assert ran == [1, 7]
 
 
+@pytest.mark.parametrize("how", ["cancelled", "superseded", "warmed up"])
+def test_a_group_does_not_outlive_a_stream_that_ends_amid_steps(
+    warm: Shard, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its peers may compute the steps that it skips, or skip the one that it waits in."""
+    ran, gate = held_steps(warm, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(warm.engine, "abandon", lambda: True)
+        idle = warm.open()
+        idle.send(pb.Step(id=1))
+        gate.set()
+        next(idle.results)
+        gate.clear()
+        torn = warm.open()
+        for number in (2, 3):
+            torn.send(pb.Step(id=number))
+        wait_for(lambda: ran == [1, 2])
+        assert not warm.fatal.is_set(), "the first had no step left"
+        if how == "cancelled":
+            torn.results.cancel()
+        elif how == "superseded":
+            warm.open()
+        else:
+            warm.stub.Warmup.future(warmup_request())
+        assert warm.fatal.wait(5)
+        warm.fatal.clear()
+    gate.set()
+
+
 def test_warmup_ends_the_stream(warm: Shard) -> None:
     stream = warm.open()
     stream.execute(prefill(0, prompt_of(5, 1)))
