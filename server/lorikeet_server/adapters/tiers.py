@@ -20,8 +20,11 @@ class HostTier:
         with self._lock:
             return self._staged.get(digest)
 
-    def get_or_load(self, digest: str, load: Callable[[], StagedAdapter]) -> StagedAdapter:
-        """The adapter, loaded by the first caller; others wait for the same adapter or the same error."""
+    def get_or_load(
+        self, digest: str, load: Callable[[], StagedAdapter], keep: Callable[[], object]
+    ) -> StagedAdapter:
+        """The adapter, loaded by the first caller; others wait for the same adapter or the same error. `keep`
+        is called when it is kept: not if it was dropped while it was loaded."""
         with self._lock:
             if digest in self._staged:
                 return self._staged[digest]
@@ -34,24 +37,34 @@ class HostTier:
             staged = load()
         except BaseException as error:
             with self._lock:
-                del self._loading[digest]
+                self._loaded(digest, mine)
             mine.set_exception(error)
             raise
         with self._lock:
-            self._staged[digest] = staged
-            del self._loading[digest]
+            if self._loaded(digest, mine):
+                self._staged[digest] = staged
+                keep()
         mine.set_result(staged)
         return staged
 
     def drop(self, digest: str) -> StagedAdapter | None:
-        """Forget an adapter. Slots that hold it keep its memory until they are emptied."""
+        """Forget an adapter, also one that is being loaded. Slots that hold it keep its memory until they are
+        emptied."""
         with self._lock:
+            self._loading.pop(digest, None)
             return self._staged.pop(digest, None)
 
     def digests(self) -> list[str]:
-        """Of all staged adapters."""
+        """Of all adapters that are staged or being loaded."""
         with self._lock:
-            return list(self._staged)
+            return [*self._staged, *self._loading]
+
+    def _loaded(self, digest: str, loading: Future[StagedAdapter]) -> bool:
+        """Whether it is this load that the digest waits for: it was not dropped since."""
+        if self._loading.get(digest) is not loading:
+            return False
+        del self._loading[digest]
+        return True
 
     @property
     def bytes_held(self) -> int:

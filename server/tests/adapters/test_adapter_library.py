@@ -4,6 +4,7 @@ do.
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -277,7 +278,7 @@ def test_callers_that_meet_get_one_load_or_one_error(tmp_path: Path) -> None:
     def run() -> None:
         waiting.wait()
         try:
-            lib.staged.get_or_load(digest, load)
+            lib.staged.get_or_load(digest, load, lambda: None)
         except InvalidAdapterError as error:
             errors.append(error)
 
@@ -292,6 +293,34 @@ def test_callers_that_meet_get_one_load_or_one_error(tmp_path: Path) -> None:
     assert len(errors) == 8
     with pytest.raises(InvalidAdapterError):  # nothing is remembered: the next one tries again
         lib.stage(digest)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_dropped_while_it_is_loaded_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """A router that has given up on it does not count it; `again`: it has asked for it once more since."""
+    lib = build.library(tmp_path)
+    build.write(tmp_path / "root/a", build.config(), build.safetensors(build.tensors()))
+    digest = build.fetch(lib, "a")
+    loading, go, load = threading.Event(), threading.Event(), AdapterLibrary._load
+
+    def slow(library: AdapterLibrary, digest: str) -> StagedAdapter:
+        loading.set()
+        go.wait(10)
+        return load(library, digest)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr(AdapterLibrary, "_load", slow)
+        late = pool.submit(lib.stage, digest)
+        assert loading.wait(10)
+        lib.unstage()
+        patch.setattr(AdapterLibrary, "_load", load)
+        kept = lib.stage(digest) if again else None
+        go.set()
+        assert late.result(10).digest == digest
+    assert lib.staged.get(digest) is kept
+    assert lib.store._pins == ({digest: 1} if again else {})
 
 
 def test_a_source_that_breaks_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
