@@ -1,6 +1,6 @@
 //! A step that was sent and not yet answered.
 
-use lorikeet_proto::v1::{Decode, Prefill, Step};
+use lorikeet_proto::v1::{Admission, Decode, Prefill, Step};
 
 use crate::sequence::SequenceId;
 
@@ -21,6 +21,10 @@ pub(crate) struct Row {
     pub(crate) sample: bool,
 }
 
+/// Numbers that the admissions of a step carry beside their rows, unless one alone has more. A step is one message, which
+/// shards take up to 16 MiB; a number has up to five bytes.
+const MAX_CARRIED: usize = 1 << 20;
+
 /// A step under construction.
 pub(crate) struct StepBuilder {
     pub(crate) step: Step,
@@ -30,6 +34,7 @@ pub(crate) struct StepBuilder {
     decode_rows: Vec<Row>,
     /// Tokens that may still be added.
     pub(crate) budget: usize,
+    carried: usize,
 }
 
 impl StepBuilder {
@@ -41,6 +46,7 @@ impl StepBuilder {
             prefill_rows: Vec::new(),
             decode_rows: Vec::new(),
             budget,
+            carried: 0,
         }
     }
 
@@ -50,6 +56,16 @@ impl StepBuilder {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.prefill_rows.is_empty() && self.decode_rows.is_empty() && self.step.moves.is_empty()
+    }
+
+    /// Whether an admission may come with so many numbers.
+    pub(crate) fn has_room_for(&self, numbers: usize) -> bool {
+        self.carried == 0 || self.carried + numbers <= MAX_CARRIED
+    }
+
+    pub(crate) fn push_admission(&mut self, admission: Admission) {
+        self.carried += admission.history.len() + admission.blocks.len();
+        self.step.admissions.push(admission);
     }
 
     pub(crate) fn push_decode(&mut self, row: Row, new_block: Option<u32>) {

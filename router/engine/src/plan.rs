@@ -180,7 +180,7 @@ impl Engine {
             slot => slot.flatten(),
         };
         let Some(id) = self.queues.first_waiting(queue) else { return false };
-        let Some((slot, blocks)) = self.claim(id, queue) else { return false };
+        let Some((slot, blocks)) = self.claim(id, queue, builder) else { return false };
         self.dequeue(id);
         let Some(sequence) = self.sequences.get_mut(&id) else { return false };
 
@@ -189,7 +189,7 @@ impl Engine {
         self.counters.prefix_queries_tokens +=
             if sequence.wants_prompt.is_some() { 0 } else { sequence.tokens.len() as u64 };
         self.counters.prefix_hits_tokens += cached as u64;
-        builder.step.admissions.push(sequence.admit(slot, adapter_slot, blocks, cached));
+        builder.push_admission(sequence.admit(slot, adapter_slot, blocks, cached));
         self.committed += sequence.run.as_ref().map_or(0, |run| run.blocks_to_come(block_size));
         events.extend(sequence.start(self.now, cached));
         self.running.insert(id);
@@ -203,13 +203,18 @@ impl Engine {
 
     /// A slot for a waiting sequence and the blocks that it reuses, if there is room for the rest of its prompt. If there
     /// is none, its adapter stays in its slot until there is.
-    fn claim(&mut self, id: SequenceId, queue: QueueKey) -> Option<(u32, Vec<u32>)> {
+    fn claim(&mut self, id: SequenceId, queue: QueueKey, builder: &StepBuilder) -> Option<(u32, Vec<u32>)> {
         if self.blocked == Some(id) || self.free_slots.is_empty() {
             return None;
         }
         let sequence = self.sequences.get(&id)?;
+        let (total, block_size) = (sequence.tokens.len(), self.kv.block_size());
+        let history = if sequence.has_penalty() { total } else { 0 };
+        if !builder.has_room_for(history + total / block_size) {
+            return None;
+        }
         let blocks = self.kv.reuse(sequence.namespace(), sequence.reusable());
-        let needed = sequence.tokens.len().div_ceil(self.kv.block_size()) - blocks.len();
+        let needed = total.div_ceil(block_size) - blocks.len();
         // Whoever runs already may need another block before one is given back.
         let reserve = self.running.len();
         if needed + self.committed + reserve > self.kv.available() {

@@ -235,6 +235,24 @@ fn when_blocks_run_out_the_youngest_is_preempted_and_says_the_same() {
     }
 }
 
+/// Without `sim`, which would take minutes for so many tokens.
+#[test]
+fn long_histories_do_not_make_a_step_that_no_shard_takes() {
+    let (num_blocks, max_step_tokens, max_queued_tokens) = (1 << 20, 1 << 22, 1 << 22);
+    let config = EngineConfig { block_size: 16, num_blocks, max_step_tokens, max_queued_tokens, ..config() };
+    let mut engine = Engine::new(config);
+    for id in 0..5 {
+        let long = Job { id, penalty: true, prompt: vec![1; 300_000], ..Job::default() };
+        engine.submit(long.request(None), Duration::ZERO).unwrap();
+    }
+    let mut admitted = || {
+        let step = engine.plan(Duration::ZERO, &mut Vec::new()).unwrap();
+        step.admissions.iter().map(|admission| admission.history.len()).collect::<Vec<_>>()
+    };
+    assert_eq!(admitted(), [300_000; 3]);
+    assert_eq!(admitted(), [300_000; 2]);
+}
+
 #[test]
 fn a_prompt_as_large_as_the_cache_is_served_among_small_ones() {
     let mut driver = Driver::new(EngineConfig { num_blocks: 32, ..config() }, &[]);
