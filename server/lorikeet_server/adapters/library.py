@@ -5,7 +5,7 @@ Every method blocks: it belongs on a thread of low priority, never on the event 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -100,14 +100,11 @@ class AdapterLibrary:
 
         Raises `InvalidAdapterError` naming the field or tensor, `NotFoundError`, `DataLossError`.
         """
-        with self.store.pinned(digest):
-            keep = partial(self.store.pin, digest)  # until it is dropped
-            return self.staged.get_or_load(digest, lambda: self._load(digest), keep)
+        return self.staged.get_or_load(digest, lambda: self._load(digest))
 
     def drop(self, digest: str, from_store: bool) -> None:
         """Forget an adapter; one that is not there is not an error."""
-        if self.staged.drop(digest) is not None:
-            self.store.unpin(digest)
+        self.staged.drop(digest)
         if from_store:
             self.store.remove(digest)
 
@@ -117,15 +114,16 @@ class AdapterLibrary:
             self.drop(digest, from_store=False)
 
     def _load(self, digest: str) -> StagedAdapter:
-        try:
-            with self.store.open(digest) as stored:
-                try:
-                    return self._read(digest, stored)
-                finally:
-                    stored.verify()  # on failure too: bytes that changed are not the adapter's fault
-        except DataLossError:
-            self.store.remove(digest)  # so that the next fetch brings good bytes
-            raise
+        with self.store.pinned(digest):
+            try:
+                with self.store.open(digest) as stored:
+                    try:
+                        return self._read(digest, stored)
+                    finally:
+                        stored.verify()  # on failure too: bytes that changed are not the adapter's fault
+            except DataLossError:
+                self.store.remove(digest)  # so that the next fetch brings good bytes
+                raise
 
     def _read(self, digest: str, stored: StoredAdapter) -> StagedAdapter:
         config, tensors, pairs, again = self._plan(stored.config, stored)

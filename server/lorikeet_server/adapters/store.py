@@ -59,26 +59,18 @@ class Store:
             self._use(digest)
         return stored
 
-    def pin(self, digest: str) -> None:
-        """Keep the entry from eviction until `unpin` was called as often."""
-        with self._lock:
-            self._pins[digest] = self._pins.get(digest, 0) + 1
-
-    def unpin(self, digest: str) -> None:
-        """Undo one `pin`."""
-        with self._lock:
-            self._pins[digest] -= 1
-            if self._pins[digest] == 0:
-                del self._pins[digest]
-
     @contextlib.contextmanager
     def pinned(self, digest: str) -> Iterator[None]:
         """Within, the entry is not evicted."""
-        self.pin(digest)
+        with self._lock:
+            self._pins[digest] = self._pins.get(digest, 0) + 1
         try:
             yield
         finally:
-            self.unpin(digest)
+            with self._lock:
+                self._pins[digest] -= 1
+                if self._pins[digest] == 0:
+                    del self._pins[digest]
 
     def remove(self, digest: str) -> None:
         """Delete an entry, pinned or not; one that is not there is no error. Open readers can read on."""
@@ -123,7 +115,7 @@ class Store:
             return
         if size > self._budget:
             raise TooLargeError(
-                f"the adapter has {size} bytes and the store holds {self._budget} (--disk-bytes)"
+                f"the adapter has {size} bytes and the store holds {self._budget} (--adapter-disk-bytes)"
             )
         over = sum(self._entries.values()) + self._reserved + size - self._budget
         for digest, held in list(self._entries.items()):
@@ -135,7 +127,7 @@ class Store:
         if over > 0:
             raise NoRoomError(
                 f"the adapter has {size} bytes, {over} more than the store has room for beside "
-                "adapters in use (--disk-bytes)"
+                "those being read (--adapter-disk-bytes)"
             )
 
     def _remove(self, digest: str) -> None:

@@ -20,11 +20,9 @@ class HostTier:
         with self._lock:
             return self._staged.get(digest)
 
-    def get_or_load(
-        self, digest: str, load: Callable[[], StagedAdapter], keep: Callable[[], object]
-    ) -> StagedAdapter:
-        """The adapter, loaded by the first caller; others wait for the same adapter or the same error. `keep`
-        is called when it is kept: not if it was dropped while it was loaded."""
+    def get_or_load(self, digest: str, load: Callable[[], StagedAdapter]) -> StagedAdapter:
+        """The adapter, loaded by the first caller; others wait for the same adapter or the same error. It is
+        not kept if it was dropped while it was loaded."""
         with self._lock:
             if digest in self._staged:
                 return self._staged[digest]
@@ -43,16 +41,15 @@ class HostTier:
         with self._lock:
             if self._loaded(digest, mine):
                 self._staged[digest] = staged
-                keep()
         mine.set_result(staged)
         return staged
 
-    def drop(self, digest: str) -> StagedAdapter | None:
+    def drop(self, digest: str) -> None:
         """Forget an adapter, also one that is being loaded. Slots that hold it keep its memory until they are
         emptied."""
         with self._lock:
             self._loading.pop(digest, None)
-            return self._staged.pop(digest, None)
+            self._staged.pop(digest, None)
 
     def digests(self) -> list[str]:
         """Of all adapters that are staged or being loaded."""

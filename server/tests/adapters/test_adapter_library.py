@@ -278,7 +278,7 @@ def test_callers_that_meet_get_one_load_or_one_error(tmp_path: Path) -> None:
     def run() -> None:
         waiting.wait()
         try:
-            lib.staged.get_or_load(digest, load, lambda: None)
+            lib.staged.get_or_load(digest, load)
         except InvalidAdapterError as error:
             errors.append(error)
 
@@ -320,7 +320,6 @@ def test_what_is_dropped_while_it_is_loaded_is_not_kept(
         go.set()
         assert late.result(10).digest == digest
     assert lib.staged.get(digest) is kept
-    assert lib.store._pins == ({digest: 1} if again else {})
 
 
 def test_a_source_that_breaks_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,22 +53,30 @@ def test_the_order_of_use_outlives_a_restart(lib: AdapterLibrary, tmp_path: Path
     assert names(tmp_path / "store") == {a, c}
 
 
-def test_staged_adapters_keep_their_place(lib: AdapterLibrary, tmp_path: Path) -> None:
+def test_staged_adapters_give_way_in_the_store_and_stay_staged(lib: AdapterLibrary, tmp_path: Path) -> None:
+    """A router that has more room in memory than on disk keeps them staged for ever."""
     a, b = build.fetch(lib, "a"), build.fetch(lib, "b")
-    lib.stage(a)
+    staged = lib.stage(a)
     lib.stage(b)
-    with pytest.raises(NoRoomError, match="--disk-bytes"):
-        build.fetch(lib, "c")
-    assert names(tmp_path / "store") == {a, b}
-    lib.drop(a, from_store=False)
     c = build.fetch(lib, "c")
     assert names(tmp_path / "store") == {b, c}
+    assert lib.stage(a) is staged
+    lib.drop(a, from_store=False)
+    with pytest.raises(NotFoundError):
+        lib.stage(a)
+
+
+def test_an_adapter_that_is_read_keeps_its_place(lib: AdapterLibrary, tmp_path: Path) -> None:
+    a, b = build.fetch(lib, "a"), build.fetch(lib, "b")
+    with lib.store.pinned(a), lib.store.pinned(b), pytest.raises(NoRoomError, match="--adapter-disk-bytes"):
+        build.fetch(lib, "c")
+    assert names(tmp_path / "store") == {a, b}
 
 
 def test_larger_than_the_whole_store(tmp_path: Path) -> None:
     lib = build.library(tmp_path, disk_bytes=1000)
     publish(tmp_path / "root", "a", 0)
-    with pytest.raises(TooLargeError, match=r"the store holds 1000 \(--disk-bytes\)"):
+    with pytest.raises(TooLargeError, match=r"the store holds 1000 \(--adapter-disk-bytes\)"):
         build.fetch(lib, "a")
     assert names(tmp_path / "store") == set() and lib.store.used_bytes == 0
 
