@@ -45,7 +45,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 lorikeet \
-    && install --directory --owner lorikeet --group lorikeet /home/lorikeet/.cache
+    && install --directory --owner lorikeet --group root --mode 775 /home/lorikeet /home/lorikeet/.cache
 COPY --from=dependencies /opt /opt
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     pip --python /opt/lorikeet/bin/python install --quiet --no-cache-dir --no-index --no-deps /dist/*.whl
@@ -53,8 +53,12 @@ COPY --from=kernels /opt/lorikeet/share/lorikeet /opt/lorikeet/share/lorikeet
 USER 10001
 # A container's own loopback is reachable by nobody: listen on all of its addresses, and publish the port where wanted.
 # Another port is set in PORT, where the health check finds it too, and not with --port.
+# OpenShift runs it as a user of its own choice, in the group root, for whom HOME would be `/`.
+# The model is a variable, so that one which is set goes before it, as a flag does.
 # The last two ask NVIDIA's container runtime for the driver; nobody else reads them.
 ENV PATH="/opt/lorikeet/bin:$PATH" \
+    HOME=/home/lorikeet \
+    MODEL_ID=smollm2 \
     LORIKEET_HOSTNAME=0.0.0.0 \
     PORT=3000 \
     NVIDIA_VISIBLE_DEVICES=all \
@@ -63,4 +67,3 @@ EXPOSE 3000
 HEALTHCHECK --start-period=10m CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['PORT'] + '/health', timeout=5)"]
 # As of other servers' images, what follows the image's name are flags.
 ENTRYPOINT ["lorikeet", "serve"]
-CMD ["--model-id", "smollm2"]
