@@ -58,6 +58,14 @@ pub fn model(args: &ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where what can be made again is kept.
+pub fn cache_dir(args: &ServeArgs) -> anyhow::Result<PathBuf> {
+    let given = args.cache_dir.clone().or_else(environment::cache_dir);
+    given.context(
+        "--cache-dir: HOME is not set, and this user has no home: give a directory that can be written",
+    )
+}
+
 /// Adapter roots are directories that can be listed. Returns them without links and relative parts.
 pub fn adapter_roots(roots: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let check = |root: &PathBuf| {

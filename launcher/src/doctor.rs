@@ -47,7 +47,7 @@ struct WouldUse {
     kernels: String,
     shards: u32,
     threads_per_shard: usize,
-    cache_dir: PathBuf,
+    cache_dir: Option<PathBuf>,
     runtime_dir: PathBuf,
 }
 
@@ -92,12 +92,20 @@ impl Report {
                 mend: "stop other programs, or serve a smaller model".into(),
             });
         }
+        let cache_dir = environment::cache_dir();
+        if cache_dir.is_none() {
+            problems.push(Problem {
+                fatal: true,
+                what: "HOME is not set, and this user has no home".into(),
+                mend: "set LORIKEET_CACHE_DIR to a directory that can be written".into(),
+            });
+        }
         let shards = environment::granted_gpus().filter(|_| on_gpu).unwrap_or(1).max(1);
         let would_use = WouldUse {
             kernels,
             shards,
             threads_per_shard: (hardware.cpu.cores / shards as usize).max(1),
-            cache_dir: environment::cache_dir(),
+            cache_dir,
             runtime_dir: environment::runtime_base(),
         };
         Self { version: env!("CARGO_PKG_VERSION"), hardware, python, would_use, problems }
@@ -141,7 +149,9 @@ impl Report {
                 plan.kernels, plan.shards, plan.threads_per_shard
             ),
         );
-        line("cache", plan.cache_dir.display().to_string());
+        let cache =
+            plan.cache_dir.as_ref().map_or_else(|| "none".to_owned(), |cache| cache.display().to_string());
+        line("cache", cache);
         line("sockets in", plan.runtime_dir.display().to_string());
         for problem in &self.problems {
             line(

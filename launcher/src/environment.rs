@@ -1,14 +1,15 @@
 //! What the launcher reads from the environment besides the variables that stand for flags.
 
-use std::env::{current_exe, temp_dir, var, var_os};
+use std::env::{current_exe, home_dir, temp_dir, var, var_os};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Where private, short-lived files of this login belong.
 const XDG_RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
+/// Where this program keeps what can be made again: `--cache-dir`, and how the processes of a server are told.
+pub const CACHE_DIR: &str = "LORIKEET_CACHE_DIR";
 /// Where files belong that can be made again.
 const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
-const HOME: &str = "HOME";
 /// Which GPUs this process may use: indices or ids, comma separated.
 const CUDA_VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
 /// The same, as container runtimes say it.
@@ -19,12 +20,14 @@ pub fn runtime_base() -> PathBuf {
     directory(XDG_RUNTIME_DIR).filter(|path| path.is_dir()).unwrap_or_else(temp_dir)
 }
 
-/// The user's cache directory for this program.
-pub fn cache_dir() -> PathBuf {
-    directory(XDG_CACHE_HOME)
-        .or_else(|| directory(HOME).map(|home| home.join(".cache")))
-        .unwrap_or_else(temp_dir)
-        .join("lorikeet")
+/// The user's cache directory for this program; none for a user without a home. Compiled kernels are loaded from it:
+/// a place that others can write to, such as the temporary directory, will not do.
+pub fn cache_dir() -> Option<PathBuf> {
+    let of_user = || {
+        let home = || home_dir().filter(|home| home.is_absolute()).map(|home| home.join(".cache"));
+        directory(XDG_CACHE_HOME).or_else(home).map(|cache| cache.join("lorikeet"))
+    };
+    var_os(CACHE_DIR).filter(|value| !value.is_empty()).map(PathBuf::from).or_else(of_user)
 }
 
 /// How many GPUs the environment grants; `None` if it does not say.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use lorikeet_router::config::Config;
 
 use crate::cli::{Device, ServeArgs};
+use crate::environment;
 use crate::logs;
 use crate::ranks::Ranks;
 use crate::role::Role;
@@ -55,7 +56,7 @@ pub fn prepare(args: &ServeArgs, host: &Host) -> ProcessSpec {
         role: Role::Prepare,
         program: host.python.clone(),
         args: command.0,
-        env: python_environment(args),
+        env: python_environment(args, host),
     }
 }
 
@@ -124,7 +125,7 @@ fn shard(args: &ServeArgs, host: &Host, run: &Run, rank: u32, socket: &Path) -> 
     // Always: records carry their level, and are written again in the form that was asked for.
     command.flag("--json-output");
 
-    let mut env = python_environment(args);
+    let mut env = python_environment(args, host);
     env.extend([
         ("RANK", rank.to_string().into()),
         ("LOCAL_RANK", (rank - run.ranks.first).to_string().into()),
@@ -164,9 +165,10 @@ fn cache_dir(args: &ServeArgs, host: &Host) -> PathBuf {
     args.cache_dir.clone().unwrap_or_else(|| host.cache_dir.clone())
 }
 
-fn python_environment(args: &ServeArgs) -> Vec<(&'static str, OsString)> {
+fn python_environment(args: &ServeArgs, host: &Host) -> Vec<(&'static str, OsString)> {
     // Records must arrive when they are written, not when a buffer is full.
     let mut env = vec![("PYTHONUNBUFFERED", OsString::from("1"))];
+    env.push((environment::CACHE_DIR, cache_dir(args, host).into_os_string()));
     env.extend(
         args.huggingface_hub_cache.as_ref().map(|path| ("HF_HUB_CACHE", path.clone().into_os_string())),
     );

@@ -23,7 +23,7 @@ pub fn serve(mut args: ServeArgs) -> anyhow::Result<ExitCode> {
         python: check::python(args.python.as_ref())?,
         cores: hardware::cores(),
         granted_gpus: environment::granted_gpus(),
-        cache_dir: environment::cache_dir(),
+        cache_dir: check::cache_dir(&args)?,
     };
     check::model(&args)?;
     check::devices(&args, &host)?;

@@ -20,7 +20,8 @@ LOG_LEVEL = "LOG_LEVEL"  # least level of log records; debug or trace shows deta
 TORCH_CPP_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"  # what torch's C++ tells
 GOMP_SPINCOUNT = "GOMP_SPINCOUNT"  # how long an idle kernel thread spins before it sleeps
 KERNEL_ISA = "LORIKEET_KERNEL_ISA"  # instruction set of the kernels: avx512, avx2, portable; else the best
-XDG_CACHE_HOME = "XDG_CACHE_HOME"  # kernels and tokenizers are kept in lorikeet below it, default ~/.cache
+CACHE_DIR = "LORIKEET_CACHE_DIR"  # kernels and tokenizers are kept there; the launcher sets it
+XDG_CACHE_HOME = "XDG_CACHE_HOME"  # else in lorikeet below this, default ~/.cache
 CUDA_HOME = (
     "CUDA_HOME"  # the toolkit that compiles CUDA kernels; else the one from PyPI, else nvcc's on the PATH
 )
@@ -113,6 +114,8 @@ def environment() -> Mapping[str, str]:
 
 def cache_directory() -> Path:
     """Where what is made on first use is kept."""
+    if own := environment().get(CACHE_DIR):
+        return Path(own)
     root = environment().get(XDG_CACHE_HOME)
     return (Path(root) if root else Path.home() / ".cache") / "lorikeet"
 

@@ -100,6 +100,17 @@ fn one_shard_and_the_router() {
     assert_eq!(plan.max_restarts, 5);
 }
 
+/// A launcher and shards that each looked for themselves put kernels below a HOME that could not be written, whatever
+/// --cache-dir said.
+#[test]
+fn whoever_caches_is_told_where() {
+    for (flags, cache) in [(&[][..], "/cache"), (&["--cache-dir", "/c"], "/c")] {
+        for spec in [&prepare(&args(flags), &host()), &planned(flags).shards[0]] {
+            assert_eq!(variable(spec, "LORIKEET_CACHE_DIR").as_deref(), Some(cache));
+        }
+    }
+}
+
 #[test]
 fn the_rank_of_adapters_is_bounded_where_they_are_checked() {
     let args = args(&["--max-lora-rank", "16"]);

@@ -41,6 +41,16 @@ fn programs_can_read_it() {
 }
 
 #[test]
+fn the_cache_is_the_one_that_serve_is_given() {
+    let place = Place::with_doctor(FINDS_ALL);
+    let mut command = place.lorikeet(&["doctor"]);
+    command.env("LORIKEET_CACHE_DIR", "/given");
+    let (code, text, ..) = run(command);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("cache         /given\n"), "{text}");
+}
+
+#[test]
 fn what_is_missing_comes_with_its_mend() {
     for (behaviour, code, part) in [
         (FINDS_NO_COMPILER, 0, "note          kernels: reference: install g++"),

@@ -137,9 +137,14 @@ def test_hub_ids(model_id: str, expected: bool) -> None:
     assert hub.is_hub_id(model_id) is expected
 
 
-def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_is_where_the_launcher_says_else_where_xdg_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("LORIKEET_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_directory() == tmp_path / "lorikeet"
+    monkeypatch.setenv("LORIKEET_CACHE_DIR", str(tmp_path / "given"))
+    assert cache_directory() == tmp_path / "given"
 
 
 def test_preparing_a_gguf_imports_nothing_large(demo_gguf: Path, tmp_path: Path) -> None:
