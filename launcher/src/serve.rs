@@ -42,7 +42,7 @@ pub fn serve(mut args: ServeArgs) -> anyhow::Result<ExitCode> {
         tracing::info!("preparing {}", args.model_id.name);
         let prepared = prepare(&plan::prepare(&args, &host), &mut signals)
             .await
-            .with_context(|| format!("--model-id {}", args.model_id.name))?;
+            .map_err(|error| of_model(&args, error))?;
         let Some(prepared) = prepared else { return Ok(ExitCode::SUCCESS) };
         if args.download_only {
             report(&prepared.model_path);
@@ -67,6 +67,12 @@ pub fn serve(mut args: ServeArgs) -> anyhow::Result<ExitCode> {
             Ending::Cut(signal) => Ok(ExitCode::from(128 + signal as u8)),
         }
     })
+}
+
+/// Most of what can be wrong with a model names the flag by itself.
+fn of_model(args: &ServeArgs, error: anyhow::Error) -> anyhow::Error {
+    let flag = format!("--model-id {}", args.model_id.name);
+    if error.to_string().starts_with(&flag) { error } else { error.context(flag) }
 }
 
 /// The router's settings as the router process will read them, so that it refuses nothing once it is started.

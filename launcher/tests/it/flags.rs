@@ -178,13 +178,14 @@ fn switches_are_set_by_the_environment_as_people_write_them() {
 
 #[test]
 fn a_model_that_cannot_be_prepared_is_told_in_its_own_words() {
-    let place = Place::with_prepare(
-        SLEEPS,
-        r#"echo '{"level": "ERROR", "message": "no such model on the hub"}' >&2; exit 1"#,
-    );
-    let mut server = place.serve(&[]);
-    assert_eq!(server.wait().code(), Some(1));
-    assert_eq!(server.log.last().map(String::as_str), Some("error: --model-id m: no such model on the hub"));
+    for words in ["no such model on the hub", "--model-id m: no such model on the hub"] {
+        let prepare = format!(r#"echo '{{"level": "ERROR", "message": "{words}"}}' >&2; exit 1"#);
+        let place = Place::with_prepare(SLEEPS, &prepare);
+        let mut server = place.serve(&[]);
+        assert_eq!(server.wait().code(), Some(1));
+        let told = server.log.last().map(String::as_str);
+        assert_eq!(told, Some("error: --model-id m: no such model on the hub"), "the flag is named once");
+    }
 }
 
 #[test]
