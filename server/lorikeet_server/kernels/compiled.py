@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from lorikeet_server.config import cache_directory
 log = logging.getLogger(__name__)
 
 AHEAD = Path(sys.prefix) / "share" / "lorikeet" / "kernels"  # needs no compiler where it runs
+_SCRATCH = "tmp"
 
 
 class BuildError(RuntimeError):
@@ -56,7 +58,9 @@ def built(target: Path, what: str, compile_to: Callable[[Path], None]) -> Path:
         if not target.exists():
             started = time.monotonic()
             log.info("compiling the %s kernels, once for this machine", what)
-            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            for left in target.parent.glob(f"{_SCRATCH}*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=target.parent) as scratch:
                 compile_to(Path(scratch) / target.name)
                 os.replace(Path(scratch) / target.name, target)  # atomic: nobody ever loads half a library
             log.info("compiled the %s kernels in %.0f s", what, time.monotonic() - started)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lorikeet_server.kernels import registry
+from lorikeet_server.kernels import compiled, registry
 from lorikeet_server.kernels.cpu import abi, build
 
 
@@ -51,6 +51,15 @@ def test_what_was_built_ahead_needs_no_compiler(tmp_path: Path, monkeypatch: pyt
     (sources / "one.cpp").write_text('extern "C" int one() { return 2; }')
     with pytest.raises(build.BuildError, match="install g"):
         build.library(tmp_path / "cache")
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
+    """A supervisor that loses patience with a first start kills it again and again."""
+    (tmp_path / "tmpkilled").mkdir()
+    (tmp_path / "tmpkilled" / "one.o").write_text("half")
+    target = compiled.built(tmp_path / "library.so", "CPU", lambda output: output.write_text("whole"))
+    assert target.read_text() == "whole"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["library.so", "lock"]
 
 
 def test_a_compiler_error_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
