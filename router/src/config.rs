@@ -9,6 +9,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, builder::BoolishValueParser};
 
 pub use self::check::ConfigError;
+use crate::{adapters::name, error::Invalid};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -172,7 +173,7 @@ pub struct Adapters {
     #[arg(long, env = "MAX_ADAPTER_NAMES", default_value_t = 20_000)]
     pub max_adapter_names: usize,
     /// Adapters that load before the server is ready
-    #[arg(long, env = "PRELOADED_ADAPTER_IDS", value_delimiter = ',')]
+    #[arg(long, env = "PRELOADED_ADAPTER_IDS", value_delimiter = ',', value_parser = adapter_id)]
     pub preloaded_adapter_ids: Vec<String>,
 }
 
@@ -211,7 +212,7 @@ pub struct Telemetry {
     /// Leave out the metrics under vLLM's names, which gateways and dashboards read
     #[arg(long, env = "DISABLE_VLLM_METRICS", value_parser = BoolishValueParser::new())]
     pub disable_vllm_metrics: bool,
-    /// Adapters that have metrics of their own; the others share the label `other`
+    /// Adapters that have metrics of their own; the others share the label `(other)`
     #[arg(long, env = "MAX_ADAPTER_LABELS", default_value_t = 100)]
     pub max_adapter_labels: usize,
 }
@@ -229,6 +230,10 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
         Ok(duration) if duration <= LONGEST => Ok(duration),
         _ => Err(format!("expected a number of seconds from 0 to {}", LONGEST.as_secs())),
     }
+}
+
+fn adapter_id(text: &str) -> Result<String, Invalid> {
+    name::check(text).map(|()| text.to_owned())
 }
 
 #[cfg(test)]
@@ -293,6 +298,8 @@ mod tests {
             ["--drain-timeout", "-1"],
             ["--request-timeout", "soon"],
             ["--nonsense", "1"],
+            ["--preloaded-adapter-ids", ""],
+            ["--preloaded-adapter-ids", "a, b"],
         ] {
             let required = ["router", "--model-id", "m", "--tokenizer-path", "t", "--shard-socket", "s"];
             assert!(Cli::try_parse_from(required.iter().chain(&flags)).is_err(), "{flags:?}");
