@@ -48,7 +48,7 @@ class Eager:
     ) -> None:
         self._model, self._kernels, self._sequences, self._parcel = model, kernels, sequences, parcel
         self._batch = RowAdapters(model, parcel)
-        self._scores = PromptScores(model, device, parcel, self._batch)
+        self._scores = PromptScores(model, kernels, device, parcel, self._batch)
 
     def prepare(self, inputs: StepInputs) -> EagerStep:
         """Puts everything that the step needs into the parcel."""

@@ -11,7 +11,7 @@ from lorikeet_server.device.base import Device, Parcel
 from lorikeet_server.engine import result as results
 from lorikeet_server.engine.inputs import PromptChunk
 from lorikeet_server.engine.rows import RowAdapters
-from lorikeet_server.kernels import LoraBatch
+from lorikeet_server.kernels import Kernels, LoraBatch
 from lorikeet_server.models.causal_lm import CausalLM
 from lorikeet_server.pb import shard_pb2 as pb
 
@@ -31,8 +31,11 @@ class PromptPiece:
 class PromptScores:
     """Scores chunks of prompts."""
 
-    def __init__(self, model: CausalLM, device: Device, parcel: Parcel, batch: RowAdapters) -> None:
-        self._model, self._device, self._parcel, self._batch = model, device, parcel, batch
+    def __init__(
+        self, model: CausalLM, kernels: Kernels, device: Device, parcel: Parcel, batch: RowAdapters
+    ) -> None:
+        self._model, self._kernels, self._device = model, kernels, device
+        self._parcel, self._batch = parcel, batch
 
     def prepare(self, chunk: PromptChunk, adapters: npt.NDArray[np.int32]) -> tuple[PromptPiece, ...]:
         """Puts what scoring needs into the parcel. `adapters` `[rows]` are the whole step's."""
@@ -55,7 +58,7 @@ class PromptScores:
             norm = logits.logsumexp(-1, keepdim=True)
             logprobs.append((logits.gather(-1, piece.targets.unsqueeze(-1)) - norm).squeeze(-1))
             if chunk.top:
-                best, tokens = logits.topk(chunk.top, dim=-1)
+                best, tokens = self._kernels.best_of(logits, chunk.top)
                 top_tokens.append(tokens)
                 top_logprobs.append(best - norm)
         download = self._device.download

@@ -144,6 +144,23 @@ def test_penalties_follow_history(served: tuple[Any, Engine], driver: Driver) ->
     assert again.tokens == run.tokens[6:]
 
 
+def test_alternatives_that_tie_are_the_same_in_a_prompt_as_in_an_output(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As logits of 16 bits often do. The lowest token comes first, whatever else is in the step."""
+    logits = driver.engine._model.logits
+    monkeypatch.setattr(driver.engine._model, "logits", lambda *rest: logits(*rest).round())
+    prompt = prompt_of(70, 15)
+    (whole,) = driver.generate([prompt], 1, prompt_logprobs=True, prompt_top_logprobs=4)
+    lengths = range(1, 70, 10)
+    sampling = pb.Sampling(top_logprobs=4)
+    outputs = driver.generate([prompt[:length] for length in lengths], 1, sampling=sampling)
+    for length, output in zip(lengths, outputs, strict=True):
+        told = whole.prompt_top[4 * (length - 1) : 4 * length]
+        assert [token for token, _ in told] == [token for token, _ in output.alternatives[0]]
+        assert told == sorted(told, key=lambda entry: (-entry[1], entry[0]))
+
+
 def test_bias(driver: Driver) -> None:
     sampling = pb.Sampling(bias_tokens=[42, 43], bias_values=[100.0, -100.0])
     runs = driver.generate([prompt_of(5, 11)], 4, sampling=sampling)
