@@ -12,6 +12,9 @@ from lorikeet_server.sampling.params import SamplingParams, SlotParams
 
 Ints = npt.NDArray[np.int64]
 
+# Divided by less, scores become infinite, and a row of them is no distribution.
+MIN_REPETITION_PENALTY = 1e-30
+
 
 class Sequences:
     """Arrays over slots. Metadata lives on the host, where steps arrive; only tokens stay on the device, so
@@ -115,7 +118,7 @@ def sampling_params(sampling: pb.Sampling) -> SamplingParams:
         top_k=sampling.top_k,
         top_p=sampling.top_p or 1.0,
         typical_p=sampling.typical_p or 1.0,
-        repetition_penalty=sampling.repetition_penalty or 1.0,
+        repetition_penalty=max(sampling.repetition_penalty or 1.0, MIN_REPETITION_PENALTY),
         frequency_penalty=sampling.frequency_penalty,
         presence_penalty=sampling.presence_penalty,
         seed=sampling.seed,

@@ -144,6 +144,15 @@ def test_penalties_follow_history(served: tuple[Any, Engine], driver: Driver) ->
     assert again.tokens == run.tokens[6:]
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 3}, {"typical_p": 0.9}], ids=str)
+def test_the_smallest_penalty_leaves_a_distribution(driver: Driver, filters: dict[str, Any]) -> None:
+    """It divides scores by nearly nothing: the likeliest token of the history is all that is left."""
+    prompt = prompt_of(25, 10)
+    sampling = pb.Sampling(temperature=1.0, repetition_penalty=1e-40, seed=3, **filters)
+    (run,) = driver.generate([prompt], 8, sampling=sampling, history=prompt)
+    assert set(run.tokens) <= set(prompt)
+
+
 def test_alternatives_that_tie_are_the_same_in_a_prompt_as_in_an_output(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
