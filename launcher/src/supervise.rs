@@ -37,6 +37,10 @@ pub const SHARD_GRACE: Duration = Duration::from_secs(5);
 /// How long the router may take to end after all shards are given up: nothing is in flight any more.
 const FAILED_ROUTER_GRACE: Duration = Duration::from_secs(2);
 
+/// In which the same signal again is the first one still: `timeout` signals its child, and then the group that the child
+/// is in. Less than a person needs to press a key twice.
+const SAME_SIGNAL: Duration = Duration::from_millis(100);
+
 /// Everything that is to run, and the bounds on keeping it running.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -171,9 +175,18 @@ async fn drain(
         }
         shards.stop(SHARD_GRACE).await;
     };
+    let first = Instant::now();
+    let again = async {
+        loop {
+            let next = signals.next().await;
+            if is_another(signal, next, first.elapsed()) {
+                return next;
+            }
+        }
+    };
     tokio::select! {
         () = in_order => Ending::Drained,
-        signal = signals.next() => {
+        signal = again => {
             tracing::warn!("{signal} again: ending at once");
             if let Some(router) = router.as_ref() {
                 router.kill();
@@ -187,6 +200,11 @@ async fn drain(
     }
 }
 
+/// Whether somebody has lost patience, rather than been heard twice.
+fn is_another(first: Signal, next: Signal, after: Duration) -> bool {
+    next != first || after >= SAME_SIGNAL
+}
+
 async fn end_of(router: &mut Option<Process>) -> std::io::Result<ExitStatus> {
     match router {
         Some(router) => router.wait().await,
@@ -198,5 +216,18 @@ async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_comes_twice_at_once_is_one() {
+        let after = Duration::from_millis;
+        assert!(!is_another(Signal::SIGTERM, Signal::SIGTERM, after(1)));
+        assert!(is_another(Signal::SIGTERM, Signal::SIGTERM, after(200)));
+        assert!(is_another(Signal::SIGTERM, Signal::SIGINT, after(1)));
     }
 }
