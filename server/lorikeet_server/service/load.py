@@ -1,7 +1,9 @@
 """From settings to an engine: weights read, packed, and the adapter library opened."""
 
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from loguru import logger
@@ -15,6 +17,7 @@ from lorikeet_server.device.choose import choose, open_device
 from lorikeet_server.dist import connect
 from lorikeet_server.engine.engine import Engine, Identity
 from lorikeet_server.engine.memory import room_for
+from lorikeet_server.errors import ConfigError
 from lorikeet_server.kernels import LinearMode, select
 from lorikeet_server.models import registry
 from lorikeet_server.weights import Progress, ReportingSource, WeightSource, open_source
@@ -29,6 +32,7 @@ def load_engine(config: ServeConfig, broken: Callable[[], object], endpoint: str
     started = time.monotonic()
     source = open_source(config.model_path)
     registry.configure(source.config)  # refuse an unknown model before waiting for anything
+    store = open_store(config.store_dir, config.disk_bytes)
     mode = storage_mode(config.dtype, source)
     group = config.group
     where = choose(config.device, group.local_rank)
@@ -50,7 +54,6 @@ def load_engine(config: ServeConfig, broken: Callable[[], object], endpoint: str
         layout=kernels.lora_layout,
         pinned_memory=device.discrete,
     )
-    store = Store(str(config.store_dir), config.disk_bytes)
     library = AdapterLibrary(served, [str(root) for root in config.adapter_roots], store)
     if kernels.own_threads:
         # What steps leave to torch is small, and its threads would wait for cores that the kernels' hold: on
@@ -61,6 +64,17 @@ def load_engine(config: ServeConfig, broken: Callable[[], object], endpoint: str
     identity = Identity(config.model_id, source.digest, mode, __version__)
     kv_dtype = kernels.kv_dtype(mode, quantised=source.quantised)
     return Engine(identity, model, kernels, device, tp, library, kv_dtype)
+
+
+def open_store(directory: Path, disk_bytes: int) -> Store:
+    """The adapter store. Raises ConfigError where nothing can be written: no adapter could be served."""
+    try:
+        store = Store(str(directory), disk_bytes)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        what = f"--store-dir {directory}: {error.strerror}"
+        raise ConfigError(f"{what}; give a directory that can be written") from error
+    return store
 
 
 def storage_mode(dtype: Dtype, source: WeightSource) -> LinearMode:

@@ -1,4 +1,4 @@
-"""What is said while weights are read."""
+"""What is said while weights are read, and what is refused before."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from shard_driver import tiny_model
 from lorikeet_server.config import MAX_LORA_RANK, Device, Dtype, GroupConfig, ServeConfig
 from lorikeet_server.errors import ConfigError
 from lorikeet_server.models import registry
-from lorikeet_server.service.load import load_engine, reporter
+from lorikeet_server.service.load import load_engine, open_store, reporter
 from lorikeet_server.weights import Progress
 
 
@@ -69,3 +69,11 @@ def test_a_model_that_a_device_has_no_room_for_is_told_in_words(
     )
     with pytest.raises(ConfigError, match=r"no room for org/large; --num-shard.*2\.00 GiB"):
         load_engine(config, lambda: None)
+
+
+def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"--store-dir .*/file/store: Not a directory; give a directory"):
+        open_store(tmp_path / "file" / "store", 0)
+    open_store(tmp_path / "store", 0)
+    assert list((tmp_path / "store").iterdir()) == []
