@@ -160,7 +160,8 @@ impl From<PromptToken> for PrefillToken {
 #[derive(Serialize, ToSchema)]
 pub struct Token {
     pub id: u32,
-    /// What this token adds to the text. The concatenation over the tokens that are not special is the text.
+    /// What this token adds to the text. The concatenation over the tokens that are not special is the text,
+    /// without the replacement of a character that a special token cut off.
     pub text: String,
     #[serde(serialize_with = "finite_logprob")]
     pub logprob: f32,
