@@ -105,3 +105,25 @@ async fn openai_numbers() {
     fuzz(&server, "/v1/chat/completions", &chat, false, &shared).await;
     fuzz(&server, "/v1/chat/completions", &chat, false, &["max_completion_tokens", "top_logprobs"]).await;
 }
+
+/// Each body is served where its flag is not given.
+#[tokio::test(flavor = "multi_thread")]
+async fn bounds_are_flags() {
+    let default = Server::new().await;
+    let native = |mut parameters: Value| {
+        parameters["max_new_tokens"] = json!(1);
+        ("/generate", json!({"inputs": "a", "parameters": parameters}))
+    };
+    let choices = json!({"model": "", "prompt": "a", "n": 2, "max_tokens": 1});
+    for (flag, (path, body)) in [
+        ("--max-best-of=1", native(json!({"best_of": 2, "do_sample": true}))),
+        ("--max-stop-sequences=1", native(json!({"stop": ["x", "y"]}))),
+        ("--max-alternatives=1", native(json!({"return_k_alternatives": 2}))),
+        ("--max-choices=1", ("/v1/completions", choices)),
+    ] {
+        default.post(path, &body).await.ok();
+        let bounded = Server::with(crate::common::sim(), &[flag]).await;
+        let reply = bounded.post(path, &body).await;
+        assert!(matches!(reply.status.as_u16(), 400 | 422), "{flag}: {} {}", reply.status, reply.text());
+    }
+}

@@ -210,3 +210,13 @@ async fn many_of_something() {
     assert!(!server.post_text("/generate", unknown).await.status.is_server_error());
     still_serves(&server).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_come_in_time() {
+    let server = Server::with(sim(), &["--body-timeout=0.1"]).await;
+    let head =
+        "POST /generate HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n";
+    let answer = server.raw(format!("{head}{{").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    still_serves(&server).await;
+}
