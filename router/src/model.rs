@@ -21,7 +21,6 @@ impl ModelHandle {
 /// The base model and the bounds that follow from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelInfo {
-    pub model_id: String,
     pub base_digest: String,
     /// `float32`, `float16` or `bfloat16`.
     pub dtype: String,
@@ -45,7 +44,6 @@ pub struct ModelInfo {
     pub world_size: u32,
     /// Names of the modules that adapters may target.
     pub lora_targets: Vec<String>,
-    pub shard_version: String,
     /// Unix seconds at which the model became known, for `created`.
     pub created: u64,
 }

@@ -65,3 +65,14 @@ pub struct Params {
     /// Log-probabilities of the prompt, with this many alternatives.
     pub prompt_logprobs: Option<u32>,
 }
+
+impl Params {
+    /// Whether sampling is asked for. Any of its parameters asks for it.
+    pub fn samples(&self) -> bool {
+        self.do_sample
+            || self.temperature.is_some()
+            || self.top_k.is_some()
+            || self.top_p.is_some()
+            || self.typical_p.is_some()
+    }
+}

@@ -14,6 +14,7 @@ mod collect;
 mod error;
 mod headers;
 mod one_line;
+mod refuse;
 mod request_id;
 mod sequences;
 mod sse;

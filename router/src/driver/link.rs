@@ -278,7 +278,6 @@ fn model_info(
     let input = config.limits.max_input_length.unwrap_or(4095).min(total.saturating_sub(1));
     let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
     ModelInfo {
-        model_id: config.model.model_id.clone(),
         base_digest: info.base_digest.clone(),
         dtype: info.dtype.clone(),
         device_type: info.device_type.clone(),
@@ -293,7 +292,6 @@ fn model_info(
         adapter_bytes: engine.adapter_bytes,
         world_size: info.world_size,
         lora_targets: info.lora_targets.clone(),
-        shard_version: info.version.clone(),
         created,
     }
 }

@@ -9,14 +9,14 @@ use std::sync::Arc;
 pub use generation::Generation;
 use lorikeet_engine::{Priority, Request, RequestId, TenantId};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch},
     time::{Instant, timeout_at},
 };
 
 use crate::{
     adapters::{AdapterSource, Registry, Staged},
     config::Config,
-    driver::{Driver, Refused},
+    driver::{Driver, Refused, Ticket},
     error::{Error, Invalid},
     model::ModelHandle,
     output::GenerationInfo,
@@ -85,16 +85,8 @@ impl Shared {
         arrived: Instant,
         deadline: Instant,
     ) -> Result<Generation, Error> {
-        let Parts { config, validator, metrics, .. } = &self.parts;
-        self.check_ready()?;
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|refused| match refused {
-            tokio::sync::TryAcquireError::Closed => Error::Draining,
-            tokio::sync::TryAcquireError::NoPermits => Error::full(),
-        })?;
-        // The engine has the last word; this spares the tokeniser what it would refuse.
-        if metrics.engine().stats.queued_requests >= config.batching.max_waiting_requests {
-            return Err(Error::full());
-        }
+        let Parts { validator, metrics, .. } = &self.parts;
+        let permit = self.enter()?;
         let model = self.parts.model.get().ok_or(Error::NotReady)?;
         let GenerateRequest { prompt, adapter, params, request_id } = request;
         let adapter = match adapter {
@@ -149,6 +141,21 @@ impl Shared {
         ))
     }
 
+    /// A place in the server, if it takes requests and has one.
+    fn enter(&self) -> Result<OwnedSemaphorePermit, Error> {
+        self.check_ready()?;
+        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|refused| match refused {
+            TryAcquireError::Closed => Error::Draining,
+            TryAcquireError::NoPermits => Error::full(),
+        })?;
+        // The engine has the last word; this spares the tokeniser what it would refuse.
+        let Parts { config, metrics, .. } = &self.parts;
+        if metrics.engine().stats.queued_requests >= config.batching.max_waiting_requests {
+            return Err(Error::full());
+        }
+        Ok(permit)
+    }
+
     fn check_ready(&self) -> Result<(), Error> {
         match *self.parts.readiness.borrow() {
             Readiness::Starting | Readiness::ShardLost => Err(Error::NotReady),
@@ -162,7 +169,7 @@ impl Shared {
         request: Request,
         adapter: Option<&(String, AdapterSource)>,
         deadline: Instant,
-    ) -> Result<crate::driver::Ticket, Error> {
+    ) -> Result<Ticket, Error> {
         for _ in 0..STALE_RETRIES {
             let staged: Option<Staged> = match adapter {
                 Some((id, source)) => {
@@ -175,23 +182,29 @@ impl Shared {
             match self.parts.driver.submit(request.clone(), staged, deadline).await {
                 Ok(ticket) => return Ok(ticket),
                 Err(Refused::Stale) => {}
-                Err(Refused::NotReady) => return Err(Error::NotReady),
-                Err(Refused::Overloaded { retry_after }) => return Err(Error::Overloaded { retry_after }),
-                Err(Refused::AdapterTooLarge { given, limit }) => {
-                    let id = adapter.map(|(id, _)| id.clone()).unwrap_or_default();
-                    let message = format!(
-                        "it takes {given} bytes on the device, its share is {limit} (--adapter-memory-bytes)"
-                    );
-                    return Err(Error::AdapterTooLarge { id, message });
-                }
-                Err(Refused::TooLong { limit }) => {
-                    let max = u32::try_from(limit).unwrap_or(u32::MAX);
-                    let (input, new) = (request.tokens.len(), request.max_new_tokens);
-                    return Err(Invalid::TotalTokens { max, input, new }.into());
-                }
-                Err(Refused::Internal) => return Err(Error::Internal),
+                Err(refused) => return Err(refusal(&refused, &request, adapter)),
             }
         }
         Err(Error::NotReady)
+    }
+}
+
+/// As the caller is told.
+fn refusal(refused: &Refused, request: &Request, adapter: Option<&(String, AdapterSource)>) -> Error {
+    match *refused {
+        Refused::Stale | Refused::NotReady => Error::NotReady,
+        Refused::Overloaded { retry_after } => Error::Overloaded { retry_after },
+        Refused::AdapterTooLarge { given, limit } => {
+            let id = adapter.map(|(id, _)| id.clone()).unwrap_or_default();
+            let message = format!(
+                "it takes {given} bytes on the device, its share is {limit} (--adapter-memory-bytes)"
+            );
+            Error::AdapterTooLarge { id, message }
+        }
+        Refused::TooLong { limit } => {
+            let max = u32::try_from(limit).unwrap_or(u32::MAX);
+            Invalid::TotalTokens { max, input: request.tokens.len(), new: request.max_new_tokens }.into()
+        }
+        Refused::Internal => Error::Internal,
     }
 }

@@ -88,13 +88,8 @@ pub fn prompt_entries(params: &Params, input: usize) -> u64 {
 
 /// What the shard is told, and the seed if any random number is drawn. Parameters must have passed [`check`].
 pub fn sampling(params: &Params) -> (Sampling, Option<u64>) {
-    let asked = params.do_sample
-        || params.temperature.is_some()
-        || params.top_k.is_some()
-        || params.top_p.is_some()
-        || params.typical_p.is_some();
     let temperature = params.temperature.unwrap_or(1.0);
-    let greedy = !asked || temperature < MIN_TEMPERATURE;
+    let greedy = !params.samples() || temperature < MIN_TEMPERATURE;
     let seed = (!greedy).then(|| params.seed.unwrap_or_else(rand::random));
     let (bias_tokens, bias_values) = params.logit_bias.iter().copied().unzip();
     let sampling = Sampling {

@@ -135,7 +135,6 @@ mod tests {
         let wanted = Wanted {
             sequences: 1,
             details: false,
-            prefill: false,
             full_text: false,
             alternatives: None,
             top_tokens: None,

@@ -169,21 +169,8 @@ pub(super) fn choices(n: Option<u32>, max: usize) -> Result<usize, Error> {
     }
 }
 
-/// Fields that this server knows and must not ignore, each with whether the body sets it.
-pub(super) fn refuse(fields: &[(&'static str, bool, &'static str)]) -> Result<(), Error> {
-    match fields.iter().find(|(_, set, _)| *set) {
-        Some((param, _, hint)) => Err(Invalid::Unsupported { param, hint }.into()),
-        None => Ok(()),
-    }
-}
-
 pub(super) fn parameter(param: &'static str, message: impl Into<String>) -> Error {
     Invalid::Parameter { param, message: message.into() }.into()
-}
-
-/// Whether a `response_format` asks for more than text.
-pub(super) fn constrains(response_format: Option<&serde_json::Value>) -> bool {
-    response_format.is_some_and(|format| format["type"] != "text")
 }
 
 #[cfg(test)]

@@ -9,14 +9,19 @@ use super::{
     types::{ChatBody, Content, Message},
 };
 use crate::{
-    api::openai::{
-        answer::Plan,
-        params::{choices, constrains, parameter, refuse},
+    api::{
+        openai::{
+            answer::Plan,
+            params::{choices, parameter},
+        },
+        refuse::{CONSTRAINED, constrains, refuse},
     },
     config::Config,
     error::Error,
     request::{GenerateRequest, Prompt},
 };
+
+const TOOLS: &str = "tool calls are not available";
 
 pub(super) fn convert(
     mut body: ChatBody,
@@ -64,18 +69,14 @@ fn refuse_unsupported(body: &ChatBody) -> Result<(), Error> {
     let modalities = body.modalities.as_ref().is_some_and(|names| names.iter().any(|name| name != "text"));
     let kwargs = body.chat_template_kwargs.as_ref().is_some_and(|kwargs| !kwargs.is_empty());
     refuse(&[
-        ("tools", body.tools.as_ref().is_some_and(|tools| !tools.is_empty()), "tool calls are not available"),
-        ("tool_choice", tool_choice, "tool calls are not available"),
-        (
-            "functions",
-            body.functions.as_ref().is_some_and(|list| !list.is_empty()),
-            "tool calls are not available",
-        ),
-        ("response_format", constrains(body.response_format.as_ref()), "constrained output is not available"),
+        ("tools", body.tools.as_ref().is_some_and(|tools| !tools.is_empty()), TOOLS),
+        ("tool_choice", tool_choice, TOOLS),
+        ("functions", body.functions.as_ref().is_some_and(|list| !list.is_empty()), TOOLS),
+        ("response_format", constrains(body.response_format.as_ref()), CONSTRAINED),
         ("modalities", modalities, "the model writes text"),
         ("chat_template", body.chat_template.is_some(), "the template comes with the model"),
         ("chat_template_kwargs", kwargs, "the template takes the messages only"),
-        ("tool_prompt", body.tool_prompt.is_some(), "tool calls are not available"),
+        ("tool_prompt", body.tool_prompt.is_some(), TOOLS),
         ("guideline", body.guideline.is_some(), "write it into a message"),
     ])
 }

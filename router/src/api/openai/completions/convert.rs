@@ -7,9 +7,12 @@ use super::{
     types::{CompletionBody, PromptField},
 };
 use crate::{
-    api::openai::{
-        answer::Plan,
-        params::{choices, constrains, parameter, refuse},
+    api::{
+        openai::{
+            answer::Plan,
+            params::{choices, parameter},
+        },
+        refuse::{CONSTRAINED, constrains, refuse},
     },
     config::Config,
     error::{Error, Invalid},
@@ -28,7 +31,7 @@ pub(super) fn convert(
 ) -> Result<Plan<Text>, Error> {
     refuse(&[
         ("suffix", body.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()), "the model cannot infill"),
-        ("response_format", constrains(body.response_format.as_ref()), "constrained output is not available"),
+        ("response_format", constrains(body.response_format.as_ref()), CONSTRAINED),
     ])?;
     let stream = body.stream == Some(true);
     let kept = choices(body.n, config.limits.max_choices)?;
