@@ -58,7 +58,11 @@ class KvPool:
 def _host_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Zeros, aligned to a cache line. NumPy takes zero pages, free until used; torch would write them all."""
     size = math.prod(shape) * dtype.itemsize
-    memory = torch.from_numpy(np.zeros(size + CACHE_LINE, np.uint8))
+    try:
+        memory = torch.from_numpy(np.zeros(size + CACHE_LINE, np.uint8))
+    except MemoryError as error:
+        message = f"this machine does not give the KV cache its memory ({error}); lower --kv-cache-bytes"
+        raise ConfigError(message) from error
     first = -memory.data_ptr() % CACHE_LINE
     return memory[first : first + size].view(dtype).view(shape)
 
@@ -69,6 +73,6 @@ def count_blocks(shape: KvShape, block_size: int, kv_bytes: int, max_blocks: int
     if blocks < 1:
         raise ConfigError(
             f"{kv_bytes} bytes of KV memory hold no block of {block_size} tokens "
-            f"of {shape.bytes_per_token} bytes"
+            f"of {shape.bytes_per_token} bytes; raise --kv-cache-bytes"
         )
     return min(blocks, max_blocks)

@@ -23,7 +23,11 @@ def test_warmup(engine: Engine) -> None:
     assert engine.warmup(warmup_request(adapter_bytes=12345)).adapter_bytes == 12345
     assert engine.warmup(warmup_request()).adapter_bytes > 0
     for wrong, words in (
-        ({"kv_bytes": 1}, "1 bytes of KV memory hold no block of 16 tokens"),
+        ({"kv_bytes": 1}, "1 bytes of KV memory hold no block of 16 tokens of .*; raise --kv-cache-bytes"),
+        (
+            {"kv_bytes": 1 << 50, "max_sequence_tokens": 512, "max_sequences": 1 << 30},
+            "does not give the KV cache its memory .*; lower --kv-cache-bytes",
+        ),
         ({"block_size": 0}, "block_size is 0, it must be at least 1"),
         ({"max_sequences": 0}, "max_sequences is 0, it must be at least 1"),
         ({"max_sequence_tokens": 513}, "max_sequence_tokens is 513, the model has 512 positions"),
