@@ -116,8 +116,11 @@ impl Drop for Router {
     }
 }
 
+/// With few open files allowed, of which the system would give more.
 fn spawn(directory: &Path, port: u16, flags: &str) -> Child {
-    Command::new(env::current_exe().unwrap())
+    Command::new("sh")
+        .args(["-c", "ulimit -Sn 64 && exec \"$0\" \"$@\""])
+        .arg(env::current_exe().unwrap())
         .args(["--ignored", "--exact", "router_process", "--nocapture"])
         .env(DIRECTORY, directory)
         .env(FLAGS, format!("--port {port} {flags}").trim())
@@ -202,6 +205,14 @@ fn a_router_whose_driver_has_ended_ends() {
     let output = spawn(directory.path(), 0, "--preloaded-adapter-ids nowhere/a").wait_with_output().unwrap();
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("driver"));
+}
+
+#[test]
+fn connections_are_not_bounded_by_what_a_process_may_open_unasked() {
+    let router = Router::start(sim(), "--header-timeout 60");
+    let silent: Vec<_> = (0..100).map(|_| router.connect()).collect();
+    assert!(read_all(router.stream(1)).contains("generated_text"));
+    drop(silent);
 }
 
 #[test]

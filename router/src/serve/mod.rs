@@ -2,6 +2,7 @@
 
 mod activity;
 mod io;
+mod open_files;
 mod stream;
 
 use std::{convert::Infallible, io as std_io, net::SocketAddr, sync::Arc, time::Duration};
@@ -39,6 +40,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens where the configuration says; port 0 is any free one.
 pub async fn bind(http: &Http) -> std_io::Result<(TcpListener, SocketAddr)> {
+    open_files::allow(http.max_connections);
     let listener = TcpListener::bind((http.hostname.as_str(), http.port)).await?;
     let address = listener.local_addr()?;
     Ok((listener, address))
