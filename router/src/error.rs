@@ -27,7 +27,7 @@ pub enum Error {
     HeadersTooLarge { limit: usize },
     #[error("the body is larger than {limit} bytes (--max-body-bytes)")]
     BodyTooLarge { limit: usize },
-    #[error("the body did not arrive within {limit:?}")]
+    #[error("the body did not arrive within {limit:?} (--body-timeout)")]
     BodyTimeout { limit: Duration },
     #[error("no such route")]
     RouteNotFound,

@@ -212,7 +212,8 @@ async fn what_clients_send_besides_is_accepted() {
         "service_tier": "auto", "parallel_tool_calls": true, "tools": null, "tool_choice": "auto", "functions": [],
         "response_format": {"type": "text"}, "logit_bias": null, "top_logprobs": null, "logprobs": false,
         "stream": false, "stream_options": null, "n": null, "seed": null, "top_k": -1, "modalities": ["text"],
-        "reasoning_effort": "low", "chat_template_kwargs": {}, "api_token": "secret"}));
+        "reasoning_effort": "low", "chat_template_kwargs": {}, "api_token": "secret", "guided_json": null, "min_p": 0,
+        "min_tokens": 0, "stop_token_ids": [], "skip_special_tokens": true}));
     let reply = server.post("/v1/chat/completions", &decorated).await.ok().json();
     assert_eq!(reply["choices"], plain["choices"]);
 }

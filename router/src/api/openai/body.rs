@@ -19,6 +19,10 @@ macro_rules! body {
             /// Extension: 0 and -1 are off.
             #[serde(default)]
             pub top_k: Option<i32>,
+            /// Extension.
+            #[serde(default, deserialize_with = "crate::api::wire::finite")]
+            #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
+            pub typical_p: Option<f32>,
             #[serde(default, deserialize_with = "crate::api::wire::finite")]
             #[schema(minimum = -2.0, maximum = 2.0)]
             pub frequency_penalty: Option<f32>,
@@ -50,6 +54,38 @@ macro_rules! body {
             #[serde(default)]
             #[schema(value_type = Option<Object>)]
             pub response_format: Option<serde_json::Value>,
+            /// vLLM's: refused.
+            #[serde(default)]
+            #[schema(value_type = Option<Object>)]
+            pub structured_outputs: Option<serde_json::Value>,
+            /// vLLM's: refused.
+            #[serde(default)]
+            #[schema(value_type = Option<Object>)]
+            pub guided_json: Option<serde_json::Value>,
+            /// vLLM's: refused.
+            #[serde(default)]
+            #[schema(value_type = Option<Object>)]
+            pub guided_regex: Option<serde_json::Value>,
+            /// vLLM's: refused.
+            #[serde(default)]
+            #[schema(value_type = Option<Object>)]
+            pub guided_choice: Option<serde_json::Value>,
+            /// vLLM's: refused.
+            #[serde(default)]
+            #[schema(value_type = Option<Object>)]
+            pub guided_grammar: Option<serde_json::Value>,
+            /// vLLM's: refused unless 0.
+            #[serde(default, deserialize_with = "crate::api::wire::finite")]
+            pub min_p: Option<f32>,
+            /// vLLM's: refused unless 0.
+            #[serde(default)]
+            pub min_tokens: Option<u32>,
+            /// vLLM's: refused unless empty.
+            #[serde(default)]
+            pub stop_token_ids: Option<Vec<u32>>,
+            /// Extension: the text ends with the stop sequence that was found.
+            #[serde(default)]
+            pub include_stop_str_in_output: Option<bool>,
             /// Extension: do not end at the model's end-of-sequence tokens.
             #[serde(default)]
             pub ignore_eos: Option<bool>,
@@ -69,6 +105,23 @@ macro_rules! body {
         }
 
         impl $name {
+            /// Refuses what would change the answer and is not served. Other fields that are not known have no
+            /// effect.
+            pub(in $crate::api::openai) fn refuse_unserved(&self) -> Result<(), $crate::error::Error> {
+                use $crate::api::refuse::{CONSTRAINED, constrains, refuse};
+                refuse(&[
+                    ("response_format", constrains(self.response_format.as_ref()), CONSTRAINED),
+                    ("structured_outputs", self.structured_outputs.is_some(), CONSTRAINED),
+                    ("guided_json", self.guided_json.is_some(), CONSTRAINED),
+                    ("guided_regex", self.guided_regex.is_some(), CONSTRAINED),
+                    ("guided_choice", self.guided_choice.is_some(), CONSTRAINED),
+                    ("guided_grammar", self.guided_grammar.is_some(), CONSTRAINED),
+                    ("min_p", self.min_p.is_some_and(|p| p != 0.0), "use `top_p`"),
+                    ("min_tokens", self.min_tokens.is_some_and(|count| count > 0), "use `ignore_eos`"),
+                    ("stop_token_ids", self.stop_token_ids.as_ref().is_some_and(|ids| !ids.is_empty()), "use `stop`"),
+                ])
+            }
+
             /// How to sample and when to stop; how many tokens, and which are told, is said with fields that
             /// differ.
             pub(in $crate::api::openai) fn params(
@@ -86,14 +139,15 @@ macro_rules! body {
                     // 0 and -1 are how vLLM's clients write "off".
                     top_k: self.top_k.filter(|top_k| !matches!(top_k, 0 | -1)).map(Into::into),
                     top_p: self.top_p,
-                    typical_p: None,
+                    // 1 is how other servers write "off".
+                    typical_p: self.typical_p.filter(|p| ![1.0].contains(p)),
                     repetition_penalty: self.repetition_penalty,
                     frequency_penalty: self.frequency_penalty,
                     presence_penalty: self.presence_penalty,
                     logit_bias: self.logit_bias.take().unwrap_or_default().pairs()?,
                     seed: self.seed.map(|params::Seed(seed)| seed),
                     stop: params::stops(self.stop.take()),
-                    include_stop: false,
+                    include_stop: self.include_stop_str_in_output == Some(true),
                     ignore_eos_token: self.ignore_eos == Some(true) || self.ignore_eos_token == Some(true),
                     truncate: None,
                     top_logprobs: (top_logprobs > 0).then_some(top_logprobs.into()),
@@ -156,6 +210,14 @@ mod tests {
         for name in ["ignore_eos", "ignore_eos_token"] {
             assert!(params(json!({name: true})).unwrap().ignore_eos_token, "{name}");
         }
+    }
+
+    #[test]
+    fn extensions_of_vllm_are_as_there() {
+        assert_eq!(params(json!({"typical_p": 0.5})).unwrap().typical_p, Some(0.5));
+        assert_eq!(params(json!({"typical_p": 1})).unwrap().typical_p, None);
+        assert!(params(json!({"include_stop_str_in_output": true})).unwrap().include_stop);
+        assert!(!params(json!({})).unwrap().include_stop);
     }
 
     #[test]

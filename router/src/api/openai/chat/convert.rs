@@ -14,7 +14,7 @@ use crate::{
             answer::Plan,
             params::{choices, parameter},
         },
-        refuse::{CONSTRAINED, constrains, refuse},
+        refuse::refuse,
     },
     config::Config,
     error::Error,
@@ -65,6 +65,7 @@ pub(super) fn convert(
 }
 
 fn refuse_unsupported(body: &ChatBody) -> Result<(), Error> {
+    body.refuse_unserved()?;
     let tool_choice = body.tool_choice.as_ref().is_some_and(|choice| choice != "none" && choice != "auto");
     let modalities = body.modalities.as_ref().is_some_and(|names| names.iter().any(|name| name != "text"));
     let kwargs = body.chat_template_kwargs.as_ref().is_some_and(|kwargs| !kwargs.is_empty());
@@ -72,7 +73,6 @@ fn refuse_unsupported(body: &ChatBody) -> Result<(), Error> {
         ("tools", body.tools.as_ref().is_some_and(|tools| !tools.is_empty()), TOOLS),
         ("tool_choice", tool_choice, TOOLS),
         ("functions", body.functions.as_ref().is_some_and(|list| !list.is_empty()), TOOLS),
-        ("response_format", constrains(body.response_format.as_ref()), CONSTRAINED),
         ("modalities", modalities, "the model writes text"),
         ("chat_template", body.chat_template.is_some(), "the template comes with the model"),
         ("chat_template_kwargs", kwargs, "the template takes the messages only"),

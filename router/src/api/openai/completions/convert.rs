@@ -12,7 +12,7 @@ use crate::{
             answer::Plan,
             params::{choices, parameter},
         },
-        refuse::{CONSTRAINED, constrains, refuse},
+        refuse::refuse,
     },
     config::Config,
     error::{Error, Invalid},
@@ -29,10 +29,9 @@ pub(super) fn convert(
     config: &Config,
     request_id: &Arc<str>,
 ) -> Result<Plan<Text>, Error> {
-    refuse(&[
-        ("suffix", body.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()), "the model cannot infill"),
-        ("response_format", constrains(body.response_format.as_ref()), CONSTRAINED),
-    ])?;
+    body.refuse_unserved()?;
+    let infill = body.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty());
+    refuse(&[("suffix", infill, "the model cannot infill")])?;
     let stream = body.stream == Some(true);
     let kept = choices(body.n, config.limits.max_choices)?;
     let generated =
