@@ -20,7 +20,8 @@ COPY requirements /requirements
 # Without dependencies: the demo model has another inference stack, FlashInfer what kernels want that we do not call.
 # nvcc comes with FlashInfer, which finds it, and cuBLAS's headers, beside torch. Triton is for torch.compile, which
 # nothing calls, and a gigabyte.
-RUN install() { uv pip install --quiet --no-cache --require-hashes "$@"; } \
+# Compiled, since the user of the image cannot write what Python compiles.
+RUN install() { uv pip install --quiet --no-cache --compile-bytecode --require-hashes "$@"; } \
     && pip install --quiet --no-cache-dir --require-hashes -r /requirements/bootstrap.txt \
     && python -m venv --without-pip /opt/lorikeet \
     && install --python /opt/lorikeet/bin/python -r /requirements/runtime.txt \
