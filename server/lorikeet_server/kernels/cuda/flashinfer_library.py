@@ -23,6 +23,9 @@ from lorikeet_server.kernels.cuda import toolkit
 
 log = logging.getLogger(__name__)
 
+# Our calls have this release's arguments, and `attention_scratch` follows its planner: where another differs,
+# steps would fail while requests are served.
+RELEASE = "0.6.7"
 WORKSPACE = "FLASHINFER_WORKSPACE_BASE"
 EXTRA = "FLASHINFER_EXTRA_"  # flags behind its own: CFLAGS, CUDAFLAGS, LDFLAGS
 # Its norms in CUDA C++, as its other kernels are. Where nvidia-cutlass-dsl is, which pip brings with it, it
@@ -31,10 +34,14 @@ CUDA_NORM = "FLASHINFER_USE_CUDA_NORM"
 
 
 def open_flashinfer(device: torch.device, dtype: torch.dtype) -> Any:
-    """The module, once one of its kernels has run on `device`; None, with a warning, where that fails."""
+    """The module, once one of its kernels has run on `device`; None, with a warning, if that fails, or if it
+    is another release."""
     try:
         prepare(toolkit.find())
         import flashinfer
+
+        if not f"{flashinfer.__version__}.".startswith(f"{RELEASE}."):
+            raise ImportError(f"{flashinfer.__version__} is installed, and {RELEASE} wanted")
         from flashinfer.jit import env
 
         # Half a minute to 2.5 minutes of CPU time each (nvcc 13.2): --warmup-timeout has to cover them.

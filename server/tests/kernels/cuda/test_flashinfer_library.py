@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import sysconfig
+from importlib.metadata import requires
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
 from lorikeet_server.kernels.compiled import BuildError
-from lorikeet_server.kernels.cuda import toolkit
-from lorikeet_server.kernels.cuda.flashinfer_library import prepare
+from lorikeet_server.kernels.cuda import flashinfer_library, toolkit
+from lorikeet_server.kernels.cuda.flashinfer_library import RELEASE, open_flashinfer, prepare
 from lorikeet_server.kernels.cuda.toolkit import Toolkit
 
 
@@ -72,3 +77,20 @@ def test_a_workspace_that_was_given_is_kept(beside_torch: Toolkit, tmp_path: Pat
 def test_no_runtime_to_link_with(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"no libcudart.so to link with in .*nvcc/lib64, .*torch"):
         prepare(Toolkit(tmp_path / "nvcc"), tmp_path / "cache", {})
+
+
+def test_another_release_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = ModuleType("flashinfer")
+    other.__version__ = "0.6.70"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flashinfer", other)
+    monkeypatch.setattr(toolkit, "find", lambda: None)
+    monkeypatch.setattr(flashinfer_library, "prepare", lambda _: None)
+    with caplog.at_level(logging.WARNING):
+        assert open_flashinfer(torch.device("cpu"), torch.float16) is None
+    assert f"0.6.70 is installed, and {RELEASE} wanted; it comes with pip install" in caplog.text
+
+
+def test_the_release_is_the_one_that_is_installed_with_us() -> None:
+    assert any(each.startswith(f"flashinfer-python=={RELEASE}.") for each in requires("lorikeet") or ())
