@@ -10,6 +10,8 @@ from gguf import GGMLQuantizationType
 from lorikeet_server.weights.error import WeightsError
 from lorikeet_server.weights.gguf_header import GgufHeader
 
+END_OF_TURN = ("<|eot_id|>", "<|im_end|>")
+
 
 def model_config(header: GgufHeader, path: Path) -> dict[str, Any]:
     """The content of config.json. Raises WeightsError for what would give other numbers than the original
@@ -83,12 +85,18 @@ def _scales_positions(header: GgufHeader) -> bool:
 def generation_config(header: GgufHeader) -> dict[str, Any]:
     """The content of generation_config.json: where generation ends."""
     ids = special_tokens(header)
-    ends = [
-        ids["eos_token_id"],
-        *(header.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom")),
-    ]
+    ends = [ids["eos_token_id"], *_ends_of_turns(header), header.metadata.get("tokenizer.ggml.eom_token_id")]
     known = sorted({end for end in ends if end is not None})
     return {**ids, "eos_token_id": known[0] if len(known) == 1 else known or None}
+
+
+def _ends_of_turns(header: GgufHeader) -> list[int]:
+    """Files that were converted before there was a field for it have it by its name alone, those of Llama 3
+    among them; llama.cpp finds it so too."""
+    if (known := header.metadata.get("tokenizer.ggml.eot_token_id")) is not None:
+        return [known]
+    tokens = header.metadata.get("tokenizer.ggml.tokens", [])
+    return [tokens.index(name) for name in END_OF_TURN if name in tokens]
 
 
 def special_tokens(header: GgufHeader) -> dict[str, int | None]:

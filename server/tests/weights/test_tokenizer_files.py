@@ -120,12 +120,17 @@ def test_transformers_reads_the_directory(demo_gguf: Path, tmp_path: Path, token
 
 
 def test_generation_ends_at_every_end_token(write_gguf: Any) -> None:
-    def ends(**ids: int) -> Any:
-        path = write_gguf(metadata={f"tokenizer.ggml.{key}_token_id": value for key, value in ids.items()})
-        return generation_config(GgufHeader.read(path))["eos_token_id"]
+    def ends(name: str = "t9", **ids: int) -> Any:
+        tokens = {"tokenizer.ggml.tokens": ["<|end|>", name, *(f"t{index}" for index in range(255))]}
+        given = {f"tokenizer.ggml.{key}_token_id": value for key, value in ids.items()}
+        return generation_config(GgufHeader.read(write_gguf(metadata=tokens | given)))["eos_token_id"]
 
     assert ends(eos=4) == 4
     assert ends(eos=4, eot=7) == [4, 7]
+    # Older files of Llama 3 say where a text ends, and not where a turn does.
+    assert ends("<|eot_id|>", eos=4) == [1, 4]
+    assert ends("<|im_end|>", eos=1) == 1
+    assert ends("<|eot_id|>", eos=4, eot=7) == [4, 7]
 
 
 def test_a_beginning_token_is_added_where_the_model_wants_it(write_gguf: Any) -> None:
