@@ -24,6 +24,7 @@ from lorikeet_server.adapters.load import WEIGHTS_FILE
 from lorikeet_server.errors import NoRoomError, TooLargeError
 
 _NEW, _OLD = ".new-", ".old-"
+_SPARE = 16 << 10  # bytes of the disk: an entry's directory, and the ends of its files' last blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class NewEntry:
 
 
 class Store:
-    """The entries of one directory, oldest use first. `disk_bytes` bounds their sum; 0: no bound."""
+    """The entries of one directory, oldest use first. `disk_bytes` bounds their sum; 0: the disk does."""
 
     def __init__(self, directory: str, disk_bytes: int) -> None:
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -111,24 +112,29 @@ class Store:
         self._entries.move_to_end(digest)
 
     def _make_room(self, size: int) -> None:
-        if not self._budget:
-            return
-        if size > self._budget:
+        if self._budget and size > self._budget:
             raise TooLargeError(
                 f"the adapter has {size} bytes and the store holds {self._budget} (--adapter-disk-bytes)"
             )
-        over = sum(self._entries.values()) + self._reserved + size - self._budget
-        for digest, held in list(self._entries.items()):
+        # What a disk has free changes with what others write, so it is asked each time. Some do not tell.
+        disk = shutil.disk_usage(self.directory)
+        over = size + _SPARE - disk.free if disk.total else 0
+        if self._budget:
+            over = max(over, sum(self._entries.values()) + self._reserved + size - self._budget)
+        going = []
+        for digest, held in self._entries.items():
             if over <= 0:
-                return
+                break
             if digest not in self._pins:
-                self._remove(digest)
+                going.append(digest)
                 over -= held
         if over > 0:
             raise NoRoomError(
-                f"the adapter has {size} bytes, {over} more than the store has room for beside "
-                "those being read (--adapter-disk-bytes)"
+                f"the adapter has {size} bytes, {over} more than the store has room for beside those being "
+                "read (--adapter-disk-bytes, and what the disk of --store-dir has free)"
             )
+        for digest in going:
+            self._remove(digest)
 
     def _remove(self, digest: str) -> None:
         self._entries.pop(digest, None)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,20 @@ def test_the_oldest_use_goes_first(lib: AdapterLibrary, tmp_path: Path) -> None:
     assert names(tmp_path / "store") == {a, c}
     assert b not in names(tmp_path / "store")
     assert lib.store.used_bytes == sum(f.stat().st_size for f in (tmp_path / "store").glob("*/*"))
+
+
+def test_a_disk_that_is_smaller_than_the_budget_is_the_bound(
+    lib: AdapterLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, b = build.fetch(lib, "a"), build.fetch(lib, "b")
+    monkeypatch.setattr(lib.store, "_budget", 0)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=16 << 10))
+    c = build.fetch(lib, "c")
+    assert names(tmp_path / "store") == {b, c}  # a has gone
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    with pytest.raises(NoRoomError, match=r"the disk of --store-dir"):
+        build.fetch(lib, "d")
 
 
 def test_the_order_of_use_outlives_a_restart(lib: AdapterLibrary, tmp_path: Path) -> None:
@@ -98,14 +113,14 @@ def test_a_full_disk_leaves_no_partial_file(
     build.fetch(lib, "b")
 
 
-def test_a_small_file_system(tmp_path: Path) -> None:
+def test_a_small_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = tmp_path / "small"
     small.mkdir()
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "t", small]).returncode:
         pytest.skip("needs to mount a tmpfs")
     try:
         lib = build.library(tmp_path)
-        lib.store = Store(str(small), 0)
+        lib.store, usage = Store(str(small), 0), shutil.disk_usage(tmp_path)
         publish(tmp_path / "root", "a", 0)
         publish(tmp_path / "root", "b", 1)
         wide = build.tensors([leaf for leaves in build.FUSED for leaf in leaves], rank=64)
@@ -113,7 +128,10 @@ def test_a_small_file_system(tmp_path: Path) -> None:
             tmp_path / "root/wide", build.config(target_modules="all-linear", r=64), build.safetensors(wide)
         )
         a = build.fetch(lib, "a")
-        with pytest.raises(NoRoomError, match="is full"):
+        with pytest.raises(NoRoomError, match="the disk of --store-dir"):
+            build.fetch(lib, "wide")
+        with monkeypatch.context() as patch, pytest.raises(NoRoomError, match="is full"):
+            patch.setattr(shutil, "disk_usage", lambda _: usage)  # somebody else was faster
             build.fetch(lib, "wide")
         assert names(small) == {a}
         assert len(names(small) | {build.fetch(lib, "b")}) == 2
