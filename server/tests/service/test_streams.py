@@ -119,14 +119,16 @@ def test_a_group_does_not_outlive_a_stream_that_ends_amid_steps(
             torn.send(pb.Step(id=number))
         wait_for(lambda: ran == [1, 2])
         assert not warm.fatal.is_set(), "the first had no step left"
+        next_call = None  # one that nobody holds any more is cancelled
         if how == "cancelled":
             torn.results.cancel()
         elif how == "superseded":
-            warm.open()
+            next_call = warm.open()
         else:
-            warm.stub.Warmup.future(warmup_request())
+            next_call = warm.stub.Warmup.future(warmup_request())
         assert warm.fatal.wait(5)
         warm.fatal.clear()
+        del next_call
     gate.set()
 
 
