@@ -42,10 +42,10 @@ def kernels(machine: Machine) -> Rows:
     GPU what later parts need of FlashInfer."""
     rows: Rows = []
     # Here nvcc comes from PyPI.
-    toolkit = {"CUDA_HOME": str(cuda_toolkit())} if machine.dry else {}
+    toolkit: dict[str, Any] = {"CUDA_HOME": str(cuda_toolkit())} if machine.dry else {}
     for module in ("lorikeet_server.kernels.cpu.build", "lorikeet_server.kernels.cuda.build"):
         started = time.monotonic()
-        out = ["--out", machine.work / "kernels"] if "cuda" in module else []
+        out: list[str | Path] = ["--out", machine.work / "kernels"] if "cuda" in module else []
         library = machine.python("-m", module, *out, **toolkit).stdout.splitlines()[-1]
         seconds, size = round(time.monotonic() - started, 1), Path(library).stat().st_size >> 10
         rows.append({"library": Path(library).name, "KiB": size, "seconds": seconds})

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from benchmarks.gpu import checks, served
 from benchmarks.gpu.carried import KIT
 from benchmarks.gpu.machine import SECONDS, CheckError, Machine
 from benchmarks.gpu.results import Outcome, Results, figures, table
-from benchmarks.gpu.scale import DRY, REAL
+from benchmarks.gpu.scale import DRY, REAL, Scale
 from benchmarks.serving.facts import facts
+from benchmarks.serving.report import Row
 
-CHECKS = {
+CHECKS: dict[str, Callable[[Machine], checks.Rows]] = {
     "kernels": checks.kernels,
     "correctness": checks.correctness,
     "sanitizer": checks.sanitizer,
@@ -26,7 +28,7 @@ CHECKS = {
     "ranks-nccl": checks.ranks_nccl,
     "model": checks.model,
 }
-LOADS = {
+LOADS: dict[str, Callable[[Machine, Scale], Iterator[Row]]] = {
     "distinct": served.distinct,
     "ranks": served.ranks,
     "popular": served.popular,

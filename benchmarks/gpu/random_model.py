@@ -93,7 +93,7 @@ def write(directory: Path, geometry: Geometry, seed: int = 0) -> Path:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(seed)
     files = list(geometry.files())
-    places = {}
+    places: dict[str, str] = {}
     for number, shapes in enumerate(files, 1):
         name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         tensors = {key: draw(shape, generator) for key, shape in shapes.items()}

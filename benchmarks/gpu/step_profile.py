@@ -30,10 +30,11 @@ THREADS = prepare_threads(0)  # before torch is imported
 
 import torch  # noqa: E402
 from shard_driver import BLOCK, Driver, Run, prompt_of, warmup_request  # noqa: E402
-from torch.autograd import DeviceType  # noqa: E402
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from lorikeet_server.engine.engine import Engine  # noqa: E402
+from lorikeet_server.engine.result import PendingResult  # noqa: E402
 from lorikeet_server.pb import shard_pb2 as pb  # noqa: E402
 from lorikeet_server.service.load import load_engine  # noqa: E402
 
@@ -116,7 +117,7 @@ def measured(driver: Driver, arguments: argparse.Namespace, adapters: int) -> di
 
 def decode(driver: Driver, runs: list[Run], steps: int) -> float:
     """Seconds per step."""
-    flying = deque()
+    flying: deque[PendingResult] = deque()
     started = time.perf_counter()
     for number in range(steps):
         step = pb.Step(id=number)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -24,13 +25,16 @@ from lorikeet_server.kernels import DecoderSpec, Kernels, LinearMode, LoraSegmen
 BATCHES = (1, 4, 8, 16, 64)
 ADAPTERS, RANK, CONTEXT = 8, 8, 100
 Candidates = dict[str, Callable[[], object]]
+Weight = TypeVar("Weight")
 
 
 def linears(model: Model, peers: list[list[object]], rows: int) -> Candidates:
     """All linears of the layers, without lm_head."""
     inputs = {width: torch.randn(rows, width) for width in (HIDDEN, FFN)}
 
-    def each(layers: list[list[object]], call: Callable[[Tensor, object], object]) -> Callable[[], object]:
+    def each(
+        layers: Sequence[Sequence[Weight]], call: Callable[[Tensor, Weight], object]
+    ) -> Callable[[], object]:
         return lambda: [
             call(inputs[shape[1]], weight)
             for layer in layers

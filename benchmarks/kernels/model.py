@@ -48,7 +48,7 @@ class Model:
     weights: list[list[Tensor]]  # [layer][linear], float32 [out, in]
     packed: list[list[PackedLinear]]
     quantised: list[list[PackedLinear]]  # the same from a GGUF file of type Q4_1, kept in its blocks
-    tables: list[Sequence[LoraTable]]
+    tables: Sequence[Sequence[LoraTable]]
     spec: DecoderSpec
     head: PackedLinear
 

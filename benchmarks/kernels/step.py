@@ -96,7 +96,7 @@ def main() -> None:
         line = f"{step:13} {statistics.median(times['now', step]):7.2f} ms"
         if arguments.before:
             line += f"  now / before {ratio(times['now', step], times['before', step])}"
-        if (one := BESIDE.get(step)) in steps:
+        if (one := BESIDE.get(step, "")) in steps:
             for commit in trees:
                 line += f"  / {one}, {commit} {ratio(times[commit, step], times[commit, one])}"
         print(line)

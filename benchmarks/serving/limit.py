@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from lorikeet_server.config import Dtype
 from lorikeet_server.dist import TensorParallel
 from lorikeet_server.kernels import LinearMode, PackedLinear, select
 from lorikeet_server.models import registry
-from lorikeet_server.service.load import quantised, storage_mode
+from lorikeet_server.service.load import storage_mode
 from lorikeet_server.weights import open_source
 from lorikeet_server.weights.prepare import prepare
 
@@ -77,12 +78,12 @@ def as_served(model_id: str, dtype: str) -> Stored:
     pack, sizes = kernels.pack_linear, []
 
     def counting(weight: torch.Tensor, mode: LinearMode) -> PackedLinear:
-        packed = pack(weight, mode)
+        packed: Any = pack(weight, mode)
         sizes.append(packed.data.nbytes)
         return packed
 
-    kernels.pack_linear = counting
-    mode = storage_mode(Dtype(dtype), source, path)
+    kernels.pack_linear = counting  # type: ignore[method-assign]
+    mode = storage_mode(Dtype(dtype), source)
     registry.load(source, kernels, mode, TensorParallel())
-    kept = kernels.kv_dtype(mode, quantised=quantised(path))
+    kept = kernels.kv_dtype(mode, quantised=source.quantised)
     return Stored(weights=sum(sizes), kv_value=kept.itemsize)

@@ -166,7 +166,9 @@ def cold_adapters(bench: Bench, unseen: Iterator[str]) -> Iterator[Row]:
     """
     streams = Load(4, bench.names(4), requests=4, tokens=600)
     streams.warm(bench.ours)
-    quiet, loading, again = [], [], []
+    quiet: list[float] = []
+    loading: list[float] = []
+    again: list[float] = []
     for _ in range(bench.runs):
         arriving = Load(1, tuple(next(unseen) for _ in range(20)), requests=20, tokens=1, prompt_tokens=1)
         quiet.append(streams.on(bench.ours, 1)["itl_p99_ms"])

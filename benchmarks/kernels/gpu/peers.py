@@ -70,8 +70,10 @@ def vllm_triton(layers: Layers, count: int) -> Run:
     meta.prepare_tensors(torch.tensor(cell.slots, device=device))
     specialise = (False,) if len(inspect.signature(meta.meta_args).parameters) > 1 else ()
     arguments = meta.meta_args(cell.rows, *specialise)
-    weights = [list(zip(*layer, strict=True)) for layer in _weights(layers, count)]
-    weights = [[[each.unsqueeze(1) for each in side] for side in layer] for layer in weights]
+    weights = [
+        [[each.unsqueeze(1) for each in side] for side in zip(*layer, strict=True)]
+        for layer in _weights(layers, count)
+    ]
     v = torch.zeros(len(cell.shape.out_features), cell.rows, layers.tables.max_rank, device=device)
 
     def run(layer: int) -> None:

@@ -60,14 +60,15 @@ def write(
 ) -> list[Path]:
     """`sgmv-PART.json` and `.md` in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
+    found = summary(lines, machine)
     data = {
         "facts": facts,
-        "summary": summary(lines, machine),
+        "summary": found,
         "lines": [line.data(machine) for line in lines],
     }
     as_json, as_text = directory / f"sgmv-{part}.json", directory / f"sgmv-{part}.md"
     as_json.write_text(json.dumps(data, indent=1) + "\n")
-    as_text.write_text(markdown(part, facts, data["summary"], lines, machine))
+    as_text.write_text(markdown(part, facts, found, lines, machine))
     return [as_json, as_text]
 
 
