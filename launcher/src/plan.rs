@@ -24,7 +24,7 @@ pub struct Host {
     pub cores: usize,
     /// GPUs granted by the environment, if it says.
     pub granted_gpus: Option<u32>,
-    /// The user's cache directory for this program.
+    /// Where what can be made again is kept: `--cache-dir`, or the user's cache directory for this program.
     pub cache_dir: PathBuf,
 }
 
@@ -101,7 +101,7 @@ pub fn threads_per_shard(args: &ServeArgs, host: &Host) -> usize {
     args.threads_per_shard.unwrap_or_else(|| (host.cores / shard_count(args, host) as usize).max(1))
 }
 
-/// The longest socket path of a run in `directory`.
+/// Where the shard of a rank listens, in the directory of the run.
 pub fn socket(directory: &Path, rank: u32) -> PathBuf {
     directory.join(format!("shard-{rank}"))
 }
@@ -116,10 +116,7 @@ fn shard(args: &ServeArgs, host: &Host, run: &Run, rank: u32, socket: &Path) -> 
     for root in &args.adapter_root {
         command.pair("--adapter-root", root);
     }
-    command.pair(
-        "--store-dir",
-        args.store_dir.clone().unwrap_or_else(|| cache_dir(args, host).join("adapters")),
-    );
+    command.pair("--store-dir", args.store_dir.clone().unwrap_or_else(|| host.cache_dir.join("adapters")));
     command.pair("--disk-bytes", run.config.adapters.adapter_disk_bytes.to_string());
     command.pair("--max-lora-rank", run.config.adapters.max_lora_rank.to_string());
     // Always: records carry their level, and are written again in the form that was asked for.
@@ -161,14 +158,10 @@ fn router(args: &ServeArgs, host: &Host, run: &Run, address: SocketAddr, sockets
     }
 }
 
-fn cache_dir(args: &ServeArgs, host: &Host) -> PathBuf {
-    args.cache_dir.clone().unwrap_or_else(|| host.cache_dir.clone())
-}
-
 fn python_environment(args: &ServeArgs, host: &Host) -> Vec<(&'static str, OsString)> {
     // Records must arrive when they are written, not when a buffer is full.
     let mut env = vec![("PYTHONUNBUFFERED", OsString::from("1"))];
-    env.push((environment::CACHE_DIR, cache_dir(args, host).into_os_string()));
+    env.push((environment::CACHE_DIR, host.cache_dir.clone().into_os_string()));
     env.extend(
         args.huggingface_hub_cache.as_ref().map(|path| ("HF_HUB_CACHE", path.clone().into_os_string())),
     );

@@ -1,6 +1,7 @@
 use clap::Parser;
 
 use super::*;
+use crate::check;
 use crate::cli::{Cli, Command};
 
 fn args(flags: &[&str]) -> ServeArgs {
@@ -104,11 +105,14 @@ fn one_shard_and_the_router() {
 /// --cache-dir said.
 #[test]
 fn whoever_caches_is_told_where() {
-    for (flags, cache) in [(&[][..], "/cache"), (&["--cache-dir", "/c"], "/c")] {
-        for spec in [&prepare(&args(flags), &host()), &planned(flags).shards[0]] {
-            assert_eq!(variable(spec, "LORIKEET_CACHE_DIR").as_deref(), Some(cache));
-        }
+    let args = args(&["--cache-dir", "/c"]);
+    let host = Host { cache_dir: check::cache_dir(&args).unwrap(), ..host() };
+    let (prepare, plan) = (prepare(&args, &host), plan(&args, &host, &run(&args, "127.0.0.1:3000")));
+    for spec in [&prepare, &plan.shards[0]] {
+        assert_eq!(variable(spec, "LORIKEET_CACHE_DIR").as_deref(), Some("/c"));
     }
+    assert_eq!(values(&prepare, "--cache-dir"), ["/c"]);
+    assert_eq!(values(&plan.shards[0], "--store-dir"), ["/c/adapters"]);
 }
 
 #[test]
@@ -214,9 +218,6 @@ fn settings_reach_the_process_that_needs_them() {
     assert_eq!(values(&prepare, "--revision"), ["r1"]);
     assert!(values(&prepare, "--cache-dir").is_empty());
     assert_eq!(variable(&prepare, "HF_HUB_CACHE").as_deref(), Some("/hub"));
-    let cache = ["--cache-dir", "/c"];
-    assert_eq!(values(&planned(&cache).shards[0], "--store-dir"), ["/c/adapters"]);
-    assert_eq!(values(&super::prepare(&args(&cache), &host()), "--cache-dir"), ["/c"]);
 }
 
 #[test]
