@@ -37,7 +37,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(code) => code,
         Err(error) => match error.downcast_ref::<clap::Error>() {
             Some(error) => usage(error),
-            None => fail(&format!("error: {error:#}"), 1),
+            None => fail(&format!("{error:#}"), 1),
         },
     }
 }
@@ -71,14 +71,14 @@ fn many_threads() -> std::io::Result<tokio::runtime::Runtime> {
 
 fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
-        return fail(&cli::one_line(error), USAGE);
+        return fail(cli::one_line(error).trim_start_matches("error: "), USAGE);
     }
     // --help or --version; whoever closed the pipe does not want to read it.
     let _ = error.print();
     ExitCode::SUCCESS
 }
 
-fn fail(message: &str, code: u8) -> ExitCode {
-    logs::last_word(&message.replace('\n', " "));
+fn fail(error: &str, code: u8) -> ExitCode {
+    logs::last_word(&error.replace('\n', " "));
     ExitCode::from(code)
 }

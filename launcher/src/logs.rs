@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use lorikeet_router::telemetry::LogWriter;
 use serde::Deserialize;
+use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, BufReader};
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 use crate::cli::LogLevel;
 use crate::role::Role;
@@ -22,14 +25,19 @@ const LONGEST_LINE: usize = 64 * 1024;
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where records go, once logging has been set up.
-static WRITER: OnceLock<LogWriter> = OnceLock::new();
+static LOG: OnceLock<Log> = OnceLock::new();
+
+struct Log {
+    writer: LogWriter,
+    json: bool,
+}
 
 /// Sends the process's own records, and what its panics say, to stderr, as text or as one JSON object a line.
 pub fn init(json: bool, level: LogLevel) -> std::io::Result<()> {
     let writer = LogWriter::start(std::io::stderr(), |lost| {
         tracing::warn!(lost, "log records are missing here: their reader did not take them in time");
     })?;
-    let writer = WRITER.get_or_init(|| writer);
+    let writer = &LOG.get_or_init(|| Log { writer, json }).writer;
     // Libraries have a say when something is wrong; their details are of no use to an operator.
     let others = if level == LogLevel::Error { "error" } else { "warn" };
     let filter = EnvFilter::new(format!("{others},lorikeet={}", level.as_str()));
@@ -57,13 +65,26 @@ pub fn init(json: bool, level: LogLevel) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Writes the last line on stderr, which depends neither on the log level nor on whether it can be written.
-pub fn last_word(line: &str) {
-    let line = format!("{line}\n");
-    match WRITER.get() {
-        Some(writer) => writer.insist(line.as_bytes()),
-        None => drop(std::io::stderr().write_all(line.as_bytes())),
+/// Writes the last line on stderr: the error that ends the process. It depends neither on the log level nor on whether
+/// it can be written.
+pub fn last_word(error: &str) {
+    match LOG.get() {
+        Some(log) => log.writer.insist(last_line(error, log.json).as_bytes()),
+        None => drop(std::io::stderr().write_all(last_line(error, false).as_bytes())),
     }
+}
+
+/// As text, or as a record like the others.
+fn last_line(error: &str, json: bool) -> String {
+    if !json {
+        return format!("error: {error}\n");
+    }
+    let mut timestamp = String::new();
+    // Writing to a string cannot fail.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut timestamp));
+    let record =
+        json!({"timestamp": timestamp, "level": "ERROR", "message": error, "target": module_path!()});
+    format!("{record}\n")
 }
 
 /// Waits, when dropped, for the log to be written, but not for ever.
@@ -71,8 +92,8 @@ pub struct WrittenAtEnd;
 
 impl Drop for WrittenAtEnd {
     fn drop(&mut self) {
-        if let Some(writer) = WRITER.get() {
-            writer.finish(PATIENCE);
+        if let Some(log) = LOG.get() {
+            log.writer.finish(PATIENCE);
         }
     }
 }

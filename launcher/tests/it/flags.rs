@@ -155,6 +155,24 @@ fn the_environment_sets_flags_and_is_checked_too() {
 }
 
 #[test]
+fn the_last_line_is_a_record_where_records_are_json() {
+    let place = Place::new(SLEEPS);
+    let router = ["router", "--model-id", "m", "--tokenizer-path", "/no/such", "--shard-socket", "/no/such"];
+    for (arguments, error) in [
+        (&["serve", "--model-id", "m", "--adapter-root", "/no/such"][..], "--adapter-root /no/such: "),
+        (&["serve", "--model-id", "m", "--max-best-of", "0"], "--max-best-of is 0, "),
+        (&router, "cannot use --tokenizer-path: "),
+    ] {
+        let (code, _, err, _) = run(place.lorikeet(&[arguments, &["--json-output"]].concat()));
+        let last = err.lines().last().unwrap();
+        let record: serde_json::Value = serde_json::from_str(last).unwrap();
+        assert_eq!((code, &record["level"]), (1, &"ERROR".into()), "{err}");
+        assert!(record["message"].as_str().unwrap().starts_with(error), "{err}");
+        assert!(record["timestamp"].as_str().unwrap().ends_with('Z'), "{err}");
+    }
+}
+
+#[test]
 fn switches_are_set_by_the_environment_as_people_write_them() {
     let place = Place::new(SLEEPS);
     let switches = ["JSON_OUTPUT", "DISABLE_PREFIX_CACHE", "DISABLE_VLLM_METRICS"];
