@@ -3,7 +3,7 @@
 use std::{fmt, marker::PhantomData};
 
 use serde::{
-    Deserialize, Deserializer, Serializer,
+    Deserialize, Deserializer,
     de::{Error as _, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
@@ -51,27 +51,16 @@ pub(crate) fn finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     if narrowed.is_finite() { Ok(Some(narrowed)) } else { Err(D::Error::custom("number out of range")) }
 }
 
-/// Clients type log-probabilities as floats, which JSON's null is not: an impossible token gets the lowest float.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-pub(crate) fn finite_logprob<S: Serializer>(logprob: &f32, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f32(sendable(*logprob))
-}
-
-pub(crate) fn sendable(logprob: f32) -> f32 {
-    if logprob.is_finite() { logprob } else { f32::MIN }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn floats_are_finite_both_ways() {
+    fn floats_are_finite() {
         let mut json = serde_json::Deserializer::from_str("0.5");
         assert_eq!(finite(&mut json).unwrap(), Some(0.5));
         assert_eq!(finite(&mut serde_json::Deserializer::from_str("null")).unwrap(), None);
         assert!(finite(&mut serde_json::Deserializer::from_str("1e39")).is_err());
         assert!(finite(&mut serde_json::Deserializer::from_str("\"1\"")).is_err());
-        assert!(sendable(f32::NEG_INFINITY).is_finite());
     }
 }

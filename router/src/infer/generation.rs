@@ -287,3 +287,14 @@ fn failure(reason: engine::FailureReason) -> Error {
         R::ShardLost => Error::ShardLost,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_probabilities_are_numbers_of_json() {
+        let told = (finite(-0.5), finite(f32::NEG_INFINITY), finite(f32::INFINITY), finite(f32::NAN));
+        assert_eq!(told, (-0.5, f32::MIN, f32::MAX, f32::MIN));
+    }
+}

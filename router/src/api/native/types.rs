@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    api::wire::{finite, finite_logprob, object},
+    api::wire::{finite, object},
     output::{Alternative, FinishReason, PromptToken, TokenOutput},
 };
 
@@ -163,7 +163,6 @@ pub struct Token {
     /// What this token adds to the text. The concatenation over the tokens that are not special is the text,
     /// without the replacement of a character that a special token cut off.
     pub text: String,
-    #[serde(serialize_with = "finite_logprob")]
     pub logprob: f32,
     pub special: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -175,7 +174,6 @@ pub struct Token {
 pub struct AlternativeToken {
     pub id: u32,
     pub text: String,
-    #[serde(serialize_with = "finite_logprob")]
     pub logprob: f32,
 }
 

@@ -1,12 +1,12 @@
 //! Log-probabilities in chat's shape.
 
 use super::types::{ChatTokenLogprob, ChatTopLogprob};
-use crate::{api::wire::sendable, output::TokenOutput};
+use crate::output::TokenOutput;
 
 pub(super) fn entry(token: &TokenOutput, alternatives: usize) -> ChatTokenLogprob {
     ChatTokenLogprob {
         token: token.text.clone(),
-        logprob: sendable(token.logprob),
+        logprob: token.logprob,
         bytes: bytes(&token.text),
         top_logprobs: token
             .alternatives
@@ -14,7 +14,7 @@ pub(super) fn entry(token: &TokenOutput, alternatives: usize) -> ChatTokenLogpro
             .take(alternatives)
             .map(|alternative| ChatTopLogprob {
                 token: alternative.text.clone(),
-                logprob: sendable(alternative.logprob),
+                logprob: alternative.logprob,
                 bytes: bytes(&alternative.text),
             })
             .collect(),

@@ -3,10 +3,7 @@
 use indexmap::IndexMap;
 
 use super::types::CompletionLogprobs;
-use crate::{
-    api::wire::sendable,
-    output::{Alternative, PromptToken, TokenOutput},
-};
+use crate::output::{Alternative, PromptToken, TokenOutput};
 
 /// Collects tokens, and keeps count of the text they make up, until a part of the table is sent.
 #[derive(Debug)]
@@ -42,12 +39,11 @@ impl Table {
     }
 
     fn row(&mut self, text: &str, logprob: Option<f32>, alternatives: &[Alternative], shown: bool) {
-        let logprob = logprob.map(sendable);
         // Keyed by text: of two tokens that read the same the likelier, which comes first, is kept.
         let top = logprob.map(|logprob| {
             let mut top = IndexMap::with_capacity(self.alternatives + 1);
             for alternative in alternatives.iter().take(self.alternatives) {
-                top.entry(alternative.text.clone()).or_insert(sendable(alternative.logprob));
+                top.entry(alternative.text.clone()).or_insert(alternative.logprob);
             }
             top.entry(text.to_owned()).or_insert(logprob);
             top
