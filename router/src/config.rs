@@ -16,6 +16,8 @@ const GIB: u64 = 1 << 30;
 
 /// Steps sent to the shards and not yet answered, at most. The protocol allows two.
 pub const MAX_STEPS_IN_FLIGHT: usize = 2;
+/// Tokens of prompt and output together, unless a flag says more or the model's context has fewer.
+pub const DEFAULT_TOTAL_TOKENS: u32 = 4096;
 /// Tokens per KV block.
 pub const BLOCK_SIZE: u32 = 16;
 /// Entries of one `logit_bias`.

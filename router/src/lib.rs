@@ -10,6 +10,7 @@ mod allocator;
 pub mod api;
 pub mod app;
 pub mod chat;
+mod clock;
 pub mod config;
 pub mod driver;
 pub mod error;

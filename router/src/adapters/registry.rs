@@ -1,9 +1,6 @@
 //! Which adapters are known and staged: the pure state machine of the engine, with the calls it asks for.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use lorikeet_engine::{
     Time,
@@ -23,7 +20,7 @@ use super::{
     name,
     source::AdapterSource,
 };
-use crate::{config::Adapters, error::Error, shard::Group, telemetry::Metrics};
+use crate::{clock::unix_time, config::Adapters, error::Error, shard::Group, telemetry::Metrics};
 
 /// Fetches for one request: a second one, should the store have lost what the first one brought.
 const MAX_FETCHES: u32 = 2;
@@ -248,8 +245,7 @@ impl State {
     }
 
     pub(super) fn name_fetched(&mut self, name: &Arc<str>) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-        self.created.entry(Arc::clone(name)).or_insert(now);
+        self.created.entry(Arc::clone(name)).or_insert_with(|| unix_time().as_secs());
         let Self { tier, device_bytes, created } = self;
         if created.len() > 2 * tier.names().len() {
             created.retain(|name, _| tier.digest(name).is_some());

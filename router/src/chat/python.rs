@@ -1,9 +1,6 @@
 //! The Python-isms that chat templates of the Hugging Face hub are written against.
 
-use std::{
-    io,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::io;
 
 use minijinja::{
     Error, ErrorKind,
@@ -11,6 +8,8 @@ use minijinja::{
 };
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+
+use crate::clock::unix_time;
 
 /// `raise_exception(message)`: how a template refuses a conversation.
 pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
@@ -71,8 +70,7 @@ impl Formatter for PythonFormatter {
 
 /// `strftime_now(format)` in UTC: the directives that published templates use; others are written as they stand.
 pub(super) fn strftime_now(format: &str) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    strftime(format, now.as_secs())
+    strftime(format, unix_time().as_secs())
 }
 
 const MONTHS: [&str; 12] = [

@@ -1,9 +1,6 @@
 //! Getting the shards ready, and noticing when they are not any more.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use lorikeet_engine::EngineConfig;
@@ -13,7 +10,8 @@ use tonic::Status;
 
 use crate::{
     adapters::{AdapterSource, Registry},
-    config::{BLOCK_SIZE, Config, ConfigError, MAX_STEPS_IN_FLIGHT},
+    clock::unix_time,
+    config::{BLOCK_SIZE, Config, ConfigError, DEFAULT_TOTAL_TOKENS, MAX_STEPS_IN_FLIGHT},
     model::{ModelHandle, ModelInfo},
     shard::{Group, Lost, Session},
 };
@@ -216,7 +214,7 @@ fn sizes(config: &Config, info: &InfoResponse) -> Result<WarmupRequest, NotReady
         (None, None) => (default_tokens, default_sequences),
     };
     let context = info.max_position_embeddings;
-    let total = config.limits.max_total_tokens.unwrap_or(context.min(4096));
+    let total = config.limits.max_total_tokens.unwrap_or(context.min(DEFAULT_TOTAL_TOKENS));
     if total > context {
         let bound = format!("at most {context}, the model's context");
         return Err(ConfigError { flag: "--max-total-tokens", given: total.to_string(), bound }.into());
@@ -275,15 +273,14 @@ fn model_info(
     let kv_tokens = u64::from(engine.num_blocks) * u64::from(engine.block_size);
     // One sequence can have no more than the whole KV cache.
     let total = request.max_sequence_tokens.min(u32::try_from(kv_tokens).unwrap_or(u32::MAX));
-    let input = config.limits.max_input_length.unwrap_or(4095).min(total.saturating_sub(1));
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let input = config.limits.max_input_length.unwrap_or(DEFAULT_TOTAL_TOKENS - 1);
     ModelInfo {
         base_digest: info.base_digest.clone(),
         dtype: info.dtype.clone(),
         device_type: info.device_type.clone(),
         architecture: info.architecture.clone(),
         vocab_size: info.vocab_size,
-        max_input_tokens: input,
+        max_input_tokens: input.min(total.saturating_sub(1)),
         max_total_tokens: total,
         max_step_tokens: request.max_step_tokens,
         max_sequences: request.max_sequences,
@@ -292,7 +289,7 @@ fn model_info(
         adapter_bytes: engine.adapter_bytes,
         world_size: info.world_size,
         lora_targets: info.lora_targets.clone(),
-        created,
+        created: unix_time().as_secs(),
     }
 }
 

@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{Arc, atomic::AtomicU64, atomic::Ordering::Relaxed},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use lorikeet_engine::residency::{Digest, HostStats};
@@ -22,6 +21,7 @@ use super::{
     log_writer,
     series::{REASONS, Series},
 };
+use crate::clock::unix_time;
 
 /// Label values that no adapter id can be.
 const BASE: &str = "(base)";
@@ -263,8 +263,7 @@ impl Scrape {
             ("running_lora_adapters", self.joined(&engine.stats.resident_adapters)),
             ("waiting_lora_adapters", self.joined(&engine.stats.waiting_adapters)),
         ];
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-        out.info("vllm:lora_requests_info", adapters, now)
+        out.info("vllm:lora_requests_info", adapters, unix_time().as_secs_f64())
     }
 
     /// All names of these digests, as clients write them.

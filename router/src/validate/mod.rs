@@ -13,7 +13,7 @@ pub use tokenizer::{LoadError, TokenSpan, Tokenizer};
 
 use crate::{
     chat::{ChatTemplate, TemplateError},
-    config::Limits,
+    config::{DEFAULT_TOTAL_TOKENS, Limits},
     error::{Error, Invalid},
     model::{ModelHandle, ModelInfo},
     request::{Params, Prompt},
@@ -157,7 +157,7 @@ impl Shared {
     fn check_bytes(&self, given: usize) -> Result<(), Invalid> {
         let max = self.limits.max_prompt_bytes.unwrap_or_else(|| {
             let known = self.model.get().map(|model| model.max_input_tokens);
-            known.or(self.limits.max_input_length).unwrap_or(4096) as usize * BYTES_PER_TOKEN
+            known.or(self.limits.max_input_length).unwrap_or(DEFAULT_TOTAL_TOKENS) as usize * BYTES_PER_TOKEN
         });
         if given <= max { Ok(()) } else { Err(Invalid::InputBytes { max, given }) }
     }

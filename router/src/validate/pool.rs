@@ -84,7 +84,7 @@ impl Pool {
                 Lane::Long => &mut queues.long,
             };
             if queue.len() >= self.capacity {
-                return Err(Error::Overloaded { retry_after: Duration::from_secs(1) });
+                return Err(Error::full());
             }
             queue.push_back(job);
         }

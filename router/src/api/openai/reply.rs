@@ -1,11 +1,9 @@
 //! What every OpenAI answer says about itself.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::output::FinishReason;
+use crate::{clock::unix_time, output::FinishReason};
 
 /// Names the build: two answers with one fingerprint come from the same code.
 pub(super) const FINGERPRINT: &str = concat!("lorikeet-", env!("CARGO_PKG_VERSION"));
@@ -21,7 +19,7 @@ pub(super) struct Head {
 impl Head {
     pub(super) fn new(prefix: &str, model: String) -> Self {
         let id = format!("{prefix}-{:032x}", rand::random::<u128>());
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        let created = unix_time().as_secs();
         Self { id, created, model }
     }
 }
