@@ -48,10 +48,10 @@ pub async fn bind(http: &Http) -> std_io::Result<(TcpListener, SocketAddr)> {
 
 /// Serves connections until `stopping`, then waits for those that are open. They finish the request they are at.
 pub async fn serve(listener: TcpListener, router: Router, http: Http, stopping: CancellationToken) {
-    let builder = Arc::new(builder(&http));
     let places = Arc::new(Semaphore::new(http.max_connections.min(Semaphore::MAX_PERMITS)));
+    let server = Arc::new(Server { builder: builder(&http), router, http, stopping });
     let connections = TaskTracker::new();
-    while let Some(accepted) = stopping.run_until_cancelled(accept(&listener, &places)).await {
+    while let Some(accepted) = server.stopping.run_until_cancelled(accept(&listener, &places)).await {
         let (stream, place) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -60,44 +60,59 @@ pub async fn serve(listener: TcpListener, router: Router, http: Http, stopping: 
                 continue;
             }
         };
-        let (builder, router, stopping) = (Arc::clone(&builder), router.clone(), stopping.clone());
-        let (header_timeout, write_timeout) = (http.header_timeout, http.write_timeout);
+        let server = Arc::clone(&server);
         connections.spawn(async move {
-            let stream = TokioIo::new(Guarded::new(stream, header_timeout, write_timeout));
-            let activity = Activity::new();
-            let router = TowerToHyperService::new(router);
-            let service = service_fn(|request: Request<Incoming>| {
-                let open = activity.begin(request.version());
-                let response = router.call(request);
-                async { Ok::<_, Infallible>(response.await?.map(|body| Response::new(body, open))) }
-            });
-            let connection = builder.serve_connection(stream, service);
-            tokio::pin!(connection);
-            let ended = tokio::select! {
-                ended = &mut connection => ended,
-                () = async {
-                    tokio::select! {
-                        () = stopping.cancelled() => {}
-                        () = activity.idle(header_timeout) => {}
-                    }
-                } => {
-                    connection.as_mut().graceful_shutdown();
-                    tokio::select! {
-                        ended = connection => ended,
-                        // What is left is in hyper, and the client does not take it.
-                        () = activity.idle(write_timeout) => Ok(()),
-                    }
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(error, "a connection ended early");
-            }
+            server.attend(stream).await;
             drop(place);
         });
     }
     drop(listener);
     connections.close();
     connections.wait().await;
+}
+
+/// What all connections share.
+struct Server {
+    builder: Builder<Streams>,
+    router: Router,
+    http: Http,
+    stopping: CancellationToken,
+}
+
+impl Server {
+    /// Serves a connection to its end.
+    async fn attend(&self, stream: TcpStream) {
+        let (header_timeout, write_timeout) = (self.http.header_timeout, self.http.write_timeout);
+        let stream = TokioIo::new(Guarded::new(stream, header_timeout, write_timeout));
+        let activity = Activity::new();
+        let router = TowerToHyperService::new(self.router.clone());
+        let service = service_fn(|request: Request<Incoming>| {
+            let open = activity.begin(request.version());
+            let response = router.call(request);
+            async { Ok::<_, Infallible>(response.await?.map(|body| Response::new(body, open))) }
+        });
+        let connection = self.builder.serve_connection(stream, service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = async {
+                tokio::select! {
+                    () = self.stopping.cancelled() => {}
+                    () = activity.idle(header_timeout) => {}
+                }
+            } => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = connection => ended,
+                    // What is left is in hyper, and the client does not take it.
+                    () = activity.idle(write_timeout) => Ok(()),
+                }
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error, "a connection ended early");
+        }
+    }
 }
 
 async fn accept(
