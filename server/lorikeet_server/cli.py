@@ -10,6 +10,7 @@ import typer
 
 from lorikeet_server import __version__
 from lorikeet_server.config import (
+    EXIT_CONFIG,
     LOG_LEVEL,
     MAX_LORA_RANK,
     Device,
@@ -22,7 +23,6 @@ from lorikeet_server.config import (
 )
 from lorikeet_server.errors import LorikeetError
 
-EXIT_CONFIG = 64
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 

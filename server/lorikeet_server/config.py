@@ -35,6 +35,9 @@ SPIN_COUNT = 1_000
 # What the kernels are made for; --max-lora-rank may only be less.
 MAX_LORA_RANK = 512
 
+# Ends a process that cannot use its settings or its model: starting it again is of no use.
+EXIT_CONFIG = 64
+
 
 class Dtype(StrEnum):
     """How weights are stored. `auto` keeps the precision of the checkpoint."""

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 class ShardServicer(rpc.ShardServicer):
     """Answers UNAVAILABLE until `ready` is called with the loaded engine. `fatal` and `refuse` end the
-    process: it has failed, or cannot use the model or the settings that it was given."""
+    process, from any thread: it has failed, or cannot use the model or the settings that it was given."""
 
     def __init__(self, pools: Pools, fatal: Callable[[], object], refuse: Callable[[], object]) -> None:
         self._pools, self._fatal, self._refuse = pools, fatal, refuse
@@ -49,18 +49,18 @@ class ShardServicer(rpc.ShardServicer):
         streams.end_current()
 
         def warm() -> pb.WarmupResponse:
-            engine.library.unstage()  # a router that calls this knows of no staged adapter
-            return engine.warmup(request)
+            try:
+                engine.library.unstage()  # a router that calls this knows of no staged adapter
+                return engine.warmup(request)
+            except Exception as error:
+                # A router asks for the same again until it is given: in vain, for ever, and without a word.
+                if isinstance(error, LorikeetError):
+                    logger.error("the model cannot be served: {}", error)
+                end = self._refuse if isinstance(error, (ConfigError, ModelError)) else self._fatal
+                end()
+                raise
 
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pools.compute, warm)
-        except Exception as error:
-            # A router asks for the same again until it is given: in vain, for ever, and without a word.
-            if isinstance(error, LorikeetError):
-                logger.error("the model cannot be served: {}", error)
-            end = self._refuse if isinstance(error, (ConfigError, ModelError)) else self._fatal
-            end()
-            await _abort(context, error)
+        return await self._call(context, self._pools.compute, warm)
 
     async def Execute(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.Step], context: aio.ServicerContext
