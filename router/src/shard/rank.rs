@@ -13,7 +13,7 @@ use tonic::{
 };
 use tower::service_fn;
 
-/// Largest message: a result with log-probabilities of a long prompt stays far below it.
+/// Largest message, here as on the shards: a result with log-probabilities of a long prompt stays far below it.
 const MAX_MESSAGE: usize = 64 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a shard on another machine knows its router by.

@@ -15,13 +15,12 @@ from lorikeet_server.pb import shard_pb2_grpc as rpc
 from lorikeet_server.service.servicer import ShardServicer
 
 TOKEN = "lorikeet-token"
-# A step of 100k tokens takes 0.5 MB. Log-probabilities of a long prompt with alternatives are the largest
-# result.
-MAX_REQUEST_BYTES = 16 << 20
-MAX_RESULT_BYTES = 256 << 20
+# The router has the same bound. Log-probabilities of a long prompt with alternatives are the largest
+# message: 20 for each of 100k tokens take 17 MB.
+MAX_MESSAGE_BYTES = 64 << 20
 OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-    ("grpc.max_send_message_length", MAX_RESULT_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 ]
 
 

@@ -18,6 +18,7 @@ from lorikeet_server.adapters import intake
 from lorikeet_server.engine.result import PendingResult
 from lorikeet_server.errors import ConfigError, DeviceError, ModelError
 from lorikeet_server.pb import shard_pb2 as pb
+from lorikeet_server.service.listen import MAX_MESSAGE_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +238,7 @@ def test_execute_before_warmup(tmp_path: Path) -> None:
 def test_garbage_is_an_error_of_the_call_only(warm: Shard) -> None:
     raw = warm.channel.unary_unary("/lorikeet.v1.Shard/Warmup")
     assert code_of(lambda: raw(b"\xff\xff\xff")) in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
-    oversized = pb.FetchAdapterRequest(source="local", id="x" * (17 << 20))
+    oversized = pb.FetchAdapterRequest(source="local", id="x" * MAX_MESSAGE_BYTES)
     assert code_of(lambda: list(warm.stub.FetchAdapter(oversized))) == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert warm.stub.Info(pb.InfoRequest()).model_id == "tiny"
 
