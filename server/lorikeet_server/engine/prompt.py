@@ -11,12 +11,9 @@ from lorikeet_server.device.base import Device, Parcel
 from lorikeet_server.engine import result as results
 from lorikeet_server.engine.inputs import PromptChunk
 from lorikeet_server.engine.rows import RowAdapters
-from lorikeet_server.kernels import Kernels, LoraBatch
+from lorikeet_server.kernels import ROWS_AT_A_TIME, Kernels, LoraBatch
 from lorikeet_server.models.causal_lm import CausalLM
 from lorikeet_server.pb import shard_pb2 as pb
-
-# Rows of logits at a time: 64 rows of a 128k vocabulary take 33 MB.
-ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +37,8 @@ class PromptScores:
     def prepare(self, chunk: PromptChunk, adapters: npt.NDArray[np.int32]) -> tuple[PromptPiece, ...]:
         """Puts what scoring needs into the parcel. `adapters` `[rows]` are the whole step's."""
         pieces = []
-        for start in range(0, chunk.targets.size, ROWS):
-            targets = chunk.targets[start : start + ROWS]
+        for start in range(0, chunk.targets.size, ROWS_AT_A_TIME):
+            targets = chunk.targets[start : start + ROWS_AT_A_TIME]
             rows = slice(chunk.first + start, chunk.first + start + targets.size)
             pieces.append(PromptPiece(rows, self._parcel.add(targets), self._batch(adapters[rows])))
         return tuple(pieces)

@@ -17,11 +17,12 @@ from lorikeet_server.kernels.ops import Greedy, Kernels
 from lorikeet_server.kernels.packed_linear import LinearMode, PackedLinear
 from lorikeet_server.kernels.product import Product
 from lorikeet_server.kernels.registry import select
-from lorikeet_server.kernels.row_ops import Filters, Penalties
+from lorikeet_server.kernels.row_ops import ROWS_AT_A_TIME, Filters, Penalties
 from lorikeet_server.kernels.sequence_tables import SequenceTables
 
 __all__ = [
     "PLAIN",
+    "ROWS_AT_A_TIME",
     "AttentionLayer",
     "AttentionPlan",
     "AttentionShape",

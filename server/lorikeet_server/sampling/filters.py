@@ -13,10 +13,9 @@ import numpy.typing as npt
 import torch
 
 from lorikeet_server.device.base import Parcel
-from lorikeet_server.kernels import Filters, Kernels
+from lorikeet_server.kernels import ROWS_AT_A_TIME, Filters, Kernels
 
 CANDIDATES = 256
-WHOLE_ROWS = 64  # sorted at a time: each takes 14 times the memory of its scores
 
 
 def take(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -58,7 +57,8 @@ def draw(
     for rows, way in among:
         if not rows.numel():
             continue
-        for part in torch.split(rows, WHOLE_ROWS) if way is _whole else (rows,):
+        # Sorting takes 14 times the memory of the scores.
+        for part in torch.split(rows, ROWS_AT_A_TIME) if way is _whole else (rows,):
             temperature, top_k, top_p, typical_p = (take(limit, part) for limit in filters[:4])
             by = Filters(temperature, top_k, top_p, typical_p, filters.any_typical)
             tokens[part] = way(kernels, take(scores, part), by, take(uniform, part))

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from lorikeet_server.kernels.row_ops import Filters, Penalties
-
-ROWS = 64  # at a time, where each takes several times the memory of its scores
+from lorikeet_server.kernels.row_ops import ROWS_AT_A_TIME, Filters, Penalties
 
 
 class TorchRowOps:
@@ -13,7 +11,7 @@ class TorchRowOps:
     their resolution."""
 
     def penalise(self, scores: Tensor, by: Penalties) -> None:
-        parts = (torch.split(each, ROWS) for each in (by.rows, by.lanes, by.factors))
+        parts = (torch.split(each, ROWS_AT_A_TIME) for each in (by.rows, by.lanes, by.factors))
         for rows, lanes, factors in zip(*parts, strict=True):
             repetition, frequency, presence = factors.unsqueeze(-1).unbind(1)
             count = by.output[lanes]
@@ -28,7 +26,7 @@ class TorchRowOps:
 
     def keep_top_p(self, weights: Tensor, top_p: Tensor) -> Tensor:
         kept = torch.empty_like(weights)
-        parts = (torch.split(each, ROWS) for each in (kept, weights, top_p))
+        parts = (torch.split(each, ROWS_AT_A_TIME) for each in (kept, weights, top_p))
         for to, part, share in zip(*parts, strict=True):
             best, _ = part.sort(dim=-1, descending=True)
             to.copy_(part.where(part >= _cut(best, best, share), 0))
