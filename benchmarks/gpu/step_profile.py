@@ -68,7 +68,7 @@ def ready(engine: Engine, arguments: argparse.Namespace) -> Driver:
         "max_sequences": arguments.streams,
         "max_step_tokens": max(arguments.prompt, min(arguments.streams * arguments.prompt, STEP_TOKENS)),
         "adapter_slots": max(slots, 1),
-        "kv_bytes": blocks * BLOCK * engine.info().kv_bytes_per_token,
+        "kv_bytes": blocks * BLOCK * engine.kv_shape.bytes_per_token,
         "max_sequence_tokens": length,
     }
     engine.warmup(warmup_request(**sizes))

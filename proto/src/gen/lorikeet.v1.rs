@@ -27,9 +27,6 @@ pub struct InfoResponse {
     pub world_size: u32,
     #[prost(string, tag = "10")]
     pub version: ::prost::alloc::string::String,
-    /// Bytes of KV that one token takes on this rank.
-    #[prost(uint64, tag = "11")]
-    pub kv_bytes_per_token: u64,
     /// Whether an adapter move completes within the step that carries it, so that the same step may use the slot.
     #[prost(bool, tag = "12")]
     pub synchronous_moves: bool,
@@ -260,9 +257,6 @@ pub struct StepResult {
     /// time in the model
     #[prost(uint64, tag = "12")]
     pub compute_us: u64,
-    /// time between arrival and start of the step
-    #[prost(uint64, tag = "13")]
-    pub queued_us: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MoveError {
@@ -302,7 +296,7 @@ pub struct StageAdapterRequest {
     #[prost(string, tag = "1")]
     pub digest: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StageAdapterResponse {
     /// on this rank
     #[prost(uint64, tag = "1")]
@@ -312,12 +306,6 @@ pub struct StageAdapterResponse {
     pub device_bytes: u64,
     #[prost(uint32, tag = "3")]
     pub max_rank: u32,
-    #[prost(uint32, tag = "4")]
-    pub modules: u32,
-    #[prost(string, tag = "5")]
-    pub peft_type: ::prost::alloc::string::String,
-    #[prost(string, tag = "6")]
-    pub base_model_name_or_path: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DropAdapterRequest {
@@ -486,9 +474,9 @@ pub mod shard_client {
             self.inner.streaming(req, path, codec).await
         }
         /// Copies an adapter from where its owner keeps it into the content-addressed store on this machine. The last
-        /// message carries the digest. Called on one rank of each machine. NOT_FOUND, INVALID_ARGUMENT (the id, the directory or its files are unacceptable; so is
-        /// what leads out of every root), OUT_OF_RANGE (larger than a bound: it will never fit), RESOURCE_EXHAUSTED (no room
-        /// for it now), UNAVAILABLE (source down).
+        /// message carries the digest. Called on one rank of each machine. NOT_FOUND, INVALID_ARGUMENT (the id, the directory
+        /// or its files are unacceptable; so is what leads out of every root), OUT_OF_RANGE (larger than a bound: it will
+        /// never fit), RESOURCE_EXHAUSTED (no room for it now), UNAVAILABLE (source down).
         pub async fn fetch_adapter(
             &mut self,
             request: impl tonic::IntoRequest<super::FetchAdapterRequest>,
@@ -613,9 +601,9 @@ pub mod shard_server {
             + std::marker::Send
             + 'static;
         /// Copies an adapter from where its owner keeps it into the content-addressed store on this machine. The last
-        /// message carries the digest. Called on one rank of each machine. NOT_FOUND, INVALID_ARGUMENT (the id, the directory or its files are unacceptable; so is
-        /// what leads out of every root), OUT_OF_RANGE (larger than a bound: it will never fit), RESOURCE_EXHAUSTED (no room
-        /// for it now), UNAVAILABLE (source down).
+        /// message carries the digest. Called on one rank of each machine. NOT_FOUND, INVALID_ARGUMENT (the id, the directory
+        /// or its files are unacceptable; so is what leads out of every root), OUT_OF_RANGE (larger than a bound: it will
+        /// never fit), RESOURCE_EXHAUSTED (no room for it now), UNAVAILABLE (source down).
         async fn fetch_adapter(
             &self,
             request: tonic::Request<super::FetchAdapterRequest>,

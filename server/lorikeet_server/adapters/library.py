@@ -12,7 +12,7 @@ import torch
 
 from lorikeet_server.adapters.base_model import BaseModel
 from lorikeet_server.adapters.base_weights import BaseWeight, repeated
-from lorikeet_server.adapters.config import AdapterConfig, parse_config
+from lorikeet_server.adapters.config import parse_config
 from lorikeet_server.adapters.entry import StoredAdapter
 from lorikeet_server.adapters.header import TensorInfo, parse_header
 from lorikeet_server.adapters.intake import FetchProgress, take_in
@@ -37,7 +37,6 @@ _REMEMBERED_PLANS = 8
 class Plan(NamedTuple):
     """What becomes of each tensor of an adapter's file."""
 
-    config: AdapterConfig
     tensors: Mapping[str, TensorInfo]
     pairs: tuple[PlannedPair, ...]
     repeated: Mapping[str, BaseWeight]
@@ -126,9 +125,9 @@ class AdapterLibrary:
                 raise
 
     def _read(self, digest: str, stored: StoredAdapter) -> StagedAdapter:
-        config, tensors, pairs, again = self._plan(stored.config, stored)
+        tensors, pairs, again = self._plan(stored.config, stored)
         matrices = load(stored, tensors, pairs, again, self.model.form, pinned=self.model.pinned_memory)
-        return StagedAdapter(digest, config.base_model, max(pair.rank for pair in pairs), matrices)
+        return StagedAdapter(digest, max(pair.rank for pair in pairs), matrices)
 
     def _plan(self, config_bytes: bytes, weights: Reader) -> Plan:
         """All checks that need no tensor data; leaves `weights` at the first tensor."""
@@ -143,4 +142,4 @@ class AdapterLibrary:
         again = repeated(tensors, self.model.base_weights)
         own = {name: info for name, info in tensors.items() if name not in again}
         pairs = plan(config, own, self.model.targets, self.model.base_weights)
-        return Plan(config, tensors, pairs, again)
+        return Plan(tensors, pairs, again)

@@ -12,7 +12,6 @@ class StagedAdapter:
     """One adapter, ready to be moved into a slot."""
 
     digest: str
-    base_model: str
     max_rank: int  # of any module, without padding
     matrices: LoraAdapter = field(repr=False)
 
@@ -26,11 +25,6 @@ class StagedAdapter:
         """Bytes held in host memory: torch hands out pinned memory in powers of two."""
         size = self.memory_bytes
         return 1 << (size - 1).bit_length() if self.matrices.memory.is_pinned() else size
-
-    @property
-    def modules(self) -> int:
-        """How many it changes."""
-        return int((self.matrices.entries["rank"] > 0).sum())
 
     def at(self, region: Tensor) -> "StagedAdapter":
         """The same adapter where its bytes have been copied to: `region` u8 [memory_bytes], on any device."""

@@ -83,7 +83,6 @@ class Engine:
             rank=self._tp.rank,
             world_size=self._tp.size,
             version=self._identity.version,
-            kv_bytes_per_token=self.kv_shape.bytes_per_token,
             synchronous_moves=not self._device.discrete,
             lora_targets=sorted({target.name.rsplit(".", 1)[-1] for target in self._model.lora_targets()}),
             local_rank=self._tp.local_rank,

@@ -11,7 +11,7 @@ class InfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class InfoResponse(_message.Message):
-    __slots__ = ("model_id", "base_digest", "dtype", "device_type", "architecture", "vocab_size", "max_position_embeddings", "rank", "world_size", "version", "kv_bytes_per_token", "synchronous_moves", "lora_targets", "local_rank", "endpoints", "token")
+    __slots__ = ("model_id", "base_digest", "dtype", "device_type", "architecture", "vocab_size", "max_position_embeddings", "rank", "world_size", "version", "synchronous_moves", "lora_targets", "local_rank", "endpoints", "token")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -22,7 +22,6 @@ class InfoResponse(_message.Message):
     RANK_FIELD_NUMBER: _ClassVar[int]
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
-    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     SYNCHRONOUS_MOVES_FIELD_NUMBER: _ClassVar[int]
     LORA_TARGETS_FIELD_NUMBER: _ClassVar[int]
     LOCAL_RANK_FIELD_NUMBER: _ClassVar[int]
@@ -38,13 +37,12 @@ class InfoResponse(_message.Message):
     rank: int
     world_size: int
     version: str
-    kv_bytes_per_token: int
     synchronous_moves: bool
     lora_targets: _containers.RepeatedScalarFieldContainer[str]
     local_rank: int
     endpoints: _containers.RepeatedScalarFieldContainer[str]
     token: str
-    def __init__(self, model_id: _Optional[str] = ..., base_digest: _Optional[str] = ..., dtype: _Optional[str] = ..., device_type: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_position_embeddings: _Optional[int] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., version: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., synchronous_moves: _Optional[bool] = ..., lora_targets: _Optional[_Iterable[str]] = ..., local_rank: _Optional[int] = ..., endpoints: _Optional[_Iterable[str]] = ..., token: _Optional[str] = ...) -> None: ...
+    def __init__(self, model_id: _Optional[str] = ..., base_digest: _Optional[str] = ..., dtype: _Optional[str] = ..., device_type: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_position_embeddings: _Optional[int] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., version: _Optional[str] = ..., synchronous_moves: _Optional[bool] = ..., lora_targets: _Optional[_Iterable[str]] = ..., local_rank: _Optional[int] = ..., endpoints: _Optional[_Iterable[str]] = ..., token: _Optional[str] = ...) -> None: ...
 
 class WarmupRequest(_message.Message):
     __slots__ = ("block_size", "max_sequences", "max_step_tokens", "adapter_slots", "kv_bytes", "adapter_bytes", "max_sequence_tokens")
@@ -201,7 +199,7 @@ class RowError(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("id", "slot", "token", "logprob", "alternatives", "alternative_tokens", "alternative_logprobs", "prompt_logprobs", "errors", "adapter_slots_ready", "move_errors", "compute_us", "queued_us")
+    __slots__ = ("id", "slot", "token", "logprob", "alternatives", "alternative_tokens", "alternative_logprobs", "prompt_logprobs", "errors", "adapter_slots_ready", "move_errors", "compute_us")
     ID_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -214,7 +212,6 @@ class StepResult(_message.Message):
     ADAPTER_SLOTS_READY_FIELD_NUMBER: _ClassVar[int]
     MOVE_ERRORS_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
-    QUEUED_US_FIELD_NUMBER: _ClassVar[int]
     id: int
     slot: _containers.RepeatedScalarFieldContainer[int]
     token: _containers.RepeatedScalarFieldContainer[int]
@@ -227,8 +224,7 @@ class StepResult(_message.Message):
     adapter_slots_ready: _containers.RepeatedScalarFieldContainer[int]
     move_errors: _containers.RepeatedCompositeFieldContainer[MoveError]
     compute_us: int
-    queued_us: int
-    def __init__(self, id: _Optional[int] = ..., slot: _Optional[_Iterable[int]] = ..., token: _Optional[_Iterable[int]] = ..., logprob: _Optional[_Iterable[float]] = ..., alternatives: _Optional[_Iterable[int]] = ..., alternative_tokens: _Optional[_Iterable[int]] = ..., alternative_logprobs: _Optional[_Iterable[float]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., adapter_slots_ready: _Optional[_Iterable[int]] = ..., move_errors: _Optional[_Iterable[_Union[MoveError, _Mapping]]] = ..., compute_us: _Optional[int] = ..., queued_us: _Optional[int] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., slot: _Optional[_Iterable[int]] = ..., token: _Optional[_Iterable[int]] = ..., logprob: _Optional[_Iterable[float]] = ..., alternatives: _Optional[_Iterable[int]] = ..., alternative_tokens: _Optional[_Iterable[int]] = ..., alternative_logprobs: _Optional[_Iterable[float]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., adapter_slots_ready: _Optional[_Iterable[int]] = ..., move_errors: _Optional[_Iterable[_Union[MoveError, _Mapping]]] = ..., compute_us: _Optional[int] = ...) -> None: ...
 
 class MoveError(_message.Message):
     __slots__ = ("slot", "digest", "message")
@@ -269,20 +265,14 @@ class StageAdapterRequest(_message.Message):
     def __init__(self, digest: _Optional[str] = ...) -> None: ...
 
 class StageAdapterResponse(_message.Message):
-    __slots__ = ("host_bytes", "device_bytes", "max_rank", "modules", "peft_type", "base_model_name_or_path")
+    __slots__ = ("host_bytes", "device_bytes", "max_rank")
     HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_RANK_FIELD_NUMBER: _ClassVar[int]
-    MODULES_FIELD_NUMBER: _ClassVar[int]
-    PEFT_TYPE_FIELD_NUMBER: _ClassVar[int]
-    BASE_MODEL_NAME_OR_PATH_FIELD_NUMBER: _ClassVar[int]
     host_bytes: int
     device_bytes: int
     max_rank: int
-    modules: int
-    peft_type: str
-    base_model_name_or_path: str
-    def __init__(self, host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., modules: _Optional[int] = ..., peft_type: _Optional[str] = ..., base_model_name_or_path: _Optional[str] = ...) -> None: ...
+    def __init__(self, host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ...) -> None: ...
 
 class DropAdapterRequest(_message.Message):
     __slots__ = ("digest", "from_store")

@@ -97,9 +97,9 @@ class ShardServicer:
 
     def FetchAdapter(self, request, context):
         """Copies an adapter from where its owner keeps it into the content-addressed store on this machine. The last
-        message carries the digest. Called on one rank of each machine. NOT_FOUND, INVALID_ARGUMENT (the id, the directory or its files are unacceptable; so is
-        what leads out of every root), OUT_OF_RANGE (larger than a bound: it will never fit), RESOURCE_EXHAUSTED (no room
-        for it now), UNAVAILABLE (source down).
+        message carries the digest. Called on one rank of each machine. NOT_FOUND, INVALID_ARGUMENT (the id, the directory
+        or its files are unacceptable; so is what leads out of every root), OUT_OF_RANGE (larger than a bound: it will
+        never fit), RESOURCE_EXHAUSTED (no room for it now), UNAVAILABLE (source down).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

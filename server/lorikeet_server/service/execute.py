@@ -1,7 +1,6 @@
 """The Execute stream: steps in, results out, in order, one stream at a time."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -114,22 +113,20 @@ class StepStreams:
             async for step in steps:
                 self._idle.interrupt()
                 await session.permits.acquire()
-                future = self._compute.submit(self._execute, step, session, time.perf_counter_ns())
+                future = self._compute.submit(self._execute, step, session)
                 session.unanswered += 1
                 session.results.put_nowait(future)
         finally:
             session.results.put_nowait(None)
 
-    def _execute(self, step: pb.Step, session: Session, arrived: int) -> Launched:
+    def _execute(self, step: pb.Step, session: Session) -> Launched:
         """Calls for a step. A device that works by itself is not waited for: the next step can be called for
         while this one runs, and its result is read on another thread."""
         # Checked here and not where steps are read: a step of an ended stream must not run after the reset
         # that opened the next one.
         if session.superseded or session.failed:
             raise SupersededError
-        queued = (time.perf_counter_ns() - arrived) // 1000
         pending = self._guarded(lambda: self._engine.launch(step), step.id, session)
-        pending.message.queued_us = queued
         if pending.done is None:
             return self._guarded(pending.wait, step.id, session)
         return self._results.submit(self._guarded, pending.wait, step.id, session)

@@ -104,9 +104,6 @@ class ShardServicer(rpc.ShardServicer):
             host_bytes=staged.host_bytes,
             device_bytes=staged.memory_bytes,
             max_rank=staged.max_rank,
-            modules=staged.modules,
-            peft_type="LORA",
-            base_model_name_or_path=staged.base_model,
         )
 
     async def DropAdapter(  # noqa: N802

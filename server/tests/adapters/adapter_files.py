@@ -59,6 +59,11 @@ def modules() -> list[LoraModule]:
     return [*fused * LAYERS, LoraModule(HIDDEN, (VOCAB,))]
 
 
+def adapted(staged: StagedAdapter) -> int:
+    """How many modules it changes."""
+    return int((staged.matrices.entries["rank"] > 0).sum())
+
+
 def matrices(staged: StagedAdapter) -> dict[str, LoraMatrices]:
     """What an adapter does to each module that it targets."""
     found = {target.name: staged.matrices.get(index) for index, target in enumerate(targets())}

@@ -52,7 +52,7 @@ def test_from_directory_to_slot(tmp_path: Path) -> None:
     staged = lib.stage(digest)
     assert lib.stage(digest) is staged
     matrices = build.matrices(staged)
-    assert (staged.max_rank, staged.modules, len(matrices)) == (4, 2 * build.LAYERS, 2 * build.LAYERS)
+    assert (staged.max_rank, build.adapted(staged), len(matrices)) == (4, 2 * build.LAYERS, 2 * build.LAYERS)
     assert staged.memory_bytes == sum((each.a.numel() + each.b.numel()) * 4 for each in matrices.values())
     found = tables()
     slots = AdapterSlots(found, HostMemory(), lib.staged.get)

@@ -57,7 +57,7 @@ def test_what_peft_saves_by_default_is_the_same_adapter(served: Case) -> None:
     save(model, root / "default", "lm_head", "q_proj")
     assert HEAD in load_file(root / "default" / WEIGHTS)
     plain, default = stage(library, "plain"), stage(library, "default")
-    assert torch.equal(plain.matrices.memory, default.matrices.memory) and plain.modules == 4
+    assert torch.equal(plain.matrices.memory, default.matrices.memory) and build.adapted(plain) == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -68,7 +68,7 @@ def test_embeddings_saved_though_nothing_targets_them(served: Case, dtype: torch
     tensors = {name: tensor.to(dtype) for name, tensor in load_file(root / "a" / WEIGHTS).items()}
     assert {EMBEDDING, "base_model.model.lm_head.weight"} <= tensors.keys()
     save_file(tensors, root / "a" / WEIGHTS)
-    assert stage(library, "a").modules == 3
+    assert build.adapted(stage(library, "a")) == 3
 
 
 @pytest.mark.parametrize("at", [0, -1])
@@ -135,7 +135,7 @@ def test_all_linear_means_no_embedding(served: Case) -> None:
     wrapped.unload()
     path = root / "a/adapter_config.json"  # PEFT writes the names that it found
     path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": "all-linear"}))
-    assert stage(library, "a").modules == 3 * 7
+    assert build.adapted(stage(library, "a")) == 3 * 7
 
 
 def test_the_base_is_read_once_and_in_parts(served: Case, monkeypatch: pytest.MonkeyPatch) -> None:

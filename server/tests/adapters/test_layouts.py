@@ -27,7 +27,7 @@ def test_staged_as_the_kernels_want_it(tmp_path: Path, layout: LoraLayout, world
     *_, last = library.fetch("local", "a", 0)
     staged = library.stage(last.digest)
     found = build.matrices(staged)
-    assert staged.modules == len(found) == 2 * build.LAYERS and staged.max_rank == rank
+    assert build.adapted(staged) == len(found) == 2 * build.LAYERS and staged.max_rank == rank
     assert staged.memory_bytes >= sum((each.a.numel() + each.b.numel()) * 2 for each in found.values())
     for target in build.targets(world - 1, world):
         if (each := found.get(target.name)) is None:

@@ -51,7 +51,7 @@ def serve_rank(path: Path, rank: int, size: int, port: int, answers: "Queue[Any]
             "adapted": [run.tokens for run in adapted],
             "drawn": [run.tokens for run in drawn],
             "prompt": [run.prompt_logprobs for run in base],
-            "kv_bytes": engine.info().kv_bytes_per_token,
+            "kv_bytes": engine.kv_shape.bytes_per_token,
             "listening": sorted(listening_addresses()),
         }
     )

@@ -45,7 +45,7 @@ def test_info(engine: Engine) -> None:
         199,
         512,
     )
-    assert info.kv_bytes_per_token == 3 * 2 * 2 * 12 * 4
+    assert engine.kv_shape.bytes_per_token == 3 * 2 * 2 * 12 * 4
     assert list(info.lora_targets) == [
         *("down_proj", "gate_proj", "k_proj", "lm_head", "o_proj", "q_proj", "up_proj", "v_proj")
     ]

@@ -249,8 +249,7 @@ def test_adapters_over_the_wire(warm: Shard) -> None:
     assert len(digest) == 64 and progress[-1].stored_bytes == progress[-1].bytes_total > 0
     assert all(not step.digest for step in progress[:-1])
     staged = warm.stub.StageAdapter(pb.StageAdapterRequest(digest=digest))
-    assert staged.max_rank == 8 and staged.modules == 21 and staged.peft_type == "LORA"
-    assert staged.host_bytes > 0 and staged.device_bytes > 0
+    assert staged.max_rank == 8 and staged.host_bytes > 0 and staged.device_bytes > 0
     stream = warm.open()
     result = stream.execute(pb.Step(moves=[pb.AdapterMove(slot=0, digest=digest)]))
     assert list(result.adapter_slots_ready) == [0]
@@ -314,7 +313,7 @@ def test_a_stuck_source_holds_up_its_own_fetch_only(warm: Shard, monkeypatch: py
     request = pb.FetchAdapterRequest(source="local", id="stuck")
     waiting = [warm.stub.FetchAdapter(request) for _ in range(5)]
     wait_for(lambda: len(stuck) == 5)
-    assert warm.stub.StageAdapter(pb.StageAdapterRequest(digest=last.digest), timeout=10).modules == 21
+    assert warm.stub.StageAdapter(pb.StageAdapterRequest(digest=last.digest), timeout=10).max_rank == 8
     assert list(warm.stub.FetchAdapter(pb.FetchAdapterRequest(source="local", id="one"), timeout=10))
     gate.set()
     for call in waiting:

@@ -99,7 +99,6 @@ impl Shard for Service {
             rank: self.config.rank,
             world_size: self.config.world_size,
             version: env!("CARGO_PKG_VERSION").into(),
-            kv_bytes_per_token: 1024,
             synchronous_moves: true,
             lora_targets: vec!["q_proj".into()],
             local_rank: self.config.local_rank,
@@ -172,9 +171,6 @@ impl Shard for Service {
             host_bytes: self.config.adapter_bytes,
             device_bytes: self.config.adapter_bytes,
             max_rank: 8,
-            modules: 1,
-            peft_type: "LORA".into(),
-            base_model_name_or_path: "simulated".into(),
         }))
     }
 
