@@ -136,6 +136,13 @@ fn read_all(mut stream: TcpStream) -> String {
     answer
 }
 
+/// Waits for the first token of each.
+fn begin(streams: &[TcpStream]) {
+    for stream in streams {
+        assert_eq!(stream.peek(&mut [0]).unwrap(), 1);
+    }
+}
+
 fn slow() -> SimConfig {
     SimConfig { step_time: Duration::from_millis(10), ..sim() }
 }
@@ -144,7 +151,7 @@ fn slow() -> SimConfig {
 fn a_drain_lets_everything_finish() {
     let mut router = Router::start(slow(), "--drain-timeout 10 --lame-duck-timeout 0.5");
     let before: Vec<_> = (0..8).map(|_| router.stream(100)).collect();
-    sleep(Duration::from_millis(100));
+    begin(&before);
     router.signal("TERM");
     router.wait_for("503");
     // A balancer that has not noticed yet.
@@ -161,7 +168,7 @@ fn a_drain_lets_everything_finish() {
 fn a_drain_that_takes_too_long_tells_those_who_wait() {
     let mut router = Router::start(slow(), "--drain-timeout 0.6 --lame-duck-timeout 0.1");
     let streams: Vec<_> = (0..4).map(|_| router.stream(3000)).collect();
-    sleep(Duration::from_millis(100));
+    begin(&streams);
     let told = Instant::now();
     router.signal("TERM");
     for stream in streams {
@@ -175,10 +182,13 @@ fn a_drain_that_takes_too_long_tells_those_who_wait() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let mut router = Router::start(slow(), "--drain-timeout 30");
-    let stream = router.stream(3000);
-    sleep(Duration::from_millis(100));
+    let stream = [router.stream(3000)];
+    begin(&stream);
     router.signal("INT");
-    sleep(Duration::from_millis(200));
+    // It takes no connections any more once it has seen the signal.
+    while router.health().is_some() {
+        sleep(Duration::from_millis(10));
+    }
     let again = Instant::now();
     router.signal("INT");
     assert!(!router.wait().success());
@@ -259,14 +269,13 @@ fn a_reader_that_stops_is_cut_and_delays_nobody() {
 #[test]
 fn connections_beyond_the_bound_wait_for_their_turn() {
     let router = Router::start(slow(), "--max-connections 2 --header-timeout 1");
-    let first = router.stream(60);
-    let second = router.stream(60);
-    sleep(Duration::from_millis(50));
+    let places = [router.stream(60), router.stream(60)];
+    begin(&places);
     let waiting = Instant::now();
     // The answer comes when one of the others is done.
     assert!(read_all(router.stream(1)).contains("generated_text"));
     assert!(waiting.elapsed() > Duration::from_millis(300), "{:?}", waiting.elapsed());
-    for stream in [first, second] {
+    for stream in places {
         assert!(read_all(stream).contains("generated_text"));
     }
 }

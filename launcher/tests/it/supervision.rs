@@ -126,8 +126,6 @@ fn sigterm_and_ctrl_c_end_in_order() {
         let mut server = place.serve(&["--num-shard", "2"]);
         let shards = server.wait_for_shards(2);
         let router = server.wait_for_router();
-        // The router must have got as far as catching the signal.
-        std::thread::sleep(Duration::from_millis(300));
         server.signal(signal);
         assert_eq!(server.wait().code(), Some(0), "{:#?}", server.log);
         assert!(!is_alive(router) && pids(&shards).iter().all(|pid| !is_alive(*pid)));
@@ -156,7 +154,6 @@ fn a_second_signal_kills_what_does_not_want_to_end() {
     let mut server = place.serve(&["--num-shard", "2"]);
     let shards = server.wait_for_shards(2);
     let router = server.wait_for_router();
-    std::thread::sleep(Duration::from_millis(300));
     server.signal(Signal::SIGTERM);
     server.wait_for_line("a second signal ends at once");
     let started = Instant::now();
@@ -172,7 +169,6 @@ fn shards_that_ignore_sigterm_are_killed_in_the_end() {
     let mut server = place.serve(&[]);
     let shards = server.wait_for_shards(1);
     server.wait_for_router();
-    std::thread::sleep(Duration::from_millis(300));
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
     assert_gone(&pids(&shards));
@@ -220,7 +216,6 @@ fn what_a_shard_started_ends_with_it() {
         ))
     });
     server.wait_for_router();
-    std::thread::sleep(Duration::from_millis(300));
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
     assert_gone(&[grandchild]);

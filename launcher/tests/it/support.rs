@@ -135,12 +135,13 @@ impl Server<'_> {
         until("shards to start", || Some(self.place.shards()).filter(|shards| shards.len() >= count))
     }
 
-    /// The router's process, once it runs.
+    /// The router's process, once it has got as far as catching signals.
     pub(crate) fn wait_for_router(&self) -> Pid {
         until("the router to start", || {
             children(self.pid()).into_iter().find(|child| {
                 let arguments = std::fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
                 arguments.split(|byte| *byte == 0).nth(1) == Some(b"router")
+                    && catches(*child, Signal::SIGINT)
             })
         })
     }
@@ -203,6 +204,13 @@ pub(crate) fn children(parent: Pid) -> Vec<Pid> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw))
         .filter(|process| stat(*process).is_some_and(|(_, of)| of == parent))
         .collect()
+}
+
+/// Whether a process has a handler for a signal.
+fn catches(process: Pid, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or_default();
+    u64::from_str_radix(caught.trim(), 16).is_ok_and(|caught| (caught >> (signal as u32 - 1)) & 1 == 1)
 }
 
 /// State and parent of a process.

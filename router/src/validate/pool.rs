@@ -137,6 +137,15 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(5);
 
+    async fn until(pool: &Pool, holds: impl Fn(&Queues) -> bool) {
+        let held = async {
+            while !holds(&pool.shared.queues.lock()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, held).await.unwrap();
+    }
+
     #[tokio::test]
     async fn long_jobs_leave_a_worker_to_short_ones() {
         let pool = Arc::new(Pool::start(2, 8, DEADLINE).unwrap());
@@ -153,8 +162,7 @@ mod tests {
                 .await
             }));
         }
-        // Time for the long ones to take what they may.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        until(&pool, |queues| queues.long_running == 1 && queues.long.len() == 2).await;
         // A worker is left, or this would wait until its deadline.
         assert_eq!(pool.run(Lane::Short, || Ok(7)).await, Ok(7));
         for _ in 0..3 {
@@ -169,22 +177,24 @@ mod tests {
     async fn a_full_queue_refuses_and_a_slow_job_times_out() {
         let pool = Arc::new(Pool::start(1, 1, Duration::from_millis(200)).unwrap());
         let (release, blocked) = mpsc::channel::<()>();
+        let (begin, begun) = oneshot::channel();
         let running = {
             let pool = Arc::clone(&pool);
             tokio::spawn(async move {
                 pool.run(Lane::Short, move || {
+                    begin.send(()).ok();
                     blocked.recv().ok();
                     Ok(())
                 })
                 .await
             })
         };
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        begun.await.unwrap();
         let waiting = {
             let pool = Arc::clone(&pool);
             tokio::spawn(async move { pool.run(Lane::Short, || Ok(())).await })
         };
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        until(&pool, |queues| queues.short.len() == 1).await;
         assert!(matches!(pool.run(Lane::Short, || Ok(())).await, Err(Error::Overloaded { .. })));
         assert_eq!(running.await.unwrap(), Err(Error::DeadlineExceeded));
         assert_eq!(waiting.await.unwrap(), Err(Error::DeadlineExceeded));
