@@ -1,5 +1,7 @@
 //! Why an adapter cannot be had: what shards answer, kept without the name it was asked for by.
 
+use std::time::Duration;
+
 use lorikeet_engine::residency::Failure;
 use tonic::{Code, Status};
 
@@ -38,7 +40,7 @@ impl From<&Status> for LoadFailure {
 }
 
 /// As the caller who asked for `id` is told.
-pub(super) fn error(id: &str, failure: Failure<LoadFailure>, limit: std::time::Duration) -> Error {
+pub(super) fn error(id: &str, failure: Failure<LoadFailure>, limit: Duration) -> Error {
     let id = id.to_owned();
     match failure {
         Failure::TooLarge { given, limit } => {
@@ -46,8 +48,8 @@ pub(super) fn error(id: &str, failure: Failure<LoadFailure>, limit: std::time::D
                 format!("it takes {given} bytes in memory, the budget is {limit} (--adapter-host-bytes)");
             Error::AdapterTooLarge { id, message }
         }
-        Failure::Changed { .. } | Failure::Flight(LoadFailure::Changed) => Error::AdapterChanged { id },
-        Failure::TooManyNames { .. } => Error::Overloaded { retry_after: std::time::Duration::from_secs(10) },
+        Failure::Changed { .. } => Error::AdapterChanged { id },
+        Failure::TooManyNames { .. } => Error::Overloaded { retry_after: Duration::from_secs(10) },
         Failure::Flight(failure) => match failure {
             LoadFailure::NotFound => Error::AdapterNotFound { id },
             LoadFailure::Invalid(message) => Error::AdapterInvalid { id, message },

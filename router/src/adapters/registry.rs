@@ -176,14 +176,10 @@ impl Registry {
         self.changed.notify_waiters();
     }
 
-    /// The adapters that have been resolved, by name.
+    /// The adapters that have been resolved, in no order.
     pub fn list(&self) -> Vec<Listed> {
-        let mut listed: Vec<_> = {
-            let state = self.state.lock();
-            state.tier.names().filter_map(|key| state.listed(key)).collect()
-        };
-        listed.sort_by(|a, b| a.root.cmp(&b.root));
-        listed
+        let state = self.state.lock();
+        state.tier.names().filter_map(|key| state.listed(key)).collect()
     }
 
     /// One of them. An adapter that was never asked for is not listed, and may exist all the same.
