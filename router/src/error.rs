@@ -50,7 +50,7 @@ pub enum Error {
     AdapterNoSpace { id: String, message: String },
     #[error("the source of adapter `{id}` is unavailable: {message}")]
     AdapterUnavailable { id: String, message: String },
-    #[error("adapter `{id}` did not load within {limit:?}")]
+    #[error("adapter `{id}` did not load within {limit:?} (--adapter-load-timeout)")]
     AdapterTimeout { id: String, limit: Duration },
 
     /// A bound of the server is reached. `Retry-After` carries the hint.
@@ -62,7 +62,7 @@ pub enum Error {
     Draining,
     #[error("the shard was lost while it ran the request")]
     ShardLost,
-    #[error("the request did not finish within its time limit")]
+    #[error("the request did not finish within its time limit (--request-timeout)")]
     DeadlineExceeded,
 
     #[error("Request failed during generation: {0}")]
@@ -304,6 +304,21 @@ mod tests {
                 assert_eq!(info.error_type, "overloaded");
             }
             assert!(!error.to_string().ends_with('.'), "{error}");
+        }
+    }
+
+    #[test]
+    fn limits_of_the_server_name_their_flag() {
+        let limit = Duration::from_secs(1);
+        for (error, flag) in [
+            (Error::HeadersTooLarge { limit: 1 }, "--max-header-bytes"),
+            (Error::BodyTooLarge { limit: 1 }, "--max-body-bytes"),
+            (Error::BodyTimeout { limit }, "--body-timeout"),
+            (Error::AdapterTimeout { id: "a".into(), limit }, "--adapter-load-timeout"),
+            (Error::DeadlineExceeded, "--request-timeout"),
+            (Invalid::InputBytes { max: 1, given: 2 }.into(), "--max-prompt-bytes"),
+        ] {
+            assert!(error.to_string().contains(&format!("({flag})")), "{error}");
         }
     }
 

@@ -79,7 +79,7 @@ async fn prompts_are_bounded_before_and_after_tokenising() {
     for (prompt, text) in [
         (String::new(), "`inputs` cannot be empty"),
         (long, "`inputs` must have less than 20 tokens. Given: 26"),
-        ("a".repeat(321), "`inputs` must have at most 320 bytes. Given: 321"),
+        ("a".repeat(321), "`inputs` must have at most 320 bytes (--max-prompt-bytes). Given: 321"),
     ] {
         let asked = with_params(request(&prompt, 5), |p| p.max_new_tokens = None);
         let asked =

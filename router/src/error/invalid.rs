@@ -58,7 +58,7 @@ pub enum Invalid {
     TotalTokens { max: u32, input: usize, new: u32 },
     #[error("`inputs` must have less than {max} tokens. Given: {given}")]
     InputLength { max: u32, given: usize },
-    #[error("`inputs` must have at most {max} bytes. Given: {given}")]
+    #[error("`inputs` must have at most {max} bytes (--max-prompt-bytes). Given: {given}")]
     InputBytes { max: usize, given: usize },
     #[error("`inputs` cannot be empty")]
     EmptyInputs,

@@ -86,10 +86,13 @@ async fn what_is_too_large_is_not_copied() {
         json!({"model": "sim", "messages": messages, "n": n, "max_tokens": 1})
     };
     // As it was sent, 15 bytes of names and role, and not as the template would write it.
-    let message = "`messages` must have at most 100 bytes. Given: 135";
+    let message = "`messages` must have at most 100 bytes (--max-prompt-bytes). Given: 135";
     refused(&server.post("/v1/chat/completions", &chat(120, 2)).await, message);
     let long = json!({"model": "sim", "prompt": ["a", "a".repeat(101)], "n": 2});
-    refused(&server.post("/v1/completions", &long).await, "`prompt` must have at most 100 bytes. Given: 101");
+    refused(
+        &server.post("/v1/completions", &long).await,
+        "`prompt` must have at most 100 bytes (--max-prompt-bytes). Given: 101",
+    );
     server.post("/v1/chat/completions", &chat(20, 2)).await.ok();
 }
 
