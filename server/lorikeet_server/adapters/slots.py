@@ -32,16 +32,13 @@ class AdapterSlots:
         staged: Callable[[str], StagedAdapter | None],
     ) -> None:
         self._tables = tables or LoraTables([], 0, torch.float32)
-        self._num_slots = len(self._tables.held)
         self._memory, self._staged = memory, staged
         self._held: dict[int, StagedAdapter] = {}  # in the tables
         self._coming: dict[int, Placed] = {}  # on their way
 
     def move(self, slot: int, digest: str) -> FailedMove | None:
         """Put an adapter into a slot, whatever was there; an empty digest empties it. It is in the slot once
-        `arrived` says so."""
-        if not 0 <= slot < self._num_slots:
-            return FailedMove(slot, digest, f"adapter slot {slot} is outside 0..{self._num_slots - 1}")
+        `arrived` says so. Raises `ValueError` for a slot that is none."""
         self._empty(slot)
         if not digest:
             return None
@@ -84,7 +81,7 @@ class AdapterSlots:
 
     def clear(self) -> None:
         """Empty every slot, as at the start of an `Execute` stream."""
-        for slot in range(self._num_slots):
+        for slot in range(len(self._tables.held)):
             self._empty(slot)
 
     def held(self, slot: int) -> str:
