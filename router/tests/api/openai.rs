@@ -68,6 +68,16 @@ async fn prompts_of_every_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_may_bring_its_own_special_tokens() {
+    let server = Server::new().await;
+    for (add, expected) in [(json!(null), 3), (json!(true), 3), (json!(false), 2)] {
+        let body = completion(&json!({"add_special_tokens": add}));
+        let usage = server.post("/v1/completions", &body).await.ok().json()["usage"].take();
+        assert_eq!(usage["prompt_tokens"], expected, "{add}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lm_eval_scores_a_continuation() {
     let server = Server::new().await;
     let body = json!({"model": "sim", "prompt": [[0, 40, 41, 42], [0, 50]], "echo": true, "logprobs": 1,
@@ -213,7 +223,10 @@ async fn what_clients_send_besides_is_accepted() {
         "response_format": {"type": "text"}, "logit_bias": null, "top_logprobs": null, "logprobs": false,
         "stream": false, "stream_options": null, "n": null, "seed": null, "top_k": -1, "modalities": ["text"],
         "reasoning_effort": "low", "chat_template_kwargs": {}, "api_token": "secret", "guided_json": null, "min_p": 0,
-        "min_tokens": 0, "stop_token_ids": [], "skip_special_tokens": true}));
+        "min_tokens": 0, "stop_token_ids": [], "skip_special_tokens": true, "bad_words": [], "use_beam_search": false,
+        "truncate_prompt_tokens": null, "prompt_logprobs": null, "return_token_ids": false, "lora_path": null,
+        "continue_final_message": false, "add_special_tokens": false, "echo": false, "documents": [],
+        "function_call": "auto"}));
     let reply = server.post("/v1/chat/completions", &decorated).await.ok().json();
     assert_eq!(reply["choices"], plain["choices"]);
 }

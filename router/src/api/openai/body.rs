@@ -83,6 +83,52 @@ macro_rules! body {
             /// vLLM's: refused unless empty.
             #[serde(default)]
             pub stop_token_ids: Option<Vec<u32>>,
+            /// vLLM's: refused unless empty.
+            #[serde(default)]
+            pub bad_words: Option<Vec<String>>,
+            /// vLLM's: refused.
+            #[serde(default)]
+            pub allowed_token_ids: Option<Vec<u32>>,
+            /// vLLM's: refused when true.
+            #[serde(default)]
+            pub use_beam_search: Option<bool>,
+            /// vLLM's: refused.
+            #[serde(default)]
+            pub truncate_prompt_tokens: Option<i64>,
+            /// vLLM's: refused when false.
+            #[serde(default)]
+            pub skip_special_tokens: Option<bool>,
+            /// vLLM's: refused.
+            #[serde(default)]
+            pub prompt_logprobs: Option<i64>,
+            /// vLLM's: refused when true.
+            #[serde(default)]
+            pub return_token_ids: Option<bool>,
+            /// vLLM's: refused when true.
+            #[serde(default)]
+            pub return_tokens_as_token_ids: Option<bool>,
+            /// vLLM's: refused.
+            #[serde(default)]
+            #[schema(value_type = Option<Object>)]
+            pub cache_salt: Option<serde_json::Value>,
+            /// SGLang's: refused.
+            #[serde(default)]
+            #[schema(value_type = Option<Object>)]
+            pub lora_path: Option<serde_json::Value>,
+            /// SGLang's: refused.
+            #[serde(default)]
+            pub regex: Option<String>,
+            /// SGLang's: refused.
+            #[serde(default)]
+            pub ebnf: Option<String>,
+            /// SGLang's and llama.cpp's: refused.
+            #[serde(default)]
+            #[schema(value_type = Option<Object>)]
+            pub json_schema: Option<serde_json::Value>,
+            /// llama.cpp's: refused.
+            #[serde(default)]
+            #[schema(value_type = Option<Object>)]
+            pub grammar: Option<serde_json::Value>,
             /// Extension: the text ends with the stop sequence that was found.
             #[serde(default)]
             pub include_stop_str_in_output: Option<bool>,
@@ -109,6 +155,7 @@ macro_rules! body {
             /// effect.
             pub(in $crate::api::openai) fn refuse_unserved(&self) -> Result<(), $crate::error::Error> {
                 use $crate::api::refuse::{CONSTRAINED, constrains, refuse};
+                const TOLD: &str = "tokens are told as text";
                 refuse(&[
                     ("response_format", constrains(self.response_format.as_ref()), CONSTRAINED),
                     ("structured_outputs", self.structured_outputs.is_some(), CONSTRAINED),
@@ -118,7 +165,21 @@ macro_rules! body {
                     ("guided_grammar", self.guided_grammar.is_some(), CONSTRAINED),
                     ("min_p", self.min_p.is_some_and(|p| p != 0.0), "use `top_p`"),
                     ("min_tokens", self.min_tokens.is_some_and(|count| count > 0), "use `ignore_eos`"),
+                    ("regex", self.regex.is_some(), CONSTRAINED),
+                    ("ebnf", self.ebnf.is_some(), CONSTRAINED),
+                    ("json_schema", self.json_schema.is_some(), CONSTRAINED),
+                    ("grammar", self.grammar.is_some(), CONSTRAINED),
+                    ("lora_path", self.lora_path.is_some(), "name the adapter as `model`"),
+                    ("cache_salt", self.cache_salt.is_some(), "the KV cache is shared unless --disable-prefix-cache"),
                     ("stop_token_ids", self.stop_token_ids.as_ref().is_some_and(|ids| !ids.is_empty()), "use `stop`"),
+                    ("bad_words", self.bad_words.as_ref().is_some_and(|words| !words.is_empty()), "use `logit_bias`"),
+                    ("allowed_token_ids", self.allowed_token_ids.is_some(), "use `logit_bias`"),
+                    ("use_beam_search", self.use_beam_search == Some(true), "leave it out or send false"),
+                    ("truncate_prompt_tokens", self.truncate_prompt_tokens.is_some(), "send a shorter prompt"),
+                    ("skip_special_tokens", self.skip_special_tokens == Some(false), "the text never has them"),
+                    ("prompt_logprobs", self.prompt_logprobs.is_some(), "use `echo` and `logprobs` of /v1/completions"),
+                    ("return_token_ids", self.return_token_ids == Some(true), TOLD),
+                    ("return_tokens_as_token_ids", self.return_tokens_as_token_ids == Some(true), TOLD),
                 ])
             }
 

@@ -66,18 +66,27 @@ pub(super) fn convert(
 
 fn refuse_unsupported(body: &ChatBody) -> Result<(), Error> {
     body.refuse_unserved()?;
-    let tool_choice = body.tool_choice.as_ref().is_some_and(|choice| choice != "none" && choice != "auto");
+    let forced = |choice: Option<&Value>| choice.is_some_and(|choice| choice != "none" && choice != "auto");
     let modalities = body.modalities.as_ref().is_some_and(|names| names.iter().any(|name| name != "text"));
     let kwargs = body.chat_template_kwargs.as_ref().is_some_and(|kwargs| !kwargs.is_empty());
     refuse(&[
         ("tools", body.tools.as_ref().is_some_and(|tools| !tools.is_empty()), TOOLS),
-        ("tool_choice", tool_choice, TOOLS),
+        ("tool_choice", forced(body.tool_choice.as_ref()), TOOLS),
+        ("function_call", forced(body.function_call.as_ref()), TOOLS),
         ("functions", body.functions.as_ref().is_some_and(|list| !list.is_empty()), TOOLS),
         ("modalities", modalities, "the model writes text"),
         ("chat_template", body.chat_template.is_some(), "the template comes with the model"),
         ("chat_template_kwargs", kwargs, "the template takes the messages only"),
         ("tool_prompt", body.tool_prompt.is_some(), TOOLS),
         ("guideline", body.guideline.is_some(), "write it into a message"),
+        (
+            "documents",
+            body.documents.as_ref().is_some_and(|list| !list.is_empty()),
+            "write them into a message",
+        ),
+        ("continue_final_message", body.continue_final_message == Some(true), "use /v1/completions"),
+        ("add_special_tokens", body.add_special_tokens == Some(true), "the template writes them"),
+        ("echo", body.echo == Some(true), "leave it out or send false"),
     ])
 }
 

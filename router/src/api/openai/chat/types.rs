@@ -54,6 +54,23 @@ body! {
         /// LoRAX's; refused.
         #[serde(default)]
         pub guideline: Option<String>,
+        /// OpenAI's older `tool_choice`. Refused unless `none` or `auto`.
+        #[serde(default)]
+        #[schema(value_type = Option<String>, pattern = "^(none|auto)$")]
+        pub function_call: Option<Value>,
+        /// vLLM's: refused when true.
+        #[serde(default)]
+        pub continue_final_message: Option<bool>,
+        /// vLLM's: refused when true.
+        #[serde(default)]
+        pub add_special_tokens: Option<bool>,
+        /// vLLM's: refused when true.
+        #[serde(default)]
+        pub echo: Option<bool>,
+        /// vLLM's: refused unless empty.
+        #[serde(default)]
+        #[schema(value_type = Option<Vec<Object>>)]
+        pub documents: Option<Vec<Value>>,
         /// Extension: end the prompt where the assistant's turn begins. True if not given.
         #[serde(default)]
         pub add_generation_prompt: Option<bool>,

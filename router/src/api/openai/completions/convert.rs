@@ -46,7 +46,7 @@ pub(super) fn convert(
     let prompt_logprobs = body.logprobs.filter(|_| echo);
     let params = body.params(Some(max_tokens), body.logprobs.unwrap_or(0), prompt_logprobs)?;
 
-    let (prompts, characters) = prompts(body.prompt);
+    let (prompts, characters) = prompts(body.prompt, body.add_special_tokens.unwrap_or(true));
     if prompts.is_empty() {
         return Err(Invalid::EmptyInputs.into());
     }
@@ -91,8 +91,8 @@ fn best_of(given: Option<u32>, n: usize, stream: bool, max: usize) -> Result<usi
 }
 
 /// The prompts, and the characters of those that are text.
-fn prompts(field: PromptField) -> (Vec<Prompt>, usize) {
-    let text = |text| Prompt::Text { text, add_special_tokens: true };
+fn prompts(field: PromptField, add_special_tokens: bool) -> (Vec<Prompt>, usize) {
+    let text = |text| Prompt::Text { text, add_special_tokens };
     match field {
         PromptField::Text(one) => {
             let characters = one.chars().count();

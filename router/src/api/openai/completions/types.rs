@@ -23,6 +23,10 @@ body! {
         /// Put the prompt before the completion.
         #[serde(default)]
         pub echo: Option<bool>,
+        /// Extension: put the tokens around the prompt that the model expects, such as the one for its beginning. True if
+        /// not given.
+        #[serde(default)]
+        pub add_special_tokens: Option<bool>,
         /// Refused unless empty.
         #[serde(default)]
         pub suffix: Option<String>,
