@@ -24,6 +24,8 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::one_line::json;
 
+/// Some clients take text of unnamed encoding for ISO-8859-1, whatever the standard of event streams says.
+const EVENTS: &str = "text/event-stream; charset=utf-8";
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// The piece that one write takes at most, give or take an event.
 const PIECE: usize = 16 << 10;
@@ -58,7 +60,7 @@ where
     });
     let mut response = Response::new(body);
     *response.headers_mut() = headers;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(EVENTS));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }
