@@ -12,6 +12,7 @@
 
 use axum::{
     Router,
+    extract::Request,
     http::header::CONTENT_TYPE,
     middleware::{from_fn, from_fn_with_state},
     routing::get,
@@ -26,7 +27,8 @@ use crate::{
     app::AppState,
     error::Error,
     middleware::{
-        Places, access_log, catch_panic, cors, limit_concurrency, limit_headers, render_errors, request_id,
+        Places, access_log, catch_panic, cors, limit_concurrency, limit_headers, refuse, render_errors,
+        request_id,
     },
 };
 
@@ -79,8 +81,8 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/models/{owner}/{*id}", get(openai::models::model_of_owner))
         .route("/api-doc/openapi.json", get(|| async { ([(CONTENT_TYPE, "application/json")], spec) }))
         .merge(SwaggerUi::new("/docs").url("/openapi.json", description))
-        .fallback(|| async { Error::RouteNotFound })
-        .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
+        .fallback(|request: Request| refuse(request, Error::RouteNotFound))
+        .method_not_allowed_fallback(|request: Request| refuse(request, Error::MethodNotAllowed))
         .layer(from_fn_with_state(headers, limit_headers))
         .layer(CatchPanicLayer::custom(catch_panic))
         .layer(from_fn(render_errors));

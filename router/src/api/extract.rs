@@ -29,10 +29,10 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, Error> {
         let parsed = async {
-            if !is_json(request.headers()) {
-                return Err(Error::UnsupportedMediaType);
-            }
-            parse(&read(request, &state.config.http).await?)
+            let json = is_json(request.headers());
+            // What is refused is read too: see `middleware::refuse`.
+            let body = read(request, &state.config.http).await?;
+            if json { parse(&body) } else { Err(Error::UnsupportedMediaType) }
         };
         parsed.await.map(Self).inspect_err(|error| state.metrics.rejected(error))
     }

@@ -1,15 +1,15 @@
-//! A bound on the requests with bodies that are in the server at the same time; past it, an answer at once.
+//! A bound on the requests with bodies that are in the server at the same time; past it, a refusal.
 
 use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
     middleware::Next,
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use tokio::sync::Semaphore;
 
-use super::body::Guarded;
+use super::{body::Guarded, unread::refuse};
 use crate::{error::Error, telemetry::Metrics};
 
 /// How many there may be. Clones share the places.
@@ -32,5 +32,5 @@ pub async fn limit_concurrency(State(places): State<Places>, request: Request, n
     }
     let error = Error::full();
     places.metrics.rejected(&error);
-    error.into_response()
+    refuse(request, error).await
 }

@@ -7,7 +7,7 @@ use axum::{
     extract::Request,
     http::{
         HeaderValue,
-        header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
+        header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
     },
     middleware::Next,
     response::{IntoResponse, Response},
@@ -21,6 +21,8 @@ pub async fn render_errors(request: Request, next: Next) -> Response {
     let Some(error) = response.extensions().get::<Error>() else { return response };
     let info = error.info();
     let body = dialect.error_body(error);
+    // The rest of the request's body is not read, so nothing can follow it.
+    let closes = matches!(error, Error::BodyTooLarge { .. } | Error::BodyTimeout { .. });
     *response.status_mut() = match dialect {
         Dialect::Native => info.native_status,
         Dialect::OpenAi | Dialect::OpenAiChat => info.openai_status,
@@ -29,6 +31,9 @@ pub async fn render_errors(request: Request, next: Next) -> Response {
     let headers = response.headers_mut();
     headers.remove(CONTENT_LENGTH);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if closes {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if let Some(delay) = info.retry_after {
         // Whole seconds, and at least one: zero asks for a retry at once.
         headers

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use axum::{
     extract::{Request, State},
     middleware::Next,
-    response::{IntoResponse, Response},
+    response::Response,
 };
 
+use super::unread::refuse;
 use crate::{error::Error, telemetry::Metrics};
 
 /// Between a name and a value, and after the value.
@@ -23,7 +24,7 @@ pub async fn limit_headers(
     }
     let error = Error::HeadersTooLarge { limit };
     metrics.rejected(&error);
-    error.into_response()
+    refuse(request, error).await
 }
 
 fn size<B>(request: &axum::http::Request<B>) -> usize {

@@ -132,6 +132,7 @@ async fn bodies_past_the_bound() {
         let answer = server.raw(head.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
         assert!(answer.contains("the body is larger than 4194304 bytes (--max-body-bytes)"), "{answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
     }
     // Not declared: read up to the bound. The client must be able to read the answer while it still writes.
     let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -217,6 +218,6 @@ async fn a_body_that_does_not_come_in_time() {
     let head =
         "POST /generate HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n";
     let answer = server.raw(format!("{head}{{").as_bytes()).await;
-    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("connection: close"), "{answer}");
     still_serves(&server).await;
 }

@@ -14,6 +14,7 @@ mod http2;
 mod load;
 mod native;
 mod openai;
+mod refused;
 mod sequences;
 mod server;
 mod streams;
