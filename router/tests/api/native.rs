@@ -67,6 +67,21 @@ async fn an_adapter_is_named_in_the_headers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_beside_the_parameters_is_not_overlooked() {
+    let server = Server::new().await;
+    for path in ["/", "/generate", "/generate_stream"] {
+        let reply = server.post(path, &json!({"inputs": "Hello", "adapter_id": "known/sql"})).await;
+        let text = "`adapter_id` is not supported: put it into `parameters`";
+        assert!(
+            reply.status == 422 && reply.text().contains(text),
+            "{path} {} {}",
+            reply.status,
+            reply.text()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn details_hold_prompt_alternatives_and_top_tokens() {
     let server = Server::new().await;
     let changes = json!({"decoder_input_details": true, "details": false, "return_k_alternatives": 2,

@@ -42,6 +42,7 @@ pub(super) fn convert(
     let mut parameters = body.parameters.unwrap_or_default();
     refuse_merge(parameters.merged_adapters.as_ref(), parameters.adapter_id.as_deref())?;
     refuse(&[
+        ("adapter_id", body.adapter_id.is_some(), "put it into `parameters`"),
         ("watermark", parameters.watermark == Some(true), "leave it out or send false"),
         ("grammar", parameters.grammar.is_some(), CONSTRAINED),
         ("response_format", constrains(parameters.response_format.as_ref()), CONSTRAINED),

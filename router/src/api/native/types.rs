@@ -18,6 +18,10 @@ pub struct GenerateBody {
     /// Read on `/` only.
     #[serde(default)]
     pub stream: Option<bool>,
+    /// Refused: it belongs into `parameters`.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    pub adapter_id: Option<serde_json::Value>,
 }
 
 #[derive(Default, Deserialize, ToSchema)]
