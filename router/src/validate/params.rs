@@ -90,7 +90,7 @@ pub fn prompt_entries(params: &Params, input: usize) -> u64 {
 pub fn sampling(params: &Params) -> (Sampling, Option<u64>) {
     let temperature = params.temperature.unwrap_or(1.0);
     let greedy = !params.samples() || temperature < MIN_TEMPERATURE;
-    let seed = (!greedy).then(|| params.seed.unwrap_or_else(rand::random));
+    let seed = (!greedy).then(|| params.seed.unwrap_or_else(random_seed));
     let (bias_tokens, bias_values) = params.logit_bias.iter().copied().unzip();
     let sampling = Sampling {
         temperature: if greedy { 0.0 } else { temperature },
@@ -107,6 +107,11 @@ pub fn sampling(params: &Params) -> (Sampling, Option<u64>) {
         bias_values,
     };
     (sampling, seed)
+}
+
+/// A number that every client reads as it is: those that hold all numbers as floats read 53 bits.
+fn random_seed() -> u64 {
+    rand::random::<u64>() >> 11
 }
 
 fn ensure(holds: bool, otherwise: Invalid) -> Result<(), Invalid> {
