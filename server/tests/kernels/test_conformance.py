@@ -209,6 +209,7 @@ def test_fixed_plans_stay_in_place(pair: Pair) -> None:
     q, _ = pair.random(2, 4 * WIDTH)
 
     parcel = StepParcel(4096, pair.tested.device)
+    pair.tested.reserve(shapes, 2)
 
     def planned(sequences: SequenceTables) -> AttentionPlan | None:
         parcel.begin()

@@ -57,9 +57,14 @@ class Wrapper:
         parts = int((tiles * -(-seen // chunk)).sum())
         if captured:
             parts = max(most, -(-int(rows.sum()) // tile) + len(rows) - 1)
-        self.needed = heads * parts * tile * (dim + 1) * 4 if captured or chunk < longest else 0
+        self.need(parts * tile if captured or chunk < longest else 0)
+
+    def need(self, rows: int) -> None:
+        """Partial results of so many rows, each of all heads; raises if the scratch memory is too small."""
+        heads, dim = self.planned["num_qo_heads"], self.planned.get("head_dim_qk")
+        self.needed = rows * heads * ((dim or self.planned["head_dim"]) + 1) * 4
         if self.needed > self.scratch.nbytes:
-            raise RuntimeError("Buffer overflow when allocating memory for batch_prefill_tmp_v")
+            raise RuntimeError("Buffer overflow when allocating memory for tmp_v")
 
     def attend(
         self, q: Tensor, cache: tuple[Tensor, Tensor], out: Tensor, queries: list[int], plan: Any
@@ -116,6 +121,9 @@ class Decode(Wrapper):
         assert self.made["use_cuda_graph"]
         if self.made["use_tensor_cores"]:
             self.split(torch.ones_like(self.planned["last_page_len"]), captured=True)
+        else:  # of blocks of 128 threads, the most that a processor runs: by registers there may be fewer
+            filling = 2048 // 128 * PROCESSORS // self.planned["num_kv_heads"]
+            self.need(filling if len(self.buffers[2]) < filling else 0)
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         given = self.bound("run", args, kwargs)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import test_conformance
 import torch
 from cuda_target import Target
 from devices import RerunDevice
@@ -93,6 +94,13 @@ def test_an_engine_over_it_gives_what_the_reference_gives(kernels: Kernels, tmp_
         compared = parted.index(True) + 1 if any(parted) else len(parted)
         assert compared > 1
         assert run.logprobs[:compared] == pytest.approx(other.logprobs[:compared], abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["test_rotation", "test_greedy", "test_fixed_plans_stay_in_place"])
+def test_what_a_gpu_is_tested_by(kernels: Kernels, name: str) -> None:
+    """So that it fails there for the device's sake alone."""
+    with torch.inference_mode():
+        getattr(test_conformance, name)(test_conformance.Pair(kernels, select("reference")))
 
 
 @pytest.mark.parametrize(("rows", "most"), [(5, None), (5, 3), (40, 3), (40, 50), (300, None)])

@@ -109,7 +109,17 @@ def test_tensor_cores_where_heads_share_much(attention: FlashInferAttention) -> 
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"),
-    [(64, 8, 128), (48, 8, 128), (16, 2, 128), (20, 1, 128), (32, 8, 64), (16, 4, 256), (24, 1, 256)],
+    [
+        (64, 8, 128),
+        (48, 8, 128),
+        (16, 2, 128),
+        (20, 1, 128),
+        (32, 8, 64),
+        (9, 3, 64),
+        (16, 4, 256),
+        (8, 4, 256),
+        (24, 1, 256),
+    ],
 )
 def test_partial_results_have_room(
     attention: FlashInferAttention, heads: int, kv_heads: int, dim: int
