@@ -21,7 +21,7 @@ from lorikeet_server.kernels.cuda.attention import FlashInferAttention, FlashInf
 from lorikeet_server.kernels.cuda.beside import Beside
 from lorikeet_server.kernels.cuda.beside_base import BesideBase
 from lorikeet_server.kernels.cuda.flashinfer_library import open_flashinfer
-from lorikeet_server.kernels.cuda.launches import FORMATS
+from lorikeet_server.kernels.cuda.launches import why_not
 from lorikeet_server.kernels.cuda.library import open_library
 from lorikeet_server.kernels.cuda.rope_and_cache import RopeAndCache
 from lorikeet_server.kernels.cuda.sgmv import Sgmv
@@ -55,8 +55,8 @@ class CudaKernels(ReferenceKernels):
         self.name = f"cuda-sm{major}{minor}"
         self._library, self._sgmv, self._rope_and_cache, self._flashinfer = None, None, None, None
         self._after_product, self._beside_base = None, None
-        if dtype not in FORMATS:
-            log.warning("the CUDA kernels compute in bfloat16 and float16; %s is left to torch", dtype)
+        if reason := why_not((major, minor), dtype):
+            log.warning("no CUDA kernels, torch takes their place, far slower: %s", reason)
             return
         try:
             self._library = open_library(device)

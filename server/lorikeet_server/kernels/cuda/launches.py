@@ -4,6 +4,19 @@ import torch
 from torch import Tensor
 
 FORMATS = {torch.bfloat16: 0, torch.float16: 1}  # LorikeetFormat
+# Compute capability. Ours copy and multiply as Ampere does; FlashInfer's would end the process where an older
+# device is to multiply in bfloat16.
+OLDEST = (8, 0)
+
+
+def why_not(capability: tuple[int, int], dtype: torch.dtype) -> str:
+    """What keeps a device from running our kernels and FlashInfer's; empty if nothing does."""
+    if dtype not in FORMATS:
+        return f"they compute in bfloat16 and float16, not in {dtype}"
+    if capability < OLDEST:
+        needed, found = ("{}.{}".format(*each) for each in (OLDEST, capability))
+        return f"they need compute capability {needed}, and this device has {found}"
+    return ""
 
 
 def can_overlap(device: torch.device) -> bool:

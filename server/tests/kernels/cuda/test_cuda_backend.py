@@ -214,3 +214,19 @@ def test_what_is_missing_is_left_to_torch(
     assert torch.equal(
         kernels.rms_norm(x, x[0], 1e-6), select("reference", dtype=torch.bfloat16).rms_norm(x, x[0], 1e-6)
     )
+
+
+def test_an_older_device_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    for name in ("open_library", "open_flashinfer"):
+        monkeypatch.setattr(backend, name, lambda *given: opened.append(given))
+    kernels = backend.CudaKernels(CPU, torch.bfloat16)
+    assert "far slower: they need compute capability 8.0, and this device has 7.5" in caplog.text
+    assert not opened and kernels.name == "cuda-sm75"
+    shape = AttentionShape(2, 1, 64, 1.0)
+    assert not kernels.captures([shape])
+    kernels.reserve([shape], 8)
+    assert kernels.lora_layout == select("reference").lora_layout
