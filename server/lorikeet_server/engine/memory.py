@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-
 from lorikeet_server.errors import ConfigError
+
+# What torch's allocator says, the CUDA runtime and NCCL, and cuBLAS.
+NO_MEMORY = "out of memory", "ALLOC_FAILED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ def room_for(what: str, remedy: str) -> Iterator[None]:
     """Raises ConfigError where `what` does not fit into the memory of the device."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        detail = str(error).partition(" See documentation")[0]
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NO_MEMORY):
+            raise
+        detail = str(error).splitlines()[0].partition(" See documentation")[0]
         raise ConfigError(f"the device has no room for {what}; {remedy} ({detail})") from error

@@ -13,7 +13,7 @@ from gather_kernels import GatherKernels
 from shard_driver import BLOCK, Driver, make_engine, prompt_of, tiny_model, warmup_request
 
 from lorikeet_server.engine.graphs import buckets
-from lorikeet_server.engine.memory import GPU, HOST, divide
+from lorikeet_server.engine.memory import GPU, HOST, divide, room_for
 from lorikeet_server.errors import ConfigError
 from lorikeet_server.kernels import LoraTables
 from lorikeet_server.pb import shard_pb2 as pb
@@ -92,16 +92,35 @@ def test_what_was_measured_with_is_gone_before_memory_is_taken(
     assert len(made) == 4
 
 
-def test_a_device_without_room_for_a_step_says_which_flags_make_it_smaller(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. See documentation"),
+        # A graph that is made, or a kernel that is brought to the device.
+        torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_device_without_room_for_a_step_says_which_flags_make_it_smaller(
+    tmp_path: Path, error: RuntimeError
+) -> None:
     tiny_model(tmp_path / "model")
     engine = make_engine(tmp_path / "model", tmp_path / "store", device=MeasuredDevice())
 
     def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     engine._model.forward = full  # type: ignore[method-assign, assignment]
-    with pytest.raises(ConfigError, match=r"--max-batch-prefill-tokens"), torch.inference_mode():
+    with (
+        pytest.raises(ConfigError, match=r"--max-batch-prefill-tokens.*\(CUDA .*\)$"),
+        torch.inference_mode(),
+    ):
         engine.warmup(warmup_request())
+
+
+def test_another_error_of_a_device_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="illegal memory access"), room_for("steps", "lower a flag"):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
 def test_the_largest_step_is_measured_before_memory_is_divided(tmp_path: Path) -> None:
