@@ -53,7 +53,7 @@ class TorchRowOps:
         return scores.gather(-1, ids), ids
 
     def invert(self, weights: Tensor, uniform: Tensor) -> Tensor:
-        cumulative = weights.cumsum(-1, dtype=torch.float64)
+        cumulative = weights.double().cumsum_(-1)  # by `dtype` it would be added up in a second copy
         target = uniform.unsqueeze(-1) * cumulative[:, -1:]
         found = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
         return found.clamp(max=weights.shape[-1] - 1)
