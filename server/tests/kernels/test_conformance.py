@@ -197,6 +197,7 @@ def test_greedy(pair: Pair) -> None:
     assert result.logsumexp.isfinite().tolist() == [row != 4 for row in range(9)]
 
 
+@pytest.mark.parametrize("pair", BFLOAT16, indirect=True)
 def test_fixed_plans_stay_in_place(pair: Pair) -> None:
     """A captured step finds the newest tables where the first ones were, whatever the window of a layer.
 
