@@ -1,9 +1,13 @@
-# Prerequisites: python3 (3.11 or newer, with venv), Rust (cargo), a C++ compiler, make. Everything else comes from the lock files.
+# Prerequisites, which packaging/prerequisites.sh looks for: python3 (3.11 or newer, with venv), Rust (cargo), a C++ compiler.
+# Everything else comes from the lock files.
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
 UV     := $(VENV)/bin/uv
+
+# What makes .venv: 3.11 or newer.
+PYTHON3 ?= python3
 
 # Kernel threads in tests. More make nothing faster and take the cores from the processes under test.
 TEST_THREADS ?= 2
@@ -33,8 +37,8 @@ help: ## List what can be made
 setup: $(STAMPS)/package ## Create .venv with everything, and build and install `lorikeet` in it
 
 $(PYTHON):
-	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python3 must be 3.11 or newer")'
-	python3 -m venv $(VENV)
+	@packaging/prerequisites.sh $(PYTHON3)
+	$(PYTHON3) -m venv --clear $(VENV)
 
 # The demo model's package comes without its dependencies, which are another inference stack.
 $(STAMPS)/python: requirements/bootstrap.txt requirements/dev.txt requirements/demo.txt | $(PYTHON)
