@@ -6,6 +6,9 @@ PYTHON := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
 UV     := $(VENV)/bin/uv
 
+# For tests of Python. Once the package is installed, in editable mode, they do not wait for a change in Rust.
+IMPORTABLE := $(STAMPS)/python $(if $(wildcard $(STAMPS)/package),,$(STAMPS)/package)
+
 # What makes .venv: 3.11 or newer.
 PYTHON3 ?= python3
 
@@ -85,7 +88,7 @@ test: setup ## Everything that must pass: lint and all tests
 	@$(MAKE) --no-print-directory --keep-going lint test-rust test-py it
 
 .PHONY: check
-check: $(STAMPS)/python ## The quick loop while editing: lint and fast tests
+check: $(IMPORTABLE) ## The quick loop while editing: lint and fast tests
 	@$(MAKE) --no-print-directory lint
 	cargo test --workspace --locked --lib
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow" server/tests
@@ -109,7 +112,7 @@ test-rust: $(STAMPS)/python ## Tests of the Rust crates
 	cargo test --workspace --locked
 
 .PHONY: test-py
-test-py: $(STAMPS)/python ## Tests of the Python package
+test-py: $(IMPORTABLE) ## Tests of the Python package
 	OMP_NUM_THREADS=$(TEST_THREADS) $(PYTHON) -m pytest server/tests
 
 .PHONY: it
