@@ -2,12 +2,13 @@
 
 import json
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from lorikeet_server import __version__
-from lorikeet_server.config import physical_cores
+from lorikeet_server.config import CACHE_DIR, physical_cores
 from lorikeet_server.device.memory import available_bytes
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "grpcio", "gguf")
@@ -65,7 +66,7 @@ def _package(name: str) -> Callable[[], Finding]:
         try:
             return Finding(name, version(name))
         except PackageNotFoundError:
-            return Finding(name, "not installed", f"pip install {name}")
+            return Finding(name, "not installed", f"{sys.executable} -m pip install {name}")
 
     return probe
 
@@ -81,13 +82,19 @@ def _kernels() -> Finding:
     import torch
 
     from lorikeet_server.kernels import select
+    from lorikeet_server.kernels.compiled import BuildError
 
     if _has_gpu():
         return Finding("kernels", select(device=torch.device("cuda", 0), dtype=torch.bfloat16).name)
     try:
         return Finding("kernels", select("cpu").name)
     except Exception as error:
-        remedy = "install a C++ compiler (e.g. apt-get install g++)"
+        if isinstance(error, BuildError):
+            remedy = "install a C++ compiler (e.g. apt-get install g++)"
+        elif isinstance(error, OSError):
+            remedy = f"set {CACHE_DIR} to a directory that can be written, and whose code may be run"
+        else:
+            remedy = "see the message"
         return Finding("kernels", f"reference only, several times slower ({error})", remedy)
 
 
