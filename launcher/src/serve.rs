@@ -10,7 +10,7 @@ use crate::cli::ServeArgs;
 use crate::plan::{self, Host, Run};
 use crate::ranks::Ranks;
 use crate::run_directory::RunDirectory;
-use crate::supervise::{Ending, Signals, prepare, supervise};
+use crate::supervise::{Ending, Prepared, Signals, prepare, supervise};
 use crate::{check, environment, hardware};
 
 /// Runs until the server ends.
@@ -26,6 +26,11 @@ pub fn serve(mut args: ServeArgs) -> anyhow::Result<ExitCode> {
         cache_dir: check::cache_dir(&args)?,
     };
     check::model(&args)?;
+    // One thread, this one: children are killed by the kernel when the thread that started them ends.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if args.download_only {
+        return runtime.block_on(download(&args, &host));
+    }
     check::devices(&args, &host)?;
     args.adapter_root = check::adapter_roots(&args.adapter_root)?;
     let config = router_config(&args)?;
@@ -35,19 +40,11 @@ pub fn serve(mut args: ServeArgs) -> anyhow::Result<ExitCode> {
     let run_directory = RunDirectory::make(args.shard_uds_path.as_deref())?;
     check::socket_length(run_directory.path(), ranks.range())?;
 
-    // One thread, this one: children are killed by the kernel when the thread that started them ends.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut signals = Signals::catch()?;
-        tracing::info!("preparing {}", args.model_id.name);
-        let prepared = prepare(&plan::prepare(&args, &host), &mut signals)
-            .await
-            .map_err(|error| of_model(&args, error))?;
-        let Some(prepared) = prepared else { return Ok(ExitCode::SUCCESS) };
-        if args.download_only {
-            report(&prepared.model_path);
+        let Some(prepared) = prepared(&args, &host, &mut signals).await? else {
             return Ok(ExitCode::SUCCESS);
-        }
+        };
         let directory = run_directory.path().to_owned();
         let run = Run { prepared, directory, address, ranks, config };
         let plan = plan::plan(&args, &host, &run);
@@ -67,6 +64,19 @@ pub fn serve(mut args: ServeArgs) -> anyhow::Result<ExitCode> {
             Ending::Cut(signal) => Ok(ExitCode::from(128 + signal as u8)),
         }
     })
+}
+
+/// The model alone: another server may have the port, and this machine need not be the one that serves.
+async fn download(args: &ServeArgs, host: &Host) -> anyhow::Result<ExitCode> {
+    let prepared = prepared(args, host, &mut Signals::catch()?).await?;
+    report(&prepared.context("a signal came before the model was there")?.model_path);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The files of the model; none when a signal came first.
+async fn prepared(args: &ServeArgs, host: &Host, signals: &mut Signals) -> anyhow::Result<Option<Prepared>> {
+    tracing::info!("preparing {}", args.model_id.name);
+    prepare(&plan::prepare(args, host), signals).await.map_err(|error| of_model(args, error))
 }
 
 /// Most of what can be wrong with a model names the flag by itself.

@@ -209,8 +209,11 @@ fn a_model_that_cannot_be_prepared_is_told_in_its_own_words() {
 #[test]
 fn download_only_prints_where_the_model_is() {
     let place = Place::new(SLEEPS);
-    let (code, out, err, _) =
-        run(place.lorikeet(&["serve", "--model-id", "m", "--port", "0", "--download-only"]));
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    // A server beside it may have the port, and the machine that is to serve the GPU.
+    let flags = ["serve", "--model-id", "m", "--port", &port, "--device", "cuda", "--download-only"];
+    let (code, out, err, _) = run(place.lorikeet(&flags));
     assert_eq!(code, 0, "{err}");
     assert_eq!(out.trim_end(), place.path().to_str().unwrap());
     assert!(place.shards().is_empty());

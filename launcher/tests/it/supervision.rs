@@ -135,17 +135,19 @@ fn sigterm_and_ctrl_c_end_in_order() {
 
 #[test]
 fn a_signal_while_the_model_is_prepared_ends_that_too() {
-    let place = Place::with_prepare(SLEEPS, "echo $$ > $PLACE/preparing; exec sleep 600");
-    let mut server = place.serve(&[]);
-    let preparing = until("prepare to start", || {
-        Some(Pid::from_raw(
-            std::fs::read_to_string(place.path().join("preparing")).ok()?.trim().parse().ok()?,
-        ))
-    });
-    server.signal(Signal::SIGTERM);
-    assert_eq!(server.wait().code(), Some(0));
-    assert_gone(&[preparing]);
-    assert!(place.shards().is_empty());
+    for (flags, code) in [(&[][..], 0), (&["--download-only"], 1)] {
+        let place = Place::with_prepare(SLEEPS, "echo $$ > $PLACE/preparing; exec sleep 600");
+        let mut server = place.serve(flags);
+        let preparing = until("prepare to start", || {
+            Some(Pid::from_raw(
+                std::fs::read_to_string(place.path().join("preparing")).ok()?.trim().parse().ok()?,
+            ))
+        });
+        server.signal(Signal::SIGTERM);
+        assert_eq!(server.wait().code(), Some(code), "who asked for the model alone has not got it");
+        assert_gone(&[preparing]);
+        assert!(place.shards().is_empty());
+    }
 }
 
 #[test]
