@@ -45,7 +45,8 @@ impl Hardware {
     pub fn detect() -> Self {
         let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let memory_info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        Self { cpu: Cpu::parse(&cpu_info), memory: Memory::parse(&memory_info), gpus: gpus() }
+        let memory = Memory::parse(&memory_info).map(|memory| memory.within(Path::new("/sys/fs/cgroup")));
+        Self { cpu: Cpu::parse(&cpu_info), memory, gpus: gpus() }
     }
 }
 
@@ -97,6 +98,19 @@ impl Memory {
             Some(kibibytes * 1024)
         };
         Some(Self { total_bytes: bytes("MemTotal:")?, available_bytes: bytes("MemAvailable:")? })
+    }
+
+    /// Less in a container that is bounded, whose control group is `cgroup`.
+    fn within(self, cgroup: &Path) -> Self {
+        let read = |name: &str| std::fs::read_to_string(cgroup.join(name)).unwrap_or_default();
+        let number = |text: &str| text.trim().parse::<u64>().ok();
+        let (limit, used) = (number(&read("memory.max")), number(&read("memory.current")));
+        let (Some(limit), Some(used)) = (limit, used) else { return self };
+        // Page cache is counted as used, but gives way.
+        let cached =
+            read("memory.stat").lines().find_map(|line| number(line.strip_prefix("inactive_file ")?));
+        let free = limit.saturating_sub(used.saturating_sub(cached.unwrap_or(0)));
+        Self { total_bytes: self.total_bytes.min(limit), available_bytes: self.available_bytes.min(free) }
     }
 }
 
@@ -157,6 +171,25 @@ mod tests {
         let memory = Memory::parse("MemTotal:  2048 kB\nMemFree: 1 kB\nMemAvailable:   1024 kB\n").unwrap();
         assert_eq!((memory.total_bytes, memory.available_bytes), (2 << 20, 1 << 20));
         assert!(Memory::parse("MemTotal: many kB").is_none());
+    }
+
+    #[test]
+    fn a_container_bounds_memory() {
+        let machine = Memory { total_bytes: 4000, available_bytes: 3000 };
+        let cgroup = tempfile::tempdir().unwrap();
+        let write = |name, text| std::fs::write(cgroup.path().join(name), text).unwrap();
+        let within = || {
+            let memory = machine.within(cgroup.path());
+            (memory.total_bytes, memory.available_bytes)
+        };
+        assert_eq!(within(), (4000, 3000));
+        write("memory.max", "max\n");
+        write("memory.current", "900\n");
+        assert_eq!(within(), (4000, 3000));
+        write("memory.max", "1000\n");
+        assert_eq!(within(), (1000, 100));
+        write("memory.stat", "anon 1\ninactive_file 300\n");
+        assert_eq!(within(), (1000, 400));
     }
 
     #[test]
