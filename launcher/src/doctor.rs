@@ -13,6 +13,9 @@ use crate::hardware::Hardware;
 /// Below this, loading even a small model is likely to be killed.
 const LITTLE_MEMORY: u64 = 2 << 30;
 
+/// How to get a Python that runs the shard. By its name pip would find a package of somebody else.
+const GET: &str = "run `make setup` in a checkout, which makes .venv/bin/python";
+
 #[derive(Debug, Serialize)]
 struct Report {
     version: &'static str,
@@ -93,12 +96,9 @@ impl Report {
             });
         }
         let cache_dir = environment::cache_dir();
-        if cache_dir.is_none() {
-            problems.push(Problem {
-                fatal: true,
-                what: "HOME is not set, and this user has no home".into(),
-                mend: "set LORIKEET_CACHE_DIR to a directory that can be written".into(),
-            });
+        if let Err(what) = writable(cache_dir.as_deref()) {
+            let mend = "set LORIKEET_CACHE_DIR to a directory that can be written".into();
+            problems.push(Problem { fatal: true, what, mend });
         }
         let shards = environment::granted_gpus().filter(|_| on_gpu).unwrap_or(1).max(1);
         let would_use = WouldUse {
@@ -172,8 +172,7 @@ impl Python {
             problems.push(Problem {
                 fatal: true,
                 what: format!("no Python at {}", python.display()),
-                mend: "python3 -m venv .venv && .venv/bin/pip install lorikeet, or name one with --python"
-                    .into(),
+                mend: format!("name another with --python, or {GET}"),
             });
             return Self { executable: None, findings: Vec::new() };
         };
@@ -200,7 +199,7 @@ impl Python {
             problems.push(Problem {
                 fatal: true,
                 what: format!("this Python cannot run the shard ({why})"),
-                mend: format!("{} -m pip install lorikeet", executable.display()),
+                mend: format!("name another with --python, or {GET}"),
             });
         }
         Self { executable: Some(executable), findings }
@@ -209,6 +208,15 @@ impl Python {
     fn value_of(&self, name: &str) -> Option<&str> {
         self.findings.iter().find(|finding| finding.name == name).map(|finding| finding.value.as_str())
     }
+}
+
+/// Whether compiled kernels, tokenizers and adapters can be kept there; if not, why.
+fn writable(cache_dir: Option<&Path>) -> Result<(), String> {
+    let directory = cache_dir.ok_or("HOME is not set, and this user has no home")?;
+    std::fs::create_dir_all(directory)
+        .and_then(|()| tempfile::tempfile_in(directory))
+        .map(drop)
+        .map_err(|error| format!("the cache {} cannot be written: {error}", directory.display()))
 }
 
 fn last_line(output: &[u8]) -> String {

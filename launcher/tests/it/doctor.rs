@@ -44,10 +44,25 @@ fn programs_can_read_it() {
 fn the_cache_is_the_one_that_serve_is_given() {
     let place = Place::with_doctor(FINDS_ALL);
     let mut command = place.lorikeet(&["doctor"]);
-    command.env("LORIKEET_CACHE_DIR", "/given");
+    let cache = place.path().join("given");
+    command.env("LORIKEET_CACHE_DIR", &cache);
     let (code, text, ..) = run(command);
     assert_eq!(code, 0, "{text}");
-    assert!(text.contains("cache         /given\n"), "{text}");
+    assert!(text.contains(&format!("cache         {}\n", cache.display())), "{text}");
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_is_missing() {
+    let place = Place::with_doctor(FINDS_ALL);
+    let mut command = place.lorikeet(&["doctor"]);
+    command.env("LORIKEET_CACHE_DIR", place.path().join("config.json/below a file"));
+    let (code, text, ..) = run(command);
+    assert_eq!(code, 1, "{text}");
+    for part in
+        ["missing       the cache /", "cannot be written: ", ": set LORIKEET_CACHE_DIR to a directory"]
+    {
+        assert!(text.contains(part), "{text} lacks {part}");
+    }
 }
 
 #[test]
@@ -64,4 +79,13 @@ fn what_is_missing_comes_with_its_mend() {
     let (code, text) = doctor(FINDS_ALL, &["--python", "/no/such/python"]);
     assert_eq!(code, 1);
     assert!(text.contains("no Python at /no/such/python"), "{text}");
+}
+
+/// On PyPI `lorikeet` is a package of somebody else.
+#[test]
+fn nobody_is_told_to_install_another_lorikeet() {
+    for (behaviour, flags) in [(BROKEN, &[][..]), (FINDS_ALL, &["--python", "/no/such/python"])] {
+        let (_, text) = doctor(behaviour, flags);
+        assert!(text.contains("make setup") && !text.contains("install lorikeet"), "{text}");
+    }
 }
