@@ -178,6 +178,8 @@ impl Python {
         };
         let output = Command::new(&executable)
             .args(["-m", "lorikeet_server", "doctor", "--json"])
+            // Nothing of the directory that it is started in.
+            .env("PYTHONSAFEPATH", "1")
             .stdin(Stdio::null())
             .output();
         let findings = match &output {

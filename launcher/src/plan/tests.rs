@@ -228,3 +228,11 @@ fn a_wildcard_is_asked_at_the_loopback() {
     assert_eq!(at("[::]:80"), "[::1]:80");
     assert_eq!(at("10.1.2.3:80"), "10.1.2.3:80");
 }
+
+/// A random.py beside somebody's notebooks was taken for Python's own, and the server did not start.
+#[test]
+fn python_takes_no_module_from_where_serve_is_started() {
+    for spec in [&prepare(&args(&[]), &host()), &planned(&[]).shards[0]] {
+        assert_eq!(variable(spec, "PYTHONSAFEPATH").as_deref(), Some("1"));
+    }
+}
