@@ -111,7 +111,7 @@ class ShardServicer(rpc.ShardServicer):
     ) -> pb.DropAdapterResponse:
         engine, _ = await self._loaded(context)
         await self._call(
-            context, self._pools.staging, lambda: engine.library.drop(request.digest, request.from_store)
+            context, self._pools.dropping, lambda: engine.library.drop(request.digest, request.from_store)
         )
         return pb.DropAdapterResponse()
 

@@ -1,5 +1,5 @@
 """The threads beside the event loop: one that calls for steps, one that waits for their results, some that
-wait for files, a few that parse them."""
+wait for files, a few that parse them, one that forgets them."""
 
 import os
 import threading
@@ -17,12 +17,14 @@ NICENESS = 10
 @dataclass(frozen=True, slots=True)
 class Pools:
     """Who runs what: steps, Warmup and resets in order on one thread; the results of a device that works by
-    itself on another; files below their priority."""
+    itself on another; files below their priority. What is dropped makes room for what is staged, so it does
+    not wait behind that."""
 
     compute: ThreadPoolExecutor
     results: ThreadPoolExecutor
     staging: ThreadPoolExecutor
     fetching: ThreadPoolExecutor
+    dropping: ThreadPoolExecutor
 
     @classmethod
     def start(cls, threads: int) -> "Pools":
@@ -38,6 +40,7 @@ class Pools:
             ThreadPoolExecutor(1, "results", prepare_compute),
             ThreadPoolExecutor(STAGING_THREADS, "staging", _step_back),
             ThreadPoolExecutor(FETCHING_THREADS, "fetching", _step_back),
+            ThreadPoolExecutor(1, "dropping", _step_back),
         )
 
 

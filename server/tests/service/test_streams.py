@@ -19,6 +19,7 @@ from lorikeet_server.engine.result import PendingResult
 from lorikeet_server.errors import ConfigError, DeviceError, ModelError
 from lorikeet_server.pb import shard_pb2 as pb
 from lorikeet_server.service.listen import MAX_MESSAGE_BYTES
+from lorikeet_server.service.threads import STAGING_THREADS
 
 
 @pytest.fixture(scope="module")
@@ -318,6 +319,28 @@ def test_a_stuck_source_holds_up_its_own_fetch_only(warm: Shard, monkeypatch: py
     gate.set()
     for call in waiting:
         assert code_of(lambda call=call: list(call)) == grpc.StatusCode.NOT_FOUND
+
+
+def test_adapters_are_dropped_while_others_are_staged(warm: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The room that a staging needs is made by drops, which a router does not wait for as long."""
+    (*_, last) = warm.stub.FetchAdapter(pb.FetchAdapterRequest(source="local", id="one"))
+    request = pb.StageAdapterRequest(digest=last.digest)
+    warm.stub.StageAdapter(request)
+    gate, begun = threading.Event(), []
+    stage = type(warm.engine.library).stage
+
+    def slow(library: Any, digest: str) -> Any:
+        begun.append(digest)
+        gate.wait(30)
+        return stage(library, digest)
+
+    monkeypatch.setattr(type(warm.engine.library), "stage", slow)
+    waiting = [warm.stub.StageAdapter.future(request) for _ in range(5)]
+    wait_for(lambda: len(begun) == STAGING_THREADS)
+    warm.stub.DropAdapter(pb.DropAdapterRequest(digest=last.digest), timeout=10)
+    assert len(warm.engine.library.staged) == 0
+    gate.set()
+    assert {call.result(timeout=20).max_rank for call in waiting} == {3}
 
 
 def test_the_socket_is_private(shard: Shard) -> None:
