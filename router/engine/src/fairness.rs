@@ -1,7 +1,8 @@
 //! Whose turn it is: a virtual counter of tokens served for each queue, the smallest is next.
 //!
 //! After the virtual token counter of Sheng et al. (OSDI 2024). A queue that has something to do again is lifted to the
-//! smallest counter of those that have, so idleness earns no credit, and a debt is kept only as long as it matters.
+//! smallest counter of those that have, or if none has, to the largest that was charged since: idleness earns no credit,
+//! and a debt is kept only as long as it matters.
 
 use std::collections::BTreeSet;
 
@@ -52,7 +53,7 @@ pub(crate) struct Fairness {
     admissions: BTreeSet<Place>,
     /// Queues whose place is behind their counter.
     stale: Vec<QueueKey>,
-    /// The smallest counter when last somebody had something to do.
+    /// The smallest counter when last somebody had something to do, or the largest charged since.
     floor: u64,
     turns: u64,
     prune_at: usize,
@@ -90,6 +91,10 @@ impl Fairness {
         share.counter = share.counter.saturating_add((tokens as f32 * TOKEN / weight) as u64);
         self.turns += 1;
         share.turn = self.turns;
+        // Nobody waits, so nobody is owed what others get: whoever comes now starts from here.
+        if self.chunks.is_empty() && self.admissions.is_empty() {
+            self.floor = self.floor.max(share.counter);
+        }
         if share.place.is_some() && !share.stale {
             share.stale = true;
             self.stale.push(key);
@@ -239,6 +244,19 @@ mod tests {
         fairness.charge(key(1), 50, 1.0);
         fairness.set(key(0), ADMISSION);
         assert_eq!(fairness.next(true), Some(Turn::Admission(key(1))));
+    }
+
+    #[test]
+    fn what_nobody_waited_for_is_no_debt() {
+        let mut fairness = Fairness::default();
+        fairness.set(key(0), ADMISSION);
+        assert_eq!(fairness.next(true), Some(Turn::Admission(key(0))));
+        fairness.set(key(0), Work::default());
+        fairness.charge(key(0), 1000, 1.0);
+        fairness.set(key(1), ADMISSION);
+        fairness.set(key(0), ADMISSION);
+        fairness.charge(key(1), 10, 1.0);
+        assert_eq!(fairness.next(true), Some(Turn::Admission(key(0))));
     }
 
     #[test]
