@@ -168,7 +168,7 @@ pub struct Adapters {
     /// Seconds an adapter may take from its first request to host memory
     #[arg(long, env = "ADAPTER_LOAD_TIMEOUT", default_value = "60", value_parser = seconds)]
     pub adapter_load_timeout: Duration,
-    /// Seconds that a failed adapter is answered from memory before it is tried again
+    /// Seconds that a failed adapter is answered from memory before it is tried again; less than 0.1 is 0.1
     #[arg(long, env = "ADAPTER_FAILURE_TTL", default_value = "10", value_parser = seconds)]
     pub adapter_failure_ttl: Duration,
     /// Adapter names remembered at once, with their digests; past it the longest unused is forgotten

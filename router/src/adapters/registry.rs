@@ -25,6 +25,10 @@ use crate::{clock::unix_time, config::Adapters, error::Error, shard::Group, tele
 /// Fetches for one request: a second one, should the store have lost what the first one brought.
 const MAX_FETCHES: u32 = 2;
 
+/// How long a failure is remembered at least: whoever waited for it is to hear of it, on a busy machine too, and not to
+/// try again.
+const SHORTEST_FAILURE: Duration = Duration::from_millis(100);
+
 /// Names of adapters that cannot be had, each with its reason, are remembered up to some megabytes.
 const MAX_FAILURES: usize = 4096;
 
@@ -90,7 +94,7 @@ impl Registry {
             host_bytes: config.adapter_host_bytes,
             disk_bytes: config.adapter_disk_bytes,
             max_adapter_bytes: config.max_adapter_bytes,
-            failure_ttl: config.adapter_failure_ttl,
+            failure_ttl: config.adapter_failure_ttl.max(SHORTEST_FAILURE),
             max_failures: MAX_FAILURES,
             max_names: config.max_adapter_names,
         });
