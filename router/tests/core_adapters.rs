@@ -111,6 +111,21 @@ async fn a_failure_is_forgotten_after_a_while() {
     assert_eq!(Control::count(&harness.sim().control().fetches), 2);
 }
 
+/// Who waits for a flight hears how it ended, though its failure is not to be remembered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_that_is_not_remembered_is_told() {
+    let harness = Harness::with(sim(), &["--adapter-failure-ttl", "0"]).await;
+    for id in ["nowhere/x", "unloadable/x"] {
+        for _ in 0..2 {
+            let error = harness.generate(for_adapter(id, request("a", 1))).await.unwrap_err();
+            let right = matches!(error, Error::AdapterNotFound { .. } | Error::AdapterInvalid { .. });
+            assert!(right, "{id}: {error}");
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+    }
+    assert_eq!(Control::count(&harness.sim().control().fetches), 3);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_source_delays_only_those_who_asked() {
     let config = SimConfig { fetch_time: Duration::from_secs(20), ..sim() };
