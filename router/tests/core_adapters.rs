@@ -202,6 +202,9 @@ async fn one_that_cannot_fit_is_refused() {
     let harness = Harness::with(config, &[]).await;
     let error = harness.generate(for_adapter("known/x", request("a", 1))).await.unwrap_err();
     assert!(matches!(&error, Error::AdapterTooLarge { message, .. } if message.contains("100")), "{error}");
+    let without_slots = Harness::with(sim(), &["--max-active-adapters", "0"]).await;
+    let error = without_slots.generate(for_adapter("known/x", request("a", 1))).await.unwrap_err();
+    assert!(error.to_string().contains("(--max-active-adapters)"), "{error}");
 
     let config = SimConfig { adapter_bytes: 100, ..sim() };
     let harness = Harness::with(config, &["--max-adapter-bytes", "99"]).await;

@@ -196,9 +196,8 @@ fn refusal(refused: &Refused, request: &Request, adapter: Option<&(String, Adapt
         Refused::Overloaded { retry_after } => Error::Overloaded { retry_after },
         Refused::AdapterTooLarge { given, limit } => {
             let id = adapter.map(|(id, _)| id.clone()).unwrap_or_default();
-            let message = format!(
-                "it takes {given} bytes on the device, its share is {limit} (--adapter-memory-bytes)"
-            );
+            let flag = if limit == 0 { "--max-active-adapters" } else { "--adapter-memory-bytes" };
+            let message = format!("it takes {given} bytes on the device, its share is {limit} ({flag})");
             Error::AdapterTooLarge { id, message }
         }
         Refused::TooLong { limit } => {
