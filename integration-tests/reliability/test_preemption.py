@@ -51,7 +51,8 @@ def body(chance: random.Random) -> dict[str, Any]:
 def answer(server: Server, request: dict[str, Any]) -> dict[str, Any]:
     response = server.client.post("/generate", json=request)
     assert response.status_code == 200, response.text
-    return response.json()
+    answered: dict[str, Any] = response.json()
+    return answered
 
 
 def leave(server: Server, request: dict[str, Any], after: int) -> None:
