@@ -9,15 +9,15 @@ from lorikeet_server.errors import ConfigError
 
 
 def choose(wanted: config.Device, local_rank: int = 0) -> torch.device:
-    """`auto` takes CUDA where there is a device for this rank, else the CPU. Raises ConfigError naming what
-    is missing."""
+    """`auto` takes CUDA where there is a device, else the CPU; it is the same for all ranks. Raises
+    ConfigError naming what is missing."""
     if wanted is config.Device.CPU:
         return torch.device("cpu")
     missing = why_no_cuda(local_rank)
     if not missing:
         return torch.device("cuda", local_rank)
-    if wanted is config.Device.CUDA:
-        raise ConfigError(f"--device cuda: {missing}; use --device cpu")
+    if wanted is config.Device.CUDA or not why_no_cuda():
+        raise ConfigError(f"--device {wanted.value}: {missing}; use --device cpu")
     return torch.device("cpu")
 
 
@@ -28,7 +28,7 @@ def why_no_cuda(local_rank: int = 0) -> str:
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no CUDA device (driver missing, too old, or no GPU visible)"
     if local_rank >= (count := torch.cuda.device_count()):
-        return f"LOCAL_RANK {local_rank} needs a device of its own, and {count} are visible"
+        return f"LOCAL_RANK {local_rank} needs a device of its own, and {count} are visible (--num-shard)"
     return ""
 
 

@@ -20,8 +20,15 @@ def test_cuda_where_torch_sees_it() -> None:
     assert choose(Device.AUTO) == torch.device("cuda", 0)
     assert choose(Device.CUDA, 1) == torch.device("cuda", 1)
     assert choose(Device.CPU) == torch.device("cpu")
+
+
+@pytest.mark.usefixtures("two_devices")
+@pytest.mark.parametrize("wanted", [Device.AUTO, Device.CUDA])
+def test_more_ranks_than_devices(wanted: Device) -> None:
+    """On the CPU the third would wait for the others, and they for it."""
     with pytest.raises(ConfigError, match="LOCAL_RANK 2 needs a device of its own, and 2 are visible"):
-        choose(Device.CUDA, 2)
+        choose(wanted, 2)
+    assert choose(Device.CPU, 2) == torch.device("cpu")
 
 
 def test_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
