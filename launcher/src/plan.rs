@@ -126,6 +126,7 @@ fn shard(args: &ServeArgs, host: &Host, run: &Run, rank: u32, socket: &Path) -> 
     env.extend([
         ("RANK", rank.to_string().into()),
         ("LOCAL_RANK", (rank - run.ranks.first).to_string().into()),
+        ("LOCAL_WORLD_SIZE", run.ranks.count.to_string().into()),
         ("WORLD_SIZE", run.ranks.world_size.to_string().into()),
         ("MASTER_ADDR", run.ranks.master_addr.clone().into()),
         ("MASTER_PORT", run.ranks.master_port.to_string().into()),

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from lorikeet_server.errors import ConfigError
 
-# Environment variables. The launcher sets the first five; they keep the names that torch.distributed uses.
+# Environment variables. The launcher sets the first six; they keep the names that torch.distributed uses.
 RANK = "RANK"  # this shard's rank, default 0
 WORLD_SIZE = "WORLD_SIZE"  # shards in the group, default 1
 MASTER_ADDR = "MASTER_ADDR"  # where rank 0 listens, default 127.0.0.1
 MASTER_PORT = "MASTER_PORT"  # its port; required when WORLD_SIZE > 1
 LOCAL_RANK = "LOCAL_RANK"  # this shard's number on its machine, which names its GPU; default RANK
+LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"  # shards on this machine, which share its memory; default 1
 OMP_NUM_THREADS = "OMP_NUM_THREADS"  # threads of the compute kernels, unless --threads says otherwise
 LOG_LEVEL = "LOG_LEVEL"  # least level of log records; debug or trace shows details
 TORCH_CPP_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"  # what torch's C++ tells
@@ -65,6 +66,7 @@ class GroupConfig:
     address: str
     port: int
     local_rank: int
+    local_size: int = 1  # ranks on this machine
 
     @property
     def apart(self) -> bool:
@@ -82,6 +84,7 @@ class GroupConfig:
             address=environment.get(MASTER_ADDR, "127.0.0.1"),
             port=_integer(environment, MASTER_PORT, None if size > 1 else 0, 0, 65535),
             local_rank=_integer(environment, LOCAL_RANK, rank, 0, rank),
+            local_size=_integer(environment, LOCAL_WORLD_SIZE, 1, 1, size),
         )
 
 

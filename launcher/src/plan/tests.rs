@@ -133,6 +133,7 @@ fn ranks_know_each_other_and_share_the_cores() {
         for (name, value) in [
             ("RANK", rank.to_string().as_str()),
             ("LOCAL_RANK", rank.to_string().as_str()),
+            ("LOCAL_WORLD_SIZE", "2"),
             ("WORLD_SIZE", "2"),
             ("MASTER_ADDR", "10.0.0.1"),
             ("MASTER_PORT", "29500"),
@@ -168,6 +169,7 @@ fn a_machine_without_rank_0_has_its_shards_and_no_router() {
             for (name, value) in [
                 ("RANK", rank.to_string().as_str()),
                 ("LOCAL_RANK", local_rank.to_string().as_str()),
+                ("LOCAL_WORLD_SIZE", "2"),
                 ("WORLD_SIZE", "4"),
                 ("MASTER_ADDR", "10.0.0.1"),
                 ("MASTER_PORT", "29500"),

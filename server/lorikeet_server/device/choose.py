@@ -32,10 +32,11 @@ def why_no_cuda(local_rank: int = 0) -> str:
     return ""
 
 
-def open_device(device: torch.device) -> Device:
-    """The engine's way to `device`; makes a CUDA device the current one of this thread."""
+def open_device(device: torch.device, local_ranks: int = 1) -> Device:
+    """The engine's way to `device`, where a host is shared by `local_ranks`; makes a CUDA device the current
+    one of this thread."""
     if device.type == "cpu":
-        return HostDevice()
+        return HostDevice(local_ranks)
     from lorikeet_server.device.cuda import CudaDevice
 
     torch.cuda.set_device(device)

@@ -15,6 +15,10 @@ class HostDevice:
     where = torch.device("cpu")
     discrete = False
 
+    def __init__(self, ranks: int = 1) -> None:
+        """`ranks`: how many processes of a group take of this host's memory, at the same time."""
+        self._ranks = ranks
+
     def parcel(self, size: int) -> Parcel:
         return Singly(self.where)
 
@@ -35,7 +39,7 @@ class HostDevice:
         raise RuntimeError("work is not captured on a host, whose kernels read what the host writes")
 
     def available_bytes(self) -> int:
-        return available_bytes()
+        return available_bytes() // self._ranks
 
     def peak_bytes(self, work: Callable[[], object]) -> int:
         """Not measured: what is allocated takes memory as it is touched."""

@@ -38,7 +38,7 @@ def load_engine(config: ServeConfig, broken: Callable[[], object], endpoint: str
     where = choose(config.device, group.local_rank)
     # A CPU computes in float32 whatever the weights are stored in.
     kernels = select(device=where, dtype=torch.float32 if where.type == "cpu" else getattr(torch, mode))
-    device = open_device(where)
+    device = open_device(where, group.local_size)
     tp = connect(group, where, broken, endpoint)
     reporting = ReportingSource(source, reporter(config.model_id), group.world_size)
     with room_for(config.model_id, "--num-shard divides it over several"):

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lorikeet_server import config
 from lorikeet_server.config import Dtype, GroupConfig
-from lorikeet_server.device import memory
+from lorikeet_server.device import host, memory
+from lorikeet_server.device.choose import open_device
 from lorikeet_server.errors import ConfigError
 from lorikeet_server.service.load import storage_mode
 
@@ -32,6 +34,7 @@ def test_group() -> None:
     assert GroupConfig.from_environment(given) == GroupConfig(1, 2, "::1", 29500, 1)
     # The second machine of two, with a rank each: both use their first GPU.
     assert GroupConfig.from_environment(given | {"LOCAL_RANK": "0"}).local_rank == 0
+    assert GroupConfig.from_environment(given | {"LOCAL_WORLD_SIZE": "2"}).local_size == 2
 
 
 @pytest.mark.parametrize(
@@ -64,3 +67,10 @@ def test_available_memory(tmp_path: Path) -> None:
     assert memory.available_bytes(meminfo, tmp_path) == 55000
     (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 300\n")
     assert memory.available_bytes(meminfo, tmp_path) == 55300
+
+
+def test_ranks_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each took as much as one alone, and all together several times what there is."""
+    monkeypatch.setattr(host, "available_bytes", lambda: 1000)
+    assert open_device(torch.device("cpu"), 4).available_bytes() == 250
+    assert open_device(torch.device("cpu")).available_bytes() == 1000
