@@ -73,7 +73,8 @@ def connect(
 ) -> TensorParallel:
     """Joins the group; returns at once for a group of one. Waits for all ranks, and calls `broken`, on
     another thread, as soon as one of them is lost. `endpoint`: where a router reaches this rank, if not
-    through its Unix socket. Raises GroupError if the ranks do not meet.
+    through its Unix socket. Raises GroupError if the ranks do not meet, ConfigError if
+    they never will.
 
     Nothing listens on other interfaces than the one of the group's address: the protocol between ranks has
     no authentication.
@@ -95,7 +96,7 @@ def connect(
 def _meet(
     group: GroupConfig, device: torch.device, broken: Callable[[], object], endpoint: str
 ) -> TensorParallel:
-    store = join(group, COLLECTIVE_TIMEOUT)
+    store = join(group, device.type, COLLECTIVE_TIMEOUT)
     exchange(store, group, endpoint)
     bond = Bond(group.rank, lambda: connect_to_store(group, COLLECTIVE_TIMEOUT))
     bond.watch(broken)

@@ -12,9 +12,10 @@ from torch._C._distributed_c10d import TCPStore
 from lorikeet_server.config import GroupConfig
 from lorikeet_server.dist.bond import KEY as BROKEN
 from lorikeet_server.dist.bond import PERIOD_SECONDS
-from lorikeet_server.errors import GroupError
+from lorikeet_server.errors import ConfigError, GroupError
 
-JOINED, ENDPOINT, TOKEN = "lorikeet/joined/{}", "lorikeet/endpoint/{}", "lorikeet/token"
+SAME, MACHINE, JOINED = "lorikeet/same/{}", "lorikeet/machine/{}", "lorikeet/joined/{}"
+ENDPOINT, TOKEN = "lorikeet/endpoint/{}", "lorikeet/token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +26,47 @@ class Directory:
     token: str = ""  # random for each group; empty if there is nobody to show it to
 
 
-def join(group: GroupConfig, timeout: timedelta) -> TCPStore:
-    """The group's store. Raises GroupError, and RuntimeError after `timeout`.
+def join(group: GroupConfig, device: str, timeout: timedelta) -> TCPStore:
+    """The group's store. Raises ConfigError where there never will be a group: rank 0 counts other ranks or
+    is on another `device`, or machines overlap; GroupError, and RuntimeError after `timeout`.
 
     A rank that is there for the second time was lost from a group whose others have not noticed. It breaks
     that group, whose ranks end then, and joins the next one.
     """
     if group.rank == 0:
-        return _keep(group, timeout)
+        store = _keep(group, timeout)
+        for flag, value in _settings(group, device).items():
+            store.set(SAME.format(flag), value)
+        return store
     end = time.monotonic() + timeout.total_seconds()
     while True:
         store = connect_to_store(group, timeout)
+        _compare(store, group, device)
         if store.add(JOINED.format(group.rank), 1) == 1:
             return store
-        logger.warning("rank {} was in this group before; all of its ranks start again", group.rank)
+        logger.warning(
+            "rank {} was in this group before, so all of its ranks start again; if it was not lost, another "
+            "machine has the same --rank",
+            group.rank,
+        )
         _outlive(store, group, end)
+
+
+def _settings(group: GroupConfig, device: str) -> dict[str, str]:
+    return {"--world-size": str(group.world_size), "--device": device}
+
+
+def _compare(store: TCPStore, group: GroupConfig, device: str) -> None:
+    for flag, own in _settings(group, device).items():
+        if (first := store.get(SAME.format(flag)).decode()) != own:
+            where = f"rank 0, at {group.address}:{group.port}"
+            raise ConfigError(f"{flag} is {own} here and {first} on {where}; give the same everywhere")
+    begins = str(group.rank - group.local_rank)
+    if (other := store.compare_set(MACHINE.format(group.rank), "", begins).decode()) != begins:
+        raise ConfigError(
+            f"rank {group.rank} is on two machines, whose --rank is {begins} and {other}; the next machine's --rank "
+            "is this one's and its --num-shard together"
+        )
 
 
 def exchange(store: TCPStore, group: GroupConfig, endpoint: str) -> None:
