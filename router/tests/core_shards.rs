@@ -203,6 +203,24 @@ async fn one_rank_of_two_is_the_whole_group() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_fails_on_one_rank_alone_is_no_answer() {
+    let harness = Harness::starting(slow(), &[], 2);
+    harness.wait_ready().await;
+    let forgetful = |rank: usize| &harness.sims[rank].as_ref().unwrap().control().forgetful;
+    forgetful(1).store(true, Relaxed);
+    let asked = || for_adapter("known/a", request("a", 50));
+    assert_eq!(harness.generate(asked()).await.unwrap_err(), Error::ShardLost);
+    // On all of them it is the adapter's failure, and nobody else's.
+    forgetful(0).store(true, Relaxed);
+    harness.wait_ready().await;
+    let others = running(&harness, 1).await;
+    assert!(matches!(harness.generate(asked()).await.unwrap_err(), Error::Generation(_)));
+    for generation in others {
+        assert_eq!(collect(generation).await.unwrap().tokens.len(), 2000);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_poisoned_row_fails_alone() {
     let harness = Harness::new().await;
     let poison = harness.tokenizer().encode("~", false).unwrap()[0];

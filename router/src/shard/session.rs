@@ -21,10 +21,20 @@ pub enum Lost {
     Mismatch { rank: usize, given: u64, expected: Option<u64> },
     #[error("{0}")]
     Protocol(String),
+    #[error("a move failed on rank {rank}, and on rank 0 it did not: {message}")]
+    Apart { rank: usize, message: String },
     #[error("a step was not answered within {0:?}")]
     Hung(std::time::Duration),
     #[error("the shards show no sign of life: {0}")]
     Silent(String),
+}
+
+/// An adapter that is not in its slot on this rank.
+struct FailedMove {
+    step: u64,
+    slot: u32,
+    rank: usize,
+    message: String,
 }
 
 /// An `Execute` stream on every rank. Dropping it closes them, so a result can never outlive its session.
@@ -34,6 +44,8 @@ pub struct Session {
     results: SelectAll<BoxStream<'static, (usize, Result<StepResult, Status>)>>,
     /// By rank, the steps it has not answered, oldest first.
     unanswered: Vec<VecDeque<(u64, Instant)>>,
+    /// Moves that failed, until every rank has answered their step. Almost always empty.
+    failed_moves: Vec<FailedMove>,
 }
 
 impl Session {
@@ -82,10 +94,40 @@ impl Session {
             if expected != Some(result.id) {
                 return Err(Lost::Mismatch { rank, given: result.id, expected });
             }
+            self.compare_moves(rank, &result)?;
             if rank == 0 {
                 return Ok(result);
             }
         }
+    }
+
+    /// The engine hears of what failed on rank 0. What failed on another alone leaves a slot empty there, and rows of
+    /// that adapter would lack this rank's part of it.
+    fn compare_moves(&mut self, rank: usize, result: &StepResult) -> Result<(), Lost> {
+        let step = result.id;
+        self.failed_moves.extend(result.move_errors.iter().map(|error| FailedMove {
+            step,
+            slot: error.slot,
+            rank,
+            message: error.message.clone(),
+        }));
+        if self.failed_moves.is_empty() {
+            return Ok(());
+        }
+        let oldest = |steps: &VecDeque<(u64, Instant)>| steps.front().map_or(u64::MAX, |(id, _)| *id);
+        let told = self.unanswered.first().map_or(u64::MAX, oldest);
+        let failed = &self.failed_moves;
+        let alone = failed.iter().find(|here| {
+            let on_first =
+                |other: &FailedMove| (other.rank, other.step, other.slot) == (0, here.step, here.slot);
+            here.rank > 0 && here.step < told && !failed.iter().any(on_first)
+        });
+        if let Some(FailedMove { rank, message, .. }) = alone {
+            return Err(Lost::Apart { rank: *rank, message: message.clone() });
+        }
+        let told_by_all = self.unanswered.iter().map(oldest).min().unwrap_or(u64::MAX);
+        self.failed_moves.retain(|here| here.step >= told_by_all);
+        Ok(())
     }
 
     /// When the oldest step that some rank has not answered was sent.

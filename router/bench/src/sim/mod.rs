@@ -102,6 +102,8 @@ pub struct Control {
     pub staged: AtomicU64,
     /// The next staging is never answered.
     pub hang_staging: AtomicBool,
+    /// What is staged from now on is gone at once.
+    pub forgetful: AtomicBool,
     pub steps: AtomicU64,
     /// Sequence slots in use after the last step.
     pub live_slots: AtomicU64,
@@ -123,6 +125,7 @@ impl Control {
             drops: AtomicU64::new(0),
             staged: AtomicU64::new(0),
             hang_staging: AtomicBool::new(false),
+            forgetful: AtomicBool::new(false),
             steps: AtomicU64::new(0),
             live_slots: AtomicU64::new(0),
             violations: AtomicU64::new(0),

@@ -164,9 +164,11 @@ impl Shard for Service {
         tokio::time::sleep(self.config.stage_time).await;
         let id = self.config.store.id(&digest).ok_or_else(|| Status::not_found("not in the store"))?;
         adapters::loads(&id)?;
-        self.change_staged(|staged| {
-            staged.insert(digest);
-        });
+        if !self.control.forgetful.load(Relaxed) {
+            self.change_staged(|staged| {
+                staged.insert(digest);
+            });
+        }
         Ok(Response::new(StageAdapterResponse {
             host_bytes: self.config.adapter_bytes,
             device_bytes: self.config.adapter_bytes,
