@@ -98,16 +98,19 @@ pub fn address(args: &ServeArgs) -> anyhow::Result<SocketAddr> {
     }
 }
 
-/// Which ranks run here. Where rank 0 does, its port is free at this moment; port 0 becomes a free port.
+/// Which ranks run here. Where rank 0 does, and others have to meet it, its port is free at this moment.
 pub fn ranks(args: &ServeArgs, host: &Host) -> anyhow::Result<Ranks> {
-    let mut ranks = Ranks::of(args, plan::shard_count(args, host))?;
-    if ranks.lead() {
+    let ranks = Ranks::of(args, plan::shard_count(args, host))?;
+    if ranks.lead() && ranks.world_size > 1 {
         let (addr, port) = (&ranks.master_addr, ranks.master_port);
         let listener = TcpListener::bind((addr.as_str(), port)).map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => anyhow!("--master-port {port} is in use at {addr}: give another"),
             _ => anyhow!("--master-addr {addr} is no address of this machine, which has rank 0 ({error})"),
         })?;
-        ranks.master_port = listener.local_addr()?.port();
+        let ip = listener.local_addr()?.ip();
+        if ranks.span_machines() && ip.is_loopback() {
+            tracing::warn!("--master-addr {addr} is {ip} here, where no other machine can reach it");
+        }
     }
     Ok(ranks)
 }

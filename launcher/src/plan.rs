@@ -10,7 +10,7 @@ use lorikeet_router::config::Config;
 use crate::cli::{Device, ServeArgs};
 use crate::environment;
 use crate::logs;
-use crate::ranks::Ranks;
+use crate::ranks::{MASTER_PORT, Ranks};
 use crate::role::Role;
 use crate::supervise::{Plan, Prepared, ProcessSpec, RouterPlan, SHARD_GRACE};
 
@@ -83,6 +83,7 @@ pub fn plan(args: &ServeArgs, host: &Host, run: &Run) -> Plan {
     Plan {
         shards: shards.collect(),
         router: run.address.map(router),
+        meet_at: run.ranks.meet_at().map(ToOwned::to_owned),
         span_machines: run.ranks.span_machines(),
         max_restarts: args.max_shard_restarts,
         drain_deadline: drain_deadline(&run.config),
@@ -129,7 +130,7 @@ fn shard(args: &ServeArgs, host: &Host, run: &Run, rank: u32, socket: &Path) -> 
         ("LOCAL_WORLD_SIZE", run.ranks.count.to_string().into()),
         ("WORLD_SIZE", run.ranks.world_size.to_string().into()),
         ("MASTER_ADDR", run.ranks.master_addr.clone().into()),
-        ("MASTER_PORT", run.ranks.master_port.to_string().into()),
+        (MASTER_PORT, run.ranks.master_port.to_string().into()),
         ("OMP_NUM_THREADS", threads_per_shard(args, host).to_string().into()),
     ]);
     ProcessSpec { role: Role::Shard(rank), program: host.python.clone(), args: command.0, env }

@@ -9,6 +9,9 @@ use crate::cli::ServeArgs;
 /// Where ranks of one machine meet, if nothing else is said.
 const LOOPBACK: &str = "127.0.0.1";
 
+/// How a shard is told at which port the ranks meet.
+pub const MASTER_PORT: &str = "MASTER_PORT";
+
 /// Which ranks run here, and where they meet the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ranks {
@@ -18,7 +21,7 @@ pub struct Ranks {
     /// On all machines.
     pub world_size: u32,
     pub master_addr: String,
-    /// 0: any free one, which only ranks of one machine can agree on.
+    /// 0: any free one, chosen for each start, on which only ranks of one machine can agree.
     pub master_port: u16,
 }
 
@@ -62,6 +65,11 @@ impl Ranks {
 
     pub fn span_machines(&self) -> bool {
         self.count < self.world_size
+    }
+
+    /// Where the ranks, if there are several, meet at a port that is not given.
+    pub fn meet_at(&self) -> Option<&str> {
+        (self.world_size > 1 && self.master_port == 0).then_some(self.master_addr.as_str())
     }
 
     pub fn range(&self) -> Range<u32> {

@@ -48,6 +48,8 @@ pub struct Plan {
     pub router: Option<RouterPlan>,
     /// One per rank of this machine, in order.
     pub shards: Vec<ProcessSpec>,
+    /// The address at which shards meet, at another free port each time they start; else they know the port.
+    pub meet_at: Option<String>,
     /// Where shards listen; removed before each start.
     pub sockets: Vec<PathBuf>,
     /// Whether there are ranks on other machines.
@@ -82,7 +84,7 @@ pub enum Ending {
 /// The router ended, or the shards could not be kept running.
 pub async fn supervise(plan: &Plan, signals: &mut Signals) -> anyhow::Result<Ending> {
     let mut router = plan.router.as_ref().map(|router| Process::spawn(&router.process)).transpose()?;
-    let mut shards = ShardGroup::start(&plan.shards, &plan.sockets)?;
+    let mut shards = ShardGroup::start(plan)?;
     match watch(plan, &mut router, &mut shards, signals).await {
         Ok(signal) => {
             tracing::info!("{signal}: finishing what is in flight; a second signal ends at once");
@@ -122,7 +124,7 @@ async fn watch(
             }
             () = until(restart_at) => {
                 restart_at = None;
-                *shards = ShardGroup::start(&plan.shards, &plan.sockets)?;
+                *shards = ShardGroup::start(plan)?;
             }
             (address, took) = readiness.reached(), if restart_at.is_none() => {
                 tracing::info!("listening on http://{address} (ready after {:.1} s)", took.as_secs_f64());

@@ -148,6 +148,8 @@ fn ranks_know_each_other_and_share_the_cores() {
     );
     assert_eq!(plan.sockets.len(), 2);
     assert_eq!(plan.max_restarts, 3);
+    assert_eq!((plan.meet_at, planned(&["--num-shard", "2"]).meet_at), (None, Some("127.0.0.1".into())));
+    assert_eq!(planned(&[]).meet_at, None, "one rank meets nobody");
     let few = planned(&["--num-shard", "2", "--threads-per-shard", "1"]);
     assert_eq!(variable(&few.shards[0], "OMP_NUM_THREADS").as_deref(), Some("1"));
 }

@@ -5,15 +5,18 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::path::PathBuf;
+use std::net::TcpListener;
 use std::pin::pin;
 use std::process::ExitStatus;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use nix::sys::signal::Signal;
 
-use super::process::{Process, ProcessSpec, describe};
+use super::Plan;
+use super::process::{Process, describe};
+use crate::ranks::MASTER_PORT;
 
 /// With which a shard says that its settings or its model cannot be used (`EX_USAGE` of sysexits).
 const REFUSED: i32 = 64;
@@ -31,13 +34,17 @@ pub(super) struct Death {
 impl Death {
     /// The process ended by itself, rather than by a signal.
     pub(super) fn own_choice(&self) -> bool {
-        self.status.as_ref().is_ok_and(|status| status.code().is_some())
+        code(&self.status).is_some()
     }
 
     /// The process could not use what it was given, and so would not the next time.
     pub(super) fn refused(&self) -> bool {
-        self.status.as_ref().is_ok_and(|status| status.code() == Some(REFUSED))
+        code(&self.status) == Some(REFUSED)
     }
+}
+
+fn code(status: &io::Result<ExitStatus>) -> Option<i32> {
+    status.as_ref().ok()?.code()
 }
 
 #[derive(Debug)]
@@ -48,15 +55,21 @@ pub(super) struct ShardGroup {
 
 impl ShardGroup {
     /// Starts every rank, or none. Sockets that an earlier group left are removed first.
-    pub(super) fn start(specs: &[ProcessSpec], sockets: &[PathBuf]) -> anyhow::Result<Self> {
-        for socket in sockets {
+    pub(super) fn start(plan: &Plan) -> anyhow::Result<Self> {
+        for socket in &plan.sockets {
             match std::fs::remove_file(socket) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => anyhow::bail!("cannot remove the stale socket {}: {error}", socket.display()),
             }
         }
-        let processes = specs.iter().map(Process::spawn).collect::<anyhow::Result<_>>()?;
+        let mut shards = plan.shards.clone();
+        if let Some(address) = &plan.meet_at {
+            // Not the one of an earlier start, which another program may have taken since.
+            let port = free_port(address)?.to_string();
+            shards.iter_mut().for_each(|shard| shard.env.push((MASTER_PORT, port.clone().into())));
+        }
+        let processes = shards.iter().map(Process::spawn).collect::<anyhow::Result<_>>()?;
         Ok(Self { processes, started: Instant::now() })
     }
 
@@ -116,4 +129,11 @@ impl ShardGroup {
             process.signal(signal);
         }
     }
+}
+
+/// A port at which nobody listens now.
+fn free_port(address: &str) -> anyhow::Result<u16> {
+    let listener = TcpListener::bind((address, 0))
+        .with_context(|| format!("--master-addr {address}: no port is free there for shards to meet"))?;
+    Ok(listener.local_addr()?.port())
 }

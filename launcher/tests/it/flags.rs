@@ -134,7 +134,11 @@ fn ports_in_use_are_named() {
     let port = taken.local_addr().unwrap().port().to_string();
     let line = refused(&place, &["serve", "--model-id", "m", "--port", &port], 1);
     assert!(line.contains(&format!("--port {port} is in use")), "{line}");
-    let line = refused(&place, &["serve", "--model-id", "m", "--port", "0", "--master-port", &port], 1);
+    let line = refused(
+        &place,
+        &["serve", "--model-id", "m", "--port", "0", "--num-shard", "2", "--master-port", &port],
+        1,
+    );
     assert!(line.contains(&format!("--master-port {port} is in use")), "{line}");
 }
 

@@ -1,6 +1,7 @@
 //! Processes start, die, restart and end together, and none is ever left behind.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,24 @@ fn a_dead_rank_restarts_the_whole_group() {
     assert!(all[2..].iter().all(|(_, pid)| is_alive(*pid)));
     assert!(is_alive(router), "the router waits for the new group");
     server.wait_for_line("shard 1 ended (signal: 9 (SIGKILL))");
+}
+
+#[test]
+fn ranks_meet_elsewhere_once_their_port_is_taken() {
+    let place = Place::new("echo $MASTER_PORT >> $PLACE/ports; exec sleep 600");
+    let server = place.serve(&["--num-shard", "2"]);
+    let ports = |count| {
+        until("ports", || {
+            let text = std::fs::read_to_string(place.path().join("ports")).ok()?;
+            let ports: Vec<u16> = text.lines().map(|line| line.parse().unwrap()).collect();
+            (ports.len() >= count).then_some(ports)
+        })
+    };
+    let first = ports(2);
+    let _other = TcpListener::bind(("127.0.0.1", first[0])).unwrap();
+    kill(server.wait_for_shards(2)[0].1, Signal::SIGKILL).unwrap();
+    let all = ports(4);
+    assert!(all[0] == all[1] && all[2] == all[3] && all[0] != all[2], "{all:?}");
 }
 
 #[test]
