@@ -119,8 +119,8 @@ async fn watch(
             death = shards.death() => {
                 let served = readiness.lost(death.ran);
                 let what = shards.bury(&death).await;
-                let hopeless = is_hopeless(plan, &death, readiness.ever());
-                restart_at = Some(Instant::now() + next_start(served, &what, &mut backoff, hopeless)?);
+                let wait = next_start(plan, &death, &what, served, readiness.ever(), &mut backoff)?;
+                restart_at = Some(Instant::now() + wait);
             }
             () = until(restart_at) => {
                 restart_at = None;
@@ -141,15 +141,18 @@ fn is_hopeless(plan: &Plan, death: &Death, ever_ready: bool) -> bool {
 
 /// How long to wait before the shards are started again, or why they are not.
 fn next_start(
-    served: Duration,
+    plan: &Plan,
+    death: &Death,
     what: &str,
+    served: Duration,
+    ever_ready: bool,
     backoff: &mut Backoff,
-    hopeless: bool,
 ) -> anyhow::Result<Duration> {
-    if hopeless {
+    if is_hopeless(plan, death, ever_ready) {
         anyhow::bail!("{what} (before it was ready; `lorikeet doctor` tells what this machine lacks)");
     }
-    let Some(wait) = backoff.after(served) else {
+    let late = plan.span_machines && death.alone();
+    let Some(wait) = (if late { Some(backoff.again()) } else { backoff.after(served) }) else {
         let restarts = backoff.restarts();
         anyhow::bail!("{what} (--max-shard-restarts {restarts} is used up; its messages are above)");
     };

@@ -13,11 +13,13 @@ const STABLE: Duration = Duration::from_secs(120);
 pub(super) struct Backoff {
     max_restarts: u32,
     restarts: u32,
+    /// Starts in a row that were none of those.
+    tries: u32,
 }
 
 impl Backoff {
     pub(super) fn new(max_restarts: u32) -> Self {
-        Self { max_restarts, restarts: 0 }
+        Self { max_restarts, restarts: 0, tries: 0 }
     }
 
     /// Restarts since the group last served long enough to be called stable.
@@ -33,10 +35,22 @@ impl Backoff {
         if self.restarts >= self.max_restarts {
             return None;
         }
-        let wait = FIRST.saturating_mul(1 << self.restarts.min(16)).min(LONGEST);
+        self.tries = 0;
         self.restarts += 1;
-        Some(wait)
+        Some(wait(self.restarts))
     }
+
+    /// How long to wait before a start that is no restart, however many there have been: the last one failed for want
+    /// of other machines.
+    pub(super) fn again(&mut self) -> Duration {
+        self.tries = self.tries.saturating_add(1);
+        wait(self.tries)
+    }
+}
+
+/// Before the first start, the second, and so on.
+fn wait(start: u32) -> Duration {
+    FIRST.saturating_mul(1 << (start - 1).min(16)).min(LONGEST)
 }
 
 #[cfg(test)]
@@ -58,6 +72,16 @@ mod tests {
         assert!(backoff.after(Duration::ZERO).is_some());
         assert_eq!(backoff.after(Duration::ZERO), None);
         assert_eq!(Backoff::new(0).after(STABLE), None, "0 means that no death is forgiven");
+    }
+
+    #[test]
+    fn other_machines_are_waited_for_without_end() {
+        let mut backoff = Backoff::new(1);
+        let waits: Vec<_> = (0..50).map(|_| backoff.again()).collect();
+        assert_eq!((waits[0], waits[1], waits[49]), (FIRST, 2 * FIRST, LONGEST));
+        assert_eq!(backoff.after(Duration::ZERO), Some(FIRST), "none of them was a restart");
+        assert_eq!(backoff.again(), FIRST);
+        assert_eq!(backoff.after(Duration::ZERO), None);
     }
 
     #[test]

@@ -21,6 +21,9 @@ use crate::ranks::MASTER_PORT;
 /// With which a shard says that its settings or its model cannot be used (`EX_USAGE` of sysexits).
 const REFUSED: i32 = 64;
 
+/// With which a shard says that it lacks the other ranks, and has not failed itself (`EX_TEMPFAIL`).
+const ALONE: i32 = 75;
+
 /// How one rank ended, and with it the group.
 #[derive(Debug)]
 pub(super) struct Death {
@@ -40,6 +43,11 @@ impl Death {
     /// The process could not use what it was given, and so would not the next time.
     pub(super) fn refused(&self) -> bool {
         code(&self.status) == Some(REFUSED)
+    }
+
+    /// The ranks have not met, or another has left. Those of other machines may be late.
+    pub(super) fn alone(&self) -> bool {
+        code(&self.status) == Some(ALONE)
     }
 }
 

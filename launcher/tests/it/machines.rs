@@ -76,3 +76,18 @@ fn machines_that_are_late_are_waited_for_and_refused_settings_are_not() {
     assert!(last.starts_with("error: shard 1 ended (exit status: 64): no such model"), "{last}");
     assert_eq!(refused.shards().len(), 1);
 }
+
+#[test]
+fn ranks_that_lack_others_use_up_no_restarts() {
+    let place = Place::new("exit 75");
+    let mut server = place.serve(&[&SECOND[..], &["--max-shard-restarts", "1"]].concat());
+    until("a fourth try", || (place.shards().len() >= 4).then_some(()));
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+
+    // Whom a single machine lacks, it has lost itself.
+    let alone = Place::new("exit 75");
+    let mut server = alone.serve(&["--num-shard", "2"]);
+    assert_eq!(server.wait().code(), Some(1));
+    assert_eq!(alone.shards().len(), 2);
+}

@@ -28,6 +28,7 @@ USE_CHECK_SECONDS = 0.1
 
 EXIT_STOPPED = 0
 EXIT_FAILED = 1
+EXIT_ALONE = 75  # the other ranks are missing; nothing is wrong with this one
 
 
 async def serve(config: ServeConfig) -> int:
@@ -46,8 +47,8 @@ class Process:
         self._config, self._loop = config, asyncio.get_running_loop()
         self._code: asyncio.Future[int] = self._loop.create_future()
         self._pools = Pools.start(config.threads)
-        self._fail = partial(self._end, EXIT_FAILED)
-        self._servicer = ShardServicer(self._pools, self._fail, partial(self._end, EXIT_CONFIG))
+        fail, refuse = partial(self._end, EXIT_FAILED), partial(self._end, EXIT_CONFIG)
+        self._servicer = ShardServicer(self._pools, fail, refuse)
         self._health, self._gate = health_aio.HealthServicer(), Gate()
         self._servers: list[aio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -99,11 +100,11 @@ class Process:
                 own = await asyncio.to_thread(_own_address, config.group)
                 server, endpoint = await listen_apart(own, self._servicer, self._gate)
                 self._servers.append(server)
-            load = partial(load_engine, config, self._fail, endpoint)
+            load = partial(load_engine, config, partial(self._end, EXIT_ALONE), endpoint)
             engine = await self._loop.run_in_executor(self._pools.compute, load)
         except GroupError as error:
             logger.error("{}", error)
-            self._stop(EXIT_FAILED)
+            self._stop(EXIT_ALONE)
         except LorikeetError as error:
             logger.error("{}", error)
             self._stop(EXIT_CONFIG)

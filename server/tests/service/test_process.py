@@ -144,6 +144,15 @@ def test_refuses_to_start(
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+def test_lacks_the_other_ranks(model: Path, tmp_path: Path) -> None:
+    """The launcher waits for their machines; what ends in another way uses up restarts."""
+    place = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0", "MASTER_PORT": "1"}
+    done = run(command(model, tmp_path), MASTER_ADDR="no-such-machine.invalid", **place)
+    assert done.returncode == 75
+    assert "--master-addr no-such-machine.invalid cannot be reached" in done.stderr
+
+
 def test_refuses_a_path_that_exists(model: Path, tmp_path: Path) -> None:
     (tmp_path / "socket").symlink_to("/nowhere")
     done = run(command(model, tmp_path))
