@@ -89,14 +89,21 @@ impl ShardGroup {
     /// Waits until any rank ends, for ever if there is none. Cancel safe.
     pub(super) async fn death(&mut self) -> Death {
         let (index, status) = poll_fn(|context| {
+            let mut ended = Vec::new();
             for (index, process) in self.processes.iter_mut().enumerate() {
                 // `Child::wait` keeps its state in the child, so a fresh future per poll loses nothing.
-                let ended = pin!(process.wait()).poll(context);
-                if let Poll::Ready(status) = ended {
-                    return Poll::Ready((index, status));
+                if let Poll::Ready(status) = pin!(process.wait()).poll(context) {
+                    ended.push((index, status));
                 }
             }
-            Poll::Pending
+            // Where several have: who was killed, or refuses, has taken the others along.
+            let cause = |(_, status): &(_, io::Result<ExitStatus>)| match code(status) {
+                None => 0,
+                Some(REFUSED) => 1,
+                Some(ALONE) => 2,
+                Some(_) => 3,
+            };
+            ended.into_iter().min_by_key(cause).map_or(Poll::Pending, Poll::Ready)
         })
         .await;
         Death { index, status, ran: self.started.elapsed() }

@@ -52,6 +52,24 @@ fn ranks_meet_elsewhere_once_their_port_is_taken() {
 }
 
 #[test]
+fn who_was_killed_counts_and_not_who_ended_for_that_reason() {
+    let place = Place::new(
+        "if [ $RANK = 0 ]; then while [ ! -e $PLACE/lost ]; do sleep 0.05; done; exit 1; fi; exec sleep 600",
+    );
+    let mut server = place.serve(&["--num-shard", "2"]);
+    let first = server.wait_for_shards(2);
+    // A launcher that is slow finds both at once.
+    server.signal(Signal::SIGSTOP);
+    kill(first.iter().find(|(rank, _)| *rank == 1).unwrap().1, Signal::SIGKILL).unwrap();
+    std::fs::write(place.path().join("lost"), "").unwrap();
+    until("both to end", || first.iter().all(|(_, pid)| !is_alive(*pid)).then_some(()));
+    std::fs::remove_file(place.path().join("lost")).unwrap();
+    server.signal(Signal::SIGCONT);
+    server.wait_for_line("shard 1 ended (signal: 9 (SIGKILL)); all shards start again");
+    server.wait_for_shards(4);
+}
+
+#[test]
 fn a_log_that_cannot_be_written_ends_nothing() {
     let place = Place::new(SLEEPS);
     let full = std::fs::File::create("/dev/full").unwrap();
