@@ -16,10 +16,12 @@ mod signals;
 
 use std::future::pending;
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -88,7 +90,7 @@ pub async fn supervise(plan: &Plan, signals: &mut Signals) -> anyhow::Result<End
     match watch(plan, &mut router, &mut shards, signals).await {
         Ok(signal) => {
             tracing::info!("{signal}: finishing what is in flight; a second signal ends at once");
-            Ok(drain(plan, signal, &mut router, &mut shards, signals).await)
+            drain(plan, signal, &mut router, &mut shards, signals).await
         }
         Err(error) => {
             shards.kill().await;
@@ -170,15 +172,25 @@ async fn drain(
     router: &mut Option<Process>,
     shards: &mut ShardGroup,
     signals: &mut Signals,
-) -> Ending {
+) -> anyhow::Result<Ending> {
     let in_order = async {
+        let mut lost = None;
         if let Some(router) = router.as_mut() {
-            router.signal(if signal == Signal::SIGTERM { signal } else { Signal::SIGINT });
+            let told = if signal == Signal::SIGTERM { signal } else { Signal::SIGINT };
+            router.signal(told);
             router.stop(plan.drain_deadline).await;
+            let status = router.wait().await;
+            // One that had nothing to finish may not have caught the signal yet.
+            let drained = status.as_ref().is_ok_and(|end| end.success() || end.signal() == Some(told as i32));
+            lost = (!drained).then(|| describe(&status));
         } else if signal == Signal::SIGTERM && shards.are_running() {
             let _ = timeout(plan.drain_deadline, shards.death()).await;
         }
         shards.stop(SHARD_GRACE).await;
+        match lost {
+            None => Ok(Ending::Drained),
+            Some(how) => Err(anyhow!("the router ended ({how}) before all that was in flight was finished")),
+        }
     };
     let first = Instant::now();
     let again = async {
@@ -190,7 +202,7 @@ async fn drain(
         }
     };
     tokio::select! {
-        () = in_order => Ending::Drained,
+        ending = in_order => ending,
         signal = again => {
             tracing::warn!("{signal} again: ending at once");
             if let Some(router) = router.as_ref() {
@@ -200,7 +212,7 @@ async fn drain(
             if let Some(router) = router {
                 router.stop(Duration::from_secs(1)).await;
             }
-            Ending::Cut(signal)
+            Ok(Ending::Cut(signal))
         }
     }
 }

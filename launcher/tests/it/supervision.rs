@@ -246,6 +246,22 @@ fn a_killed_router_ends_everything() {
 }
 
 #[test]
+fn a_router_killed_while_it_drains_has_not_ended_in_order() {
+    let place = Place::new(SLEEPS);
+    let mut server = place.serve(&["--lame-duck-timeout", "10"]);
+    let shards = server.wait_for_shards(1);
+    let router = server.wait_for_router();
+    std::thread::sleep(Duration::from_millis(300));
+    server.signal(Signal::SIGTERM);
+    server.wait_for_line("draining");
+    kill(router, Signal::SIGKILL).unwrap();
+    assert_eq!(server.wait().code(), Some(1));
+    assert_gone(&pids(&shards));
+    let last = server.log.last().unwrap();
+    assert!(last.starts_with("error: the router ended (signal: 9 (SIGKILL)) before"), "{last}");
+}
+
+#[test]
 fn what_a_shard_started_ends_with_it() {
     let place = Place::new("sleep 600 & echo $! > $PLACE/grandchild; wait");
     let mut server = place.serve(&[]);
