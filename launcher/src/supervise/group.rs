@@ -75,7 +75,9 @@ impl ShardGroup {
         if let Some(address) = &plan.meet_at {
             // Not the one of an earlier start, which another program may have taken since.
             let port = free_port(address)?.to_string();
-            shards.iter_mut().for_each(|shard| shard.env.push((MASTER_PORT, port.clone().into())));
+            for shard in &mut shards {
+                shard.env.push((MASTER_PORT, port.clone().into()));
+            }
         }
         let processes = shards.iter().map(Process::spawn).collect::<anyhow::Result<_>>()?;
         Ok(Self { processes, started: Instant::now() })
