@@ -1,6 +1,6 @@
 //! Which adapters are known and staged: the pure state machine of the engine, with the calls it asks for.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use lorikeet_engine::{
     Time,
