@@ -57,6 +57,7 @@ class RerunDevice(HostDevice):
     """Runs again what it was to capture. Counts copies to it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.parcels: list[CountingParcel] = []
         self.uploads = 0
 
@@ -137,6 +138,7 @@ class LateDevice(HostDevice):
     discrete = True
 
     def __init__(self) -> None:
+        super().__init__()
         self.steps, self.copies = threading.Event(), threading.Event()
         self.steps.set()
         self.copies.set()
