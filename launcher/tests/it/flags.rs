@@ -16,6 +16,19 @@ fn refused(place: &Place, arguments: &[&str], code: i32) -> String {
     err
 }
 
+/// A router that gets as far as its tokenizer, whoever has the default port.
+const NO_TOKENIZER: [&str; 9] = [
+    "router",
+    "--model-id",
+    "m",
+    "--port",
+    "0",
+    "--tokenizer-path",
+    "/no/such",
+    "--shard-socket",
+    "/no/such",
+];
+
 #[test]
 fn bad_values_name_the_flag_and_the_bound() {
     let place = Place::new(SLEEPS);
@@ -161,11 +174,10 @@ fn the_environment_sets_flags_and_is_checked_too() {
 #[test]
 fn the_last_line_is_a_record_where_records_are_json() {
     let place = Place::new(SLEEPS);
-    let router = ["router", "--model-id", "m", "--tokenizer-path", "/no/such", "--shard-socket", "/no/such"];
     for (arguments, error) in [
         (&["serve", "--model-id", "m", "--adapter-root", "/no/such"][..], "--adapter-root /no/such: "),
         (&["serve", "--model-id", "m", "--max-best-of", "0"], "--max-best-of is 0, "),
-        (&router, "cannot use --tokenizer-path: "),
+        (&NO_TOKENIZER, "cannot use --tokenizer-path: "),
     ] {
         let (code, _, err, _) = run(place.lorikeet(&[arguments, &["--json-output"]].concat()));
         let last = err.lines().last().unwrap();
@@ -180,8 +192,7 @@ fn the_last_line_is_a_record_where_records_are_json() {
 fn switches_are_set_by_the_environment_as_people_write_them() {
     let place = Place::new(SLEEPS);
     let switches = ["JSON_OUTPUT", "DISABLE_PREFIX_CACHE", "DISABLE_VLLM_METRICS"];
-    let router = ["router", "--model-id", "m", "--tokenizer-path", "/no/such", "--shard-socket", "/no/such"];
-    for arguments in [&["serve", "--model-id", "m", "--adapter-root", "/no/such"][..], &router] {
+    for arguments in [&["serve", "--model-id", "m", "--adapter-root", "/no/such"][..], &NO_TOKENIZER] {
         for value in ["1", "yes", "true", "0", "off"] {
             let mut command = place.lorikeet(arguments);
             command.envs(switches.map(|switch| (switch, value)));
