@@ -178,8 +178,7 @@ impl Python {
         };
         let output = Command::new(&executable)
             .args(["-m", "lorikeet_server", "doctor", "--json"])
-            // Nothing of the directory that it is started in.
-            .env("PYTHONSAFEPATH", "1")
+            .envs([environment::OWN_MODULES])
             .stdin(Stdio::null())
             .output();
         let findings = match &output {

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 const XDG_RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
 /// Where this program keeps what can be made again: `--cache-dir`, and how the processes of a server are told.
 pub const CACHE_DIR: &str = "LORIKEET_CACHE_DIR";
+/// What keeps Python to its own modules. Else a `random.py` in the directory that it is started in would be taken for
+/// one of them.
+pub const OWN_MODULES: (&str, &str) = ("PYTHONSAFEPATH", "1");
 /// Where files belong that can be made again.
 const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
 /// Which GPUs this process may use: indices or ids, comma separated.

@@ -163,8 +163,8 @@ fn router(args: &ServeArgs, host: &Host, run: &Run, address: SocketAddr, sockets
 fn python_environment(args: &ServeArgs, host: &Host) -> Vec<(&'static str, OsString)> {
     // Records must arrive when they are written, not when a buffer is full.
     let mut env = vec![("PYTHONUNBUFFERED", OsString::from("1"))];
-    // Else a random.py in the directory that `serve` is started in would be taken for Python's own.
-    env.push(("PYTHONSAFEPATH", OsString::from("1")));
+    let (name, value) = environment::OWN_MODULES;
+    env.push((name, value.into()));
     env.push((environment::CACHE_DIR, host.cache_dir.clone().into_os_string()));
     env.extend(
         args.huggingface_hub_cache.as_ref().map(|path| ("HF_HUB_CACHE", path.clone().into_os_string())),

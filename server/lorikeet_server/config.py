@@ -38,6 +38,8 @@ MAX_LORA_RANK = 512
 
 # Ends a process that cannot use its settings or its model: starting it again is of no use.
 EXIT_CONFIG = 64
+# Ends one that lacks the other ranks: nothing is wrong with it.
+EXIT_ALONE = 75
 
 
 class Dtype(StrEnum):

@@ -73,8 +73,7 @@ def connect(
 ) -> TensorParallel:
     """Joins the group; returns at once for a group of one. Waits for all ranks, and calls `broken`, on
     another thread, as soon as one of them is lost. `endpoint`: where a router reaches this rank, if not
-    through its Unix socket. Raises GroupError if the ranks do not meet, ConfigError if
-    they never will.
+    through its Unix socket. Raises GroupError if the ranks do not meet, ConfigError if they never will.
 
     Nothing listens on other interfaces than the one of the group's address: the protocol between ranks has
     no authentication.

@@ -13,7 +13,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from loguru import logger
 
-from lorikeet_server.config import EXIT_CONFIG, GroupConfig, ServeConfig
+from lorikeet_server.config import EXIT_ALONE, EXIT_CONFIG, GroupConfig, ServeConfig
 from lorikeet_server.dist import own_address
 from lorikeet_server.errors import GroupError, LorikeetError
 from lorikeet_server.service.listen import Gate, listen, listen_apart
@@ -28,7 +28,6 @@ USE_CHECK_SECONDS = 0.1
 
 EXIT_STOPPED = 0
 EXIT_FAILED = 1
-EXIT_ALONE = 75  # the other ranks are missing; nothing is wrong with this one
 
 
 async def serve(config: ServeConfig) -> int:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[3]
         ("router/src/shard/rank.rs", "TOKEN", listen.TOKEN),
         ("router/src/config.rs", "LARGEST_LORA_RANK", config.MAX_LORA_RANK),
         ("launcher/src/supervise/group.rs", "REFUSED", config.EXIT_CONFIG),
+        ("launcher/src/supervise/group.rs", "ALONE", config.EXIT_ALONE),
         ("launcher/src/environment.rs", "CACHE_DIR", config.CACHE_DIR),
     ],
 )
